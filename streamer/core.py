@@ -1,0 +1,164 @@
+"""The types that cross module borders. Plain data, no behaviour beyond what keeps them consistent.
+
+Letters for shapes: B rows, T steps, F features, O outputs, N records, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Op(IntEnum):
+    """What a record asks for. Commands travel in the log (header ``streamer-op``), so they are ordered and replayed."""
+
+    EVENT = 0
+    RESET = 1
+    END = 2
+    GENERATE = 3
+
+
+@dataclass(slots=True)
+class RecordBatch:
+    """Raw records of one fetch and partition, in columns of length N; offsets grow, gaps are allowed."""
+
+    partition: int
+    offsets: list[int]
+    timestamps_ms: list[int]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    headers: dict[int, Headers] = field(default_factory=dict)
+    """Row -> headers, only for rows that have any."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+@dataclass(slots=True)
+class Reject:
+    """A record that will not be run: it goes to the dead-letter topic and touches no state."""
+
+    partition: int
+    offset: int
+    reason: str
+    """A short code, the value of the metric label and of the header ``streamer-error``."""
+    detail: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int
+
+
+@dataclass(slots=True)
+class EventBatch:
+    """Decoded records of one fetch and partition, in columns of length N (rejects are not among them).
+
+    ``ops`` is None when all rows are events. The features of a command row are zero and are never read.
+    """
+
+    partition: int
+    offsets: I64
+    times_ms: I64
+    """Event time: ``ts`` of the value, or the record's timestamp."""
+    timestamps_ms: list[int]
+    """The record's own timestamp, which its prediction keeps."""
+    keys: list[bytes]
+    x: F32
+    """[N, F]"""
+    ops: U8 | None
+    next_offset: int
+    """Position after this fetch: last fetched offset + 1, rejects included."""
+    rejects: list[Reject] = field(default_factory=list)
+    commands: dict[int, bytes] = field(default_factory=dict)
+    """Row -> value, for the commands that have one (``generate``)."""
+    headers: dict[int, Headers] = field(default_factory=dict)
+    """Row -> headers that travel on to the prediction (``traceparent``)."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One ragged model call: ``rows[b, t]`` is the event row that step t of row b takes, -1 beyond the row's length."""
+
+    slots: I64
+    """[B], distinct"""
+    rows: I64
+    """[B, T]"""
+    lengths: I32
+    """[B], 1..T"""
+
+
+@dataclass(slots=True)
+class ClosedWindow:
+    """A closed, immutable span of one stream's events, in event-time order (stable by offset for equal times)."""
+
+    stream: bytes
+    start_ms: int
+    end_ms: int
+    reason: str
+    """time | count | end | full | span | limit"""
+    part: int
+    """0, 1, ... for further windows with the same bounds"""
+    x: F32
+    """[T, F]"""
+    offsets: I64
+    times_ms: I64
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """Records for one partition of the output topic, in columns."""
+
+    partition: int
+    keys: list[bytes]
+    values: list[bytes]
+    timestamps_ms: list[int]
+    sources: list[int]
+    """Input offset that each record answers (header ``streamer-source``)."""
+    headers: dict[int, Headers] = field(default_factory=dict)
+    """Row -> further headers"""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(slots=True)
+class Changelog:
+    """Records for one partition of the changelog, in order; a value of None is a tombstone. The progress record is last."""
+
+    partition: int
+    records: list[tuple[bytes, bytes | None]]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(slots=True)
+class Epoch:
+    """Everything settled between two commits. Sealed: nothing in it aliases memory that a later run changes."""
+
+    positions: dict[int, int]
+    """Partition -> next input offset, for every partition the epoch touches, unmoved ones too."""
+    outgoing: list[Outgoing]
+    rejects: list[Reject]
+    changelog: list[Changelog]
+    events: int
+    late: int = 0
+    fetched_at: float = 0.0
+    """Clock reading when the epoch's first records were fetched."""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.outgoing or self.rejects or self.changelog or self.positions)

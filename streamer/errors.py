@@ -1,0 +1,48 @@
+"""Errors, typed by remedy: the class says who has to act, the exit code says it to a supervisor.
+
+A bad record is never an exception: it is a row in ``Rejects``.
+"""
+
+from __future__ import annotations
+
+
+class StreamerError(Exception):
+    """Base of all errors that end a command. ``exit_code`` is the process's exit status."""
+
+    exit_code = 1
+
+
+class ConfigurationError(StreamerError):
+    """Settings, files or command line are wrong: the user edits the configuration."""
+
+    exit_code = 2
+
+
+class ModelError(StreamerError):
+    """A model file, its contract or its behaviour is wrong: the user exports or declares it anew."""
+
+    exit_code = 3
+
+
+class KafkaUnavailableError(StreamerError):
+    """The cluster, a topic or a permission is missing: the platform engineer acts, a restart may help."""
+
+    exit_code = 4
+
+
+class DataLossError(StreamerError):
+    """Going on would lose or repeat data: a person decides; nothing was changed."""
+
+    exit_code = 5
+
+
+class FencedError(StreamerError):
+    """This process no longer owns its partitions: abort, drop their state, rejoin, recover. Never ends the process alone."""
+
+    exit_code = 4
+
+
+class ModelRunError(StreamerError):
+    """One model call failed. The processor isolates the row that caused it; state is as before the call."""
+
+    exit_code = 3
