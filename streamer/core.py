@@ -43,6 +43,19 @@ class RecordBatch:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def reject(self, row: int, reason: str, detail: str) -> Reject:
+        """The reject of ``row``: everything the dead-letter topic keeps of it."""
+        return Reject(
+            partition=self.partition,
+            offset=self.offsets[row],
+            reason=reason,
+            detail=detail,
+            key=self.keys[row],
+            value=self.values[row],
+            headers=self.headers.get(row, ()),
+            timestamp_ms=self.timestamps_ms[row],
+        )
+
 
 @dataclass(slots=True)
 class Reject:
@@ -76,6 +89,8 @@ class EventBatch:
     x: F32
     """[N, F]"""
     ops: U8 | None
+    records: RecordBatch
+    """What was decoded, for rejects that are found later (late, refused by the model)."""
     next_offset: int
     """Position after this fetch: last fetched offset + 1, rejects included."""
     rejects: list[Reject] = field(default_factory=list)
@@ -83,6 +98,8 @@ class EventBatch:
     """Row -> value, for the commands that have one (``generate``)."""
     headers: dict[int, Headers] = field(default_factory=dict)
     """Row -> headers that travel on to the prediction (``traceparent``)."""
+    checksum: int = 0
+    """CRC-32 of key and value of the record at ``next_offset - 1``: tells after a restart whether the log is the same."""
 
     def __len__(self) -> int:
         return len(self.keys)
