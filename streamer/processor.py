@@ -176,6 +176,7 @@ class Processor:
 
     def revoke(self, partition: int) -> None:
         """Forgets a partition: state, windows, and what of it was not sealed. Invariant 7: nothing of it remains."""
+        assert self._work is None, "run() the pending work first, or abandon() it"
         self.ledgers.pop(partition, None)
         self.windows.pop(partition, None)
         self._ended.pop(partition, None)
@@ -183,8 +184,12 @@ class Processor:
         self.table.drop(partition)
         self._outgoing = [out for out in self._outgoing if out.partition != partition]
         self._rejects = [reject for reject in self._rejects if reject.partition != partition]
-        if self._work and any(segment.batch.partition == partition for segment in self._work.segments):
-            self._work = None
+
+    def abandon(self) -> None:
+        """Drops every partition with all pending work: what was not committed is read again by whoever comes next."""
+        self._work = None
+        for partition in list(self.ledgers):
+            self.revoke(partition)
 
     def load(self, partition: int, records: Iterable[StreamRecord], *, reset_changed_models: bool = False) -> None:
         """Stream records of a restore, newest per key, into the arenas, before ``assign``.

@@ -1,0 +1,202 @@
+"""Reading a changelog at take-over: first wait until every transaction of previous owners is decided, then read.
+
+The last stable offset reaches the high watermark seen after the assignment when no such transaction is open. One that
+stays open for a second belongs to an owner that died inside it: the record at the last stable offset names its
+transactional id, and initialising that id ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from aiokafka import TopicPartition
+
+from streamer.checkpoint import Kind, Progress, StreamRecord, decode_progress, decode_stream
+from streamer.core import RecordBatch
+from streamer.errors import DataLossError, KafkaUnavailableError
+from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.commit import TRANSACTION_HEADER
+from streamer.kafka.input import Input
+
+_UNDECIDED_S = 1.0
+_POLL_S = 0.02
+
+
+@dataclass(slots=True)
+class RestoreChunk:
+    """Newest records of one stretch of a changelog partition, to be applied in order of the chunks."""
+
+    partition: int
+    records: list[StreamRecord]
+    """With a state, and window lanes' ``through``"""
+    forgotten: dict[bytes, int]
+    """Streams whose state ends here: stream -> through"""
+    removed: set[tuple[Kind, bytes]]
+    """Tombstones"""
+    progress: Progress | None
+    done: int
+    """Next changelog offset"""
+    end: int
+    bytes_read: int
+
+
+class Restorer:
+    """Reads changelog partitions. Use as an async context manager, for as long as a recovery takes."""
+
+    def __init__(self, connection: Connection, changelog: str, *, own_ids: Collection[str], fetch_bytes: int) -> None:
+        self._connection = connection
+        self._topic = changelog
+        self._own_ids = own_ids
+        options = {
+            "fetch_min_bytes": 1,
+            "fetch_max_wait_ms": 20,
+            "fetch_max_bytes": fetch_bytes,
+            "max_partition_fetch_bytes": fetch_bytes,
+        }
+        self._committed = Input(connection, changelog, **options)  # type: ignore[arg-type]
+        self._raw = Input(connection, changelog, **options, isolation_level="read_uncommitted")  # type: ignore[arg-type]
+
+    async def __aenter__(self) -> Restorer:
+        await self._committed.start()
+        await self._raw.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._committed.stop()
+        await self._raw.stop()
+
+    async def decided(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Waits until all that was written before this call is decided; returns the ends to read up to."""
+        waiting = await self._raw.ends(partitions)
+        ends: dict[int, int] = {}
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        fenced: set[str] = set()
+        while waiting:
+            stable = await self._committed.ends(waiting)
+            for partition, end in stable.items():
+                if end >= waiting[partition]:
+                    ends[partition] = end
+                    del waiting[partition]
+            if not waiting:
+                break
+            if loop.time() - since > _UNDECIDED_S:
+                for partition in list(waiting):
+                    await self._end_transaction(partition, stable[partition], fenced)
+                since = loop.time()
+            await asyncio.sleep(_POLL_S)
+        return ends
+
+    async def _end_transaction(self, partition: int, offset: int, fenced: set[str]) -> None:
+        """Initialises the transactional id that the record at the last stable offset names: once, never our own."""
+        self._raw.assign({partition: offset})
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 5
+        found: str | None = None
+        while found is None and loop.time() < deadline:
+            for batch in await self._raw.poll(1, 200):
+                headers = batch.headers.get(0, ())
+                if batch.offsets[0] != offset:
+                    return  # decided meanwhile
+                found = next((value.decode() for name, value in headers if name == TRANSACTION_HEADER), "")
+        if not found or found in fenced or found in self._own_ids:
+            return  # foreign or own: the broker's time-out decides
+        fenced.add(found)
+        producer = self._connection.producer(transactional_id=found, transaction_timeout_ms=10_000)
+        try:
+            await self._connection.started(producer)
+        finally:
+            await close(producer)
+
+    async def read(
+        self, ends: dict[int, int], *, on_chunk: Callable[[RestoreChunk], None], max_records: int = 10_000
+    ) -> None:
+        """Reads every partition from its beginning to its end; ``on_chunk`` gets at least one chunk per partition.
+
+        Raises DataLossError for records that are corrupt or foreign."""
+        begins = await self._committed.beginnings(ends)
+        empty = [partition for partition in ends if begins[partition] >= ends[partition]]
+        for partition in empty:
+            on_chunk(RestoreChunk(partition, [], {}, set(), None, ends[partition], ends[partition], 0))
+        open_parts = {partition: begins[partition] for partition in ends if partition not in empty}
+        if not open_parts:
+            return
+        self._committed.assign(open_parts)
+        idle_since = asyncio.get_running_loop().time()
+        while open_parts:
+            batches = await self._committed.poll(max_records, 100)
+            for batch in batches:
+                on_chunk(_chunk(batch, self._next(batch.partition), ends[batch.partition]))
+            for partition in list(open_parts):
+                position = self._next(partition)
+                if position > open_parts[partition]:
+                    open_parts[partition], idle_since = position, asyncio.get_running_loop().time()
+                if position >= ends[partition]:  # markers and compaction: the last record may lie before the end
+                    on_chunk(RestoreChunk(partition, [], {}, set(), None, position, ends[partition], 0))
+                    del open_parts[partition]
+                    self._committed.pause([partition])
+            if asyncio.get_running_loop().time() - idle_since > 60:
+                raise KafkaUnavailableError(f"changelog {self._topic!r}: no progress for 60 s while restoring {open_parts}")
+
+    def _next(self, partition: int) -> int:
+        return self._committed.next_fetch_offset(partition)
+
+
+def _chunk(batch: RecordBatch, done: int, end: int) -> RestoreChunk:
+    newest: dict[bytes, bytes | None] = {}
+    size = 0
+    for key, value in zip(batch.keys, batch.values, strict=True):
+        if key is None:
+            raise DataLossError("changelog: a record without key is not ours: restore the topic, or start a new group")
+        newest.pop(key, None)
+        newest[key] = value
+        size += len(key) + len(value or b"")
+    chunk = RestoreChunk(batch.partition, [], {}, set(), None, done, end, size)
+    for key, value in newest.items():
+        if key[:1] == bytes([Kind.PROGRESS]):
+            chunk.progress = decode_progress(value) if value is not None else None
+        elif value is None:
+            chunk.removed.add((Kind(key[0]), key[2 + key[1] :]))
+        else:
+            record = decode_stream(key, value)
+            if record.kind is Kind.STATE and record.state is None:
+                chunk.forgotten[record.stream] = record.through
+            else:
+                chunk.records.append(record)
+    return chunk
+
+
+async def find_record(
+    connection: Connection, topic: str, partition: int, key: bytes, isolation_level: str = "read_committed"
+) -> bytes | None:
+    """The newest value of ``key`` in a changelog partition, read from its beginning (offline look-ups)."""
+    reader = Input(
+        connection,
+        topic,
+        fetch_min_bytes=1,
+        fetch_max_wait_ms=20,
+        fetch_max_bytes=8_388_608,
+        max_partition_fetch_bytes=8_388_608,
+        isolation_level=isolation_level,
+    )
+    await reader.start()
+    try:
+        end = (await reader.ends([partition]))[partition]
+        begin = (await reader.beginnings([partition]))[partition]
+        found: bytes | None = None
+        reader.assign({partition: begin})
+        while reader.next_fetch_offset(partition) < end:
+            for batch in await reader.poll(10_000, 100):
+                for found_key, value in zip(batch.keys, batch.values, strict=True):
+                    if found_key == key:
+                        found = value
+        return found
+    except KafkaError as error:
+        raise connection.explain(error, f"reading {topic!r}") from error
+    finally:
+        await reader.stop()
+
+
+__all__ = ["RestoreChunk", "Restorer", "TopicPartition", "find_record"]

@@ -1,0 +1,248 @@
+"""Topics are listed, verified and created before anything is consumed; automatic creation is never relied on."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Int64,
+    Schema,
+    TaggedFields,
+)
+
+from streamer.errors import ConfigurationError, KafkaUnavailableError
+from streamer.kafka.client import Connection, KafkaError, close
+
+_PARTITION = (
+    ("error_code", Int16),
+    ("partition", Int32),
+    ("leader", Int32),
+    ("leader_epoch", Int32),
+    ("replicas", CompactArray(Int32)),
+    ("isr", CompactArray(Int32)),
+    ("offline", CompactArray(Int32)),
+    ("tags", TaggedFields),
+)
+
+
+class _MetadataResponse(Response):
+    API_KEY = 3
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("topic", CompactString("utf-8")),
+                ("id_high", Int64),
+                ("id_low", Int64),
+                ("is_internal", Boolean),
+                ("partitions", CompactArray(*_PARTITION)),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _MetadataStruct(RequestStruct):
+    API_KEY = 3
+    API_VERSION = 12
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(
+                ("id_high", Int64),
+                ("id_low", Int64),
+                ("topic", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicMetadata(Request[_MetadataStruct]):
+    """Metadata v12: the version that tells topic ids, which aiokafka does not ask for."""
+
+    API_KEY: ClassVar[int] = 3
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
+        return request_struct_class([(0, 0, self._topic, {})], False, False, {})
+
+
+@dataclass(frozen=True)
+class TopicNeed:
+    """A topic that the service writes: created with ``config`` when missing, verified when there."""
+
+    name: str
+    what: str
+    """The setting that names it, for messages."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    verify: Mapping[str, str] = field(default_factory=dict)
+    """Configuration values that an existing topic must have."""
+
+
+@dataclass(frozen=True)
+class InputTopic:
+    """What the service found out about its input."""
+
+    name: str
+    partitions: tuple[int, ...]
+    topic_id: str
+    config: Mapping[str, str]
+    missing_outputs: tuple[str, ...] = ()
+
+
+class Topics:
+    """Looks at topics and creates the missing ones. Use as an async context manager."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._admin = connection.admin()
+
+    async def __aenter__(self) -> Topics:
+        await self._connection.started(self._admin)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await close(self._admin)
+
+    async def prepare(
+        self,
+        input_topic: str,
+        needs: list[TopicNeed],
+        *,
+        create: bool,
+        replication_factor: int,
+        plain_broker: bool = False,
+    ) -> InputTopic:
+        """Verifies the input, creates or verifies the others with the input's partition count.
+
+        ``plain_broker``: a broker without topic administration (the in-process one), where topics appear by themselves.
+        Raises KafkaUnavailableError for a missing topic, ConfigurationError for one that cannot serve."""
+        if plain_broker:
+            partitions = await self._partitions(input_topic)
+            return InputTopic(input_topic, partitions, "", {})
+        try:
+            existing = set(await self._admin.list_topics())
+            if input_topic not in existing:
+                raise KafkaUnavailableError(
+                    f"input topic {input_topic!r} does not exist on {self._connection.bootstrap}: create it, or correct input.topic"
+                )
+            partitions = await self._partitions(input_topic)
+            missing = []
+            for need in needs:
+                if need.name in existing:
+                    await self._verify(need, len(partitions))
+                elif create:
+                    await self._create(need, len(partitions), replication_factor)
+                else:
+                    missing.append(need)
+            if missing:
+                names = ", ".join(f"{need.name!r} ({need.what})" for need in missing)
+                raise KafkaUnavailableError(
+                    f"missing topics: {names}. Create them with {len(partitions)} partitions, or set topics.create = true"
+                )
+            topic_id = await self._topic_id(input_topic)
+            return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic))
+        except (KafkaError, OSError, asyncio.TimeoutError) as error:
+            raise self._connection.explain(error, "checking topics") from error
+
+    async def config(self, topic: str) -> dict[str, str]:
+        """The topic's effective configuration; empty when the client may not describe it."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+        try:
+            responses = await self._admin.describe_configs([resource])
+        except KafkaError:
+            return {}
+        entries: dict[str, str] = {}
+        for response in responses:
+            for found in response.resources:
+                entries.update({entry[0]: entry[1] for entry in found[4]})
+        return entries
+
+    async def _partitions(self, topic: str) -> tuple[int, ...]:
+        for _ in range(50):  # a topic just created may have no leader yet
+            described = await self._admin.describe_topics([topic])
+            found = described[0]
+            if found["error_code"] == 0 and found["partitions"]:
+                return tuple(sorted(partition["partition"] for partition in found["partitions"]))
+            error = kafka_errors.for_code(found["error_code"])
+            if found["error_code"] and not getattr(error, "retriable", False):
+                raise error(topic)
+            await asyncio.sleep(0.1)
+        raise KafkaUnavailableError(f"topic {topic!r} has no partitions with a leader")
+
+    async def _topic_id(self, topic: str) -> str:
+        client = self._admin._client
+        try:
+            response = await client.send(client.get_random_node(), _TopicMetadata(topic))
+        except NotImplementedError:  # a broker before 2.8: no topic ids
+            return ""
+        found = response.topics[0]
+        high, low = found[2] & (2**64 - 1), found[3] & (2**64 - 1)
+        return str(uuid.UUID(int=(high << 64) | low))
+
+    async def _create(self, need: TopicNeed, partitions: int, replication_factor: int) -> None:
+        topic = NewTopic(need.name, partitions, replication_factor, topic_configs=dict(need.config))
+        response = await self._admin.create_topics([topic])
+        for name, code, *rest in response.topic_errors:
+            if code not in (0, kafka_errors.TopicAlreadyExistsError.errno):
+                error = kafka_errors.for_code(code)
+                detail = rest[0] if rest and rest[0] else error.__name__
+                raise KafkaUnavailableError(f"creating topic {name!r} ({need.what}): {detail}")
+        if len(await self._partitions(need.name)) != partitions:
+            raise ConfigurationError(f"topic {need.name!r} ({need.what}) was created by another with other partitions")
+
+    async def _verify(self, need: TopicNeed, partitions: int) -> None:
+        found = len(await self._partitions(need.name))
+        if found != partitions:
+            raise ConfigurationError(
+                f"topic {need.name!r} ({need.what}) has {found} partitions, the input has {partitions}: they must be equal, "
+                "since a stream's records share one partition number. Recreate it, or name another topic."
+            )
+        if need.verify:
+            config = await self.config(need.name)
+            wrong = {key: config[key] for key, value in need.verify.items() if config.get(key, value) != value}
+            if wrong:
+                raise ConfigurationError(f"topic {need.name!r} ({need.what}) has {wrong}, needed is {dict(need.verify)}")
+
+
+def result_sizes(config: Mapping[str, Any], default: int = 1_048_588) -> int:
+    """The largest record batch in bytes that a topic of this configuration takes."""
+    return int(config.get("max.message.bytes", default))
