@@ -27,7 +27,7 @@ SCORES = ("mean", "max")
 
 
 class TokenEmbedding(nn.Module):
-    """Encoder for streams of categories: x[..., 1] holds an index 0..vocabulary-1 as a float, the result is [..., size].
+    """Encoder for streams of categories: x[..., 1] is an index 0..vocabulary-1 as a float; gives [..., size].
 
     Indices outside of the vocabulary are clamped, so that the graph cannot read outside of its table.
     """
@@ -96,7 +96,8 @@ class SequenceModel(nn.Module):
         self.config: ModelConfig | None = None
         self.encoder, self.head = encoder, head
         options: dict[str, Any] = {"nonlinearity": nonlinearity} if kind == "rnn" else {}
-        self.core: nn.RNNBase = CELLS[kind](
+        cell: Any = CELLS[kind]  # typed as its base class, whose own first argument is a mode
+        self.core: nn.RNNBase = cell(
             features if encoder is None else encoded,
             hidden,
             num_layers=layers,
@@ -245,7 +246,7 @@ class Forecaster(SequenceModel):
 
     residual_scale: Tensor
 
-    def __init__(self, features: int, hidden: int, *, score: str = "mean", skip: bool = True, **options: Any) -> None:
+    def __init__(self, features: int, hidden: int, *, score: str = "mean", skip: bool = False, **options: Any) -> None:
         directions, reduce = options.get("directions", 1), options.get("reduce")
         if directions != 1 or reduce is not None or options.get("activation", "none") != "none":
             raise ConfigurationError("a forecaster is causal: one direction, no reduction, no activation")
@@ -340,7 +341,8 @@ class ModelConfig:
     output: str = "y"
     labels: tuple[str, ...] | None = None
     score: str = "mean"
-    skip: bool = True
+    skip: bool = False
+    """A forecaster's head predicts the change from the current event instead of the next event itself."""
     forget_bias: float = 1.0
     """Initial bias of an LSTM's forget gate."""
 
@@ -391,13 +393,13 @@ def initialise(model: SequenceModel, *, forget_bias: float = 1.0) -> None:
     with torch.no_grad():
         for name, parameter in model.core.named_parameters():
             if name.startswith("weight_hh"):
-                for gate in parameter.split(size):
+                for gate in torch.split(parameter, size):
                     if model.kind == "rnn" and model.nonlinearity == "relu":
                         nn.init.eye_(gate)
                     else:
                         nn.init.orthogonal_(gate)
             elif name.startswith("weight_ih"):
-                for gate in parameter.split(size):
+                for gate in torch.split(parameter, size):
                     nn.init.xavier_uniform_(gate)
             else:
                 nn.init.zeros_(parameter)

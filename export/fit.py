@@ -1,0 +1,268 @@
+"""The training loop: truncated back-propagation through time, or whole sequences in buckets of similar length.
+
+Everything random in an epoch comes from (seed, epoch), so a run that goes on from the checkpoint at an epoch's end is
+bit-equal (on CPU) to one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.data import Chunk, Example, buckets, chunks, segments
+from export.model import SequenceModel
+from export.tasks import Carry, chunk_loss, mean_loss
+from streamer.errors import ConfigurationError
+
+Source = Sequence[Example] | Callable[[np.random.Generator], Sequence[Example]]
+"""The training sequences, or a function that makes an epoch's."""
+
+OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = ("constant", "cosine", "plateau")
+DIVERGED_TIMES = 1e4
+"""A training loss this many times the first epoch's is called diverging, even while it is still a number."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train; the defaults are what most small recurrent models want."""
+
+    epochs: int = 20
+    rows: int = 32
+    """Streams (or sequences) beside each other in a batch."""
+    steps: int = 64
+    """Length of a piece that gradients flow through; the state is carried on. Not used for window models."""
+    segment_steps: int = 0
+    """Longer streams are cut into pieces of this length that start from the initial state; 0: never."""
+    batch_steps: int = 0
+    """Bound on rows x longest length of a batch of whole sequences; 0: only ``rows`` bounds it."""
+    optimiser: str = "adam"
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    """For sgd only."""
+    clip_norm: float = 1.0
+    """Upper bound of the gradient's norm; 0: no clipping."""
+    schedule: str = "constant"
+    """constant | cosine (to a hundredth over all epochs) | plateau (half after ``patience`` / 2 epochs without gain)"""
+    patience: int = 0
+    """Epochs without a better validation loss after which training stops; 0: never."""
+    seed: int = 0
+
+    def check(self) -> None:
+        """ConfigurationError for a value that cannot train."""
+        if self.optimiser not in OPTIMISERS:
+            raise ConfigurationError(f"optimiser must be one of {', '.join(OPTIMISERS)}, not {self.optimiser!r}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigurationError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        if min(self.epochs, self.rows, self.steps) < 1 or min(self.segment_steps, self.batch_steps, self.patience) < 0:
+            raise ConfigurationError("epochs, rows and steps must be at least 1, segments and patience at least 0")
+        if not self.learning_rate > 0 or self.clip_norm < 0 or self.weight_decay < 0:
+            raise ConfigurationError("learning_rate must be above 0, clip_norm and weight_decay at least 0")
+        if self.schedule == "plateau" and self.patience < 2:
+            raise ConfigurationError("schedule plateau needs a patience of at least 2 epochs")
+
+
+@dataclass
+class EpochFigures:
+    """What one epoch gave. The gradient norm is measured before clipping."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    learning_rate: float
+    gradient_norm_mean: float
+    gradient_norm_max: float
+    clipped_share: float
+    seconds: float
+
+
+@dataclass
+class History:
+    """All epochs so far, and which was the best by validation loss."""
+
+    epochs: list[EpochFigures] = field(default_factory=list)
+    best_epoch: int = -1
+    best_loss: float = math.inf
+    stopped_early: bool = False
+
+
+Progress = Callable[[EpochFigures], None]
+
+
+class Trainer:
+    """One model, its optimiser and its history; ``run`` trains on from wherever it is."""
+
+    def __init__(self, model: SequenceModel, task: str, options: FitOptions) -> None:
+        options.check()
+        self.model, self.task, self.options = model, task, options
+        extra: dict[str, Any] = {"momentum": options.momentum} if options.optimiser == "sgd" else {}
+        make: Any = OPTIMISERS[options.optimiser]
+        self.optimiser: torch.optim.Optimizer = make(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            **extra,
+        )
+        self.history = History()
+        self.best: dict[str, Tensor] = {}
+        self.rate_factor = 1.0
+
+    def run(
+        self,
+        train: Source,
+        validation: Sequence[Example],
+        *,
+        progress: Progress | None = None,
+        checkpoint: Path | None = None,
+    ) -> History:
+        """Train until the epochs are used up or patience is; the model ends with the best epoch's weights.
+
+        ``checkpoint`` is written at the end of each epoch. ConfigurationError if the loss diverges.
+        """
+        while len(self.history.epochs) < self.options.epochs and not self.history.stopped_early:
+            figures = self._epoch(train, validation, len(self.history.epochs))
+            self._remember(figures)
+            if checkpoint is not None:
+                self.save(checkpoint)
+            if progress is not None:
+                progress(figures)
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        return self.history
+
+    def save(self, path: Path) -> None:
+        """Everything a bit-equal continuation needs, atomically."""
+        document = {
+            "format": 1,
+            "task": self.task,
+            "options": asdict(self.options),
+            "weights": self.model.state_dict(),
+            "best": self.best,
+            "optimiser": self.optimiser.state_dict(),
+            "rate_factor": self.rate_factor,
+            "history": asdict(self.history),
+        }
+        temporary = path.with_name(path.name + ".part")
+        torch.save(document, temporary)
+        os.replace(temporary, path)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint of the same task and options (another number of epochs is allowed)."""
+        try:
+            document = torch.load(path, map_location="cpu", weights_only=True)
+            options = dict(document["options"])
+        except FileNotFoundError as error:
+            raise ConfigurationError(f"nothing to resume: no checkpoint {path}") from error
+        except Exception as error:  # what a damaged file provokes depends on where it is damaged
+            raise ConfigurationError(f"{path} is not a checkpoint of a training: {error}") from error
+        changed = [name for name, value in asdict(self.options).items() if options.get(name) != value]
+        if document["task"] != self.task or set(changed) - {"epochs"}:
+            raise ConfigurationError(f"{path} was made with other settings: {', '.join(changed) or 'task'}")
+        try:
+            self.model.load_state_dict(document["weights"])
+        except RuntimeError as error:
+            raise ConfigurationError(f"{path} was made with another model: {error}") from error
+        self.optimiser.load_state_dict(document["optimiser"])
+        self.best = dict(document["best"])
+        self.rate_factor = float(document["rate_factor"])
+        saved = dict(document["history"])
+        self.history = History(**{**saved, "epochs": [EpochFigures(**row) for row in saved["epochs"]]})
+
+    def _epoch(self, train: Source, validation: Sequence[Example], epoch: int) -> EpochFigures:
+        started = perf_counter()
+        torch.manual_seed(self.options.seed * 1_000_003 + epoch)
+        rng = np.random.default_rng([self.options.seed, epoch])
+        sequences = train(rng) if callable(train) else train
+        if self.model.mode == "step":
+            sequences = segments(sequences, self.options.segment_steps, rng)
+        if not sequences:
+            raise ConfigurationError("too little data: nothing to train on")
+        self.model.train()
+        every = max(1, sum(len(e.x) for e in sequences))
+        total, count, done, norms = 0.0, 0, 0, []
+        carry = Carry(self.model, min(self.options.rows, len(sequences)))
+        rate = self.options.learning_rate
+        for chunk in self._plan(sequences, rng):
+            rate = self._set_rate(epoch, done / every)
+            states = carry.take(chunk) if self.model.mode == "step" else ()
+            loss = chunk_loss(self.model, self.task, chunk, states)
+            value = float(loss.total.detach())
+            norms.append(self._step(loss.total / max(1, loss.count)))
+            self._check(value / max(1, loss.count), norms[-1], epoch, len(norms))
+            if self.model.mode == "step":
+                carry.put(chunk, loss.states)
+            total, count, done = total + value, count + loss.count, done + int(chunk.lengths.sum())
+        self.model.eval()
+        held = mean_loss(self.model, self.task, validation)
+        clip = self.options.clip_norm
+        return EpochFigures(
+            epoch,
+            total / max(1, count),
+            held,
+            rate,
+            float(np.mean(norms)),
+            float(np.max(norms)),
+            float(np.mean([norm > clip for norm in norms])) if clip else 0.0,
+            perf_counter() - started,
+        )
+
+    def _plan(self, sequences: Sequence[Example], rng: np.random.Generator) -> Iterator[Chunk]:
+        if self.model.mode == "window":
+            return buckets(sequences, rows=self.options.rows, rng=rng, max_steps=self.options.batch_steps)
+        order = [int(i) for i in rng.permutation(len(sequences))]
+        return chunks(sequences, rows=self.options.rows, steps=self.options.steps, order=order)
+
+    def _step(self, loss: Tensor) -> float:
+        """One optimiser step; the gradient's norm before clipping."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        bound = self.options.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), bound))
+        if math.isfinite(norm):
+            self.optimiser.step()
+        return norm
+
+    def _set_rate(self, epoch: int, share: float) -> float:
+        rate = self.options.learning_rate * self.rate_factor
+        if self.options.schedule == "cosine":
+            through = min(1.0, (epoch + share) / self.options.epochs)
+            rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * through))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _check(self, loss: float, norm: float, epoch: int, batch: int) -> None:
+        first = self.history.epochs[0].train_loss if self.history.epochs else math.inf
+        if math.isfinite(loss) and math.isfinite(norm) and loss <= DIVERGED_TIMES * max(first, 1e-6):
+            return
+        raise ConfigurationError(
+            f"the loss diverged in epoch {epoch + 1}, batch {batch} (loss {loss:.4g}, gradient norm {norm:.4g}): use "
+            f"a smaller learning_rate (now {self.options.learning_rate:g}) or clip_norm (now {self.options.clip_norm:g})"
+        )
+
+    def _remember(self, figures: EpochFigures) -> None:
+        history = self.history
+        history.epochs.append(figures)
+        if not math.isfinite(figures.validation_loss):
+            self._check(figures.validation_loss, 0.0, figures.epoch, 0)
+        if figures.validation_loss < history.best_loss or not self.best:
+            history.best_loss, history.best_epoch = figures.validation_loss, figures.epoch
+            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        waited = figures.epoch - history.best_epoch
+        if self.options.schedule == "plateau" and waited and waited % max(1, self.options.patience // 2) == 0:
+            self.rate_factor *= 0.5
+        history.stopped_early = 0 < self.options.patience <= waited
