@@ -169,8 +169,10 @@ class Trainer:
             raise ConfigurationError(f"nothing to resume: no checkpoint {path}") from error
         except Exception as error:  # what a damaged file provokes depends on where it is damaged
             raise ConfigurationError(f"{path} is not a checkpoint of a training: {error}") from error
-        changed = [name for name, value in asdict(self.options).items() if options.get(name) != value]
-        if document["task"] != self.task or set(changed) - {"epochs"}:
+        changed = [
+            name for name, value in asdict(self.options).items() if name != "epochs" and options.get(name) != value
+        ]
+        if document["task"] != self.task or changed:
             raise ConfigurationError(f"{path} was made with other settings: {', '.join(changed) or 'task'}")
         try:
             self.model.load_state_dict(document["weights"])
@@ -247,11 +249,11 @@ class Trainer:
 
     def _check(self, loss: float, norm: float, epoch: int, batch: int) -> None:
         first = self.history.epochs[0].train_loss if self.history.epochs else math.inf
-        if math.isfinite(loss) and math.isfinite(norm) and loss <= DIVERGED_TIMES * max(first, 1e-6):
+        if math.isfinite(loss) and math.isfinite(norm) and loss <= DIVERGED_TIMES * max(first, 1e-3):
             return
         raise ConfigurationError(
-            f"the loss diverged in epoch {epoch + 1}, batch {batch} (loss {loss:.4g}, gradient norm {norm:.4g}): use "
-            f"a smaller learning_rate (now {self.options.learning_rate:g}) or clip_norm (now {self.options.clip_norm:g})"
+            f"the loss diverged in epoch {epoch + 1}, batch {batch} (loss {loss:.4g}, gradient norm {norm:.4g}): use a "
+            f"smaller learning_rate (now {self.options.learning_rate:g}) or clip_norm (now {self.options.clip_norm:g})"
         )
 
     def _remember(self, figures: EpochFigures) -> None:

@@ -1,0 +1,55 @@
+"""From a trained module to model.onnx and model.pt: exported aside, verified, and only then put in place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.graph import export_model
+from export.model import SequenceModel, save
+from export.verify import verify
+from streamer.errors import ModelError
+
+
+def publish(
+    model: SequenceModel,
+    out: Path,
+    *,
+    name: str,
+    version: str = "1",
+    features: Sequence[str],
+    stem: str = "model",
+    trained_on: Any = None,
+    metrics: Mapping[str, float] | None = None,
+    feedback: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write STEM.onnx and STEM.pt into ``out``; returns the report of the verification.
+
+    ModelError if the exported file does not compute what the module does; then nothing new lies in ``out``.
+    """
+    model.eval()
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as staging:
+        graph, weights = Path(staging) / f"{stem}.onnx", Path(staging) / f"{stem}.pt"
+        save(model, weights)
+        export_model(
+            model,
+            graph,
+            name=name,
+            version=version,
+            features=list(features),
+            trained_on=trained_on,
+            metrics=dict(metrics or {}),
+            feedback=dict(feedback) if feedback is not None else None,
+        )
+        report: dict[str, Any] = verify(graph, weights)
+        failed = [check for check in report["checks"] if not check["passed"]]
+        if failed or not report["passed"]:
+            reasons = ", ".join(f"{check['name']} {check['value']} (limit {check['limit']})" for check in failed)
+            raise ModelError(f"{name} did not pass verification and was not written: {reasons}")
+        os.replace(weights, out / weights.name)
+        os.replace(graph, out / graph.name)
+    return report

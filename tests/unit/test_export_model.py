@@ -1,0 +1,137 @@
+"""The eager models: what a ragged batch means, what a forecaster scores, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from export.model import Forecaster, ModelConfig, SequenceModel, build, load, save  # noqa: E402
+from streamer.errors import ConfigurationError, ModelError  # noqa: E402
+
+CELLS = [("lstm", "tanh"), ("gru", "tanh"), ("rnn", "tanh"), ("rnn", "relu")]
+
+
+def model_of(**options: Any) -> SequenceModel:
+    torch.manual_seed(0)
+    model = build(ModelConfig(**{"features": 3, "hidden": 5, "outputs": 2, "layers": 2, **options}))
+    model.mean.uniform_(-1, 1)
+    model.std.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("kind", "nonlinearity"), CELLS)
+@pytest.mark.parametrize("reduce", [None, "last", "mean", "max"])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_padding_and_neighbours_do_not_matter(
+    kind: str, nonlinearity: str, reduce: str | None, directions: int
+) -> None:
+    model = model_of(kind=kind, nonlinearity=nonlinearity, reduce=reduce, directions=directions)
+    lengths = torch.tensor([7, 1, 4], dtype=torch.int32)
+    x = torch.randn(3, 7, 3)
+    with torch.no_grad():
+        together = model(x, lengths)[0]["y"]
+        for row, length in enumerate(lengths.tolist()):
+            alone = model(x[row : row + 1, :length])[0]["y"][0]
+            mine = together[row, :length] if reduce is None else together[row]
+            torch.testing.assert_close(mine, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("task", ["sequence", "forecast"])
+def test_step_by_step_equals_the_whole_sequence(kind: str, task: str) -> None:
+    model = model_of(kind=kind, task=task)
+    if isinstance(model, Forecaster):
+        model.residual_scale.uniform_(0.5, 2)
+        torch.nn.init.normal_(model.head.weight)
+    x = torch.randn(2, 6, 3)
+    with torch.no_grad():
+        whole, last = model(x)
+        states = model.initial_states(2)
+        for t in range(6):
+            step, states = model(x[:, t : t + 1], torch.ones(2, dtype=torch.int32), *states)
+            for name, value in step.items():
+                torch.testing.assert_close(value[:, 0], whole[name][:, t], atol=1e-5, rtol=1e-5)
+    for a, b in zip(states, last, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_a_forecaster_scores_the_distance_from_its_own_forecast() -> None:
+    model = model_of(task="forecast", kind="gru", outputs=0)
+    assert isinstance(model, Forecaster)
+    torch.nn.init.normal_(model.head.weight)
+    model.residual_scale.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    x = torch.randn(2, 5, 3)
+    with torch.no_grad():
+        outputs, _ = model(x)
+    score, forecast = outputs["score"][..., 0], outputs["forecast"]
+    assert score[:, 0].tolist() == [0.0, 0.0]  # nothing was predicted for a first event
+    expected = ((x[:, 1:] - forecast[:, :-1]) / model.std / model.residual_scale).square().mean(dim=-1)
+    torch.testing.assert_close(score[:, 1:], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_initialisation_is_orthogonal_per_gate_with_an_open_forget_gate() -> None:
+    model = model_of(kind="lstm")
+    for gate in torch.split(model.core.weight_hh_l1.detach(), 5):
+        torch.testing.assert_close(gate @ gate.T, torch.eye(5), atol=1e-5, rtol=0)
+    bias = model.core.bias_ih_l0.detach()
+    assert bias[5:10].tolist() == [1.0] * 5 and bias[:5].tolist() == [0.0] * 5
+    assert model.core.bias_hh_l0.detach().tolist() == [0.0] * 20
+
+
+def test_probabilities_are_part_of_the_model() -> None:
+    model = model_of(activation="softmax", labels=("a", "b"), vocabulary=7, embedding=4, features=1)
+    x = torch.tensor([[[0.0], [6.0], [99.0]]])
+    y = model(x)[0]["y"]
+    torch.testing.assert_close(y.sum(dim=-1), torch.ones(1, 3))
+    assert model.output_fields()[0]["kind"] == "classes" and model.output_fields()[0]["labels"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"task": "forecast"}, {"directions": 2, "reduce": "max", "labels": ("p", "q")}]
+)
+def test_save_and_load_give_the_same_model(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = model_of(**options)
+    save(model, tmp_path / "m.pt")
+    again = load(tmp_path / "m.pt")
+    assert again.config == model.config and not again.training
+    x = torch.randn(2, 4, 3)
+    for name, value in model(x)[0].items():
+        torch.testing.assert_close(again(x)[0][name], value, atol=0, rtol=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("not weights")
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    for name in ("text.pt", "other.pt", "none.pt"):
+        with pytest.raises(ModelError, match=name):
+            load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"kind": "transformer"}, "kind must be one of"),
+        ({"directions": 3}, "directions must be"),
+        ({"hidden": 0}, "at least 1"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"reduce": "first"}, "reduce must be"),
+        ({"task": "forecast", "directions": 2}, "causal"),
+        ({"task": "forecast", "score": "median"}, "score must be"),
+        ({"vocabulary": 5}, "belong together"),
+        ({"vocabulary": 5, "embedding": 2}, "one feature"),
+        ({"labels": ("only",)}, "1 labels for 2 outputs"),
+    ],
+)
+def test_impossible_models_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        model_of(**options)
+
+
+def test_projections_are_refused_because_no_graph_could_hold_them() -> None:
+    with pytest.raises(ConfigurationError, match="proj_size"):
+        SequenceModel(3, 5, proj_size=2)
