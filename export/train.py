@@ -168,14 +168,16 @@ def make_model(config: TrainConfig, train: Streams) -> SequenceModel:
     elif config.task == "next_category":
         outputs = section.vocabulary
         labels = tuple(config.data.classes) if config.data.classes else None
-        _check_categories(train, section.vocabulary)
+        if not section.vocabulary:
+            raise ConfigurationError("next_category needs model.vocabulary, the number of categories")
     elif config.task == "next_set":
         outputs, labels = features, train.features
     elif config.task == "forecast":
         outputs, labels = 0, train.features
     if config.task in ("forecast", "next_category", "next_set") and (section.directions != 1 or section.reduce):
         raise ConfigurationError(f"task {config.task} is causal: directions must be 1, and there is no reduce")
-    torch.manual_seed(0)
+    if section.vocabulary:
+        _check_categories(train, section.vocabulary)
     model = build(
         ModelConfig(
             features=features,
@@ -330,7 +332,7 @@ def _override(document: dict[str, Any], text: str) -> None:
 
 def _check_categories(train: Streams, vocabulary: int) -> None:
     if vocabulary < 2 or len(train.features) != 1:
-        raise ConfigurationError("next_category needs one feature and model.vocabulary (the number of categories)")
+        raise ConfigurationError("model.vocabulary needs one feature, and at least 2 categories")
     for name, x in zip(train.names, train.x, strict=True):
         if (x != np.round(x)).any() or x.min() < 0 or x.max() >= vocabulary:
             raise ConfigurationError(f"stream {name!r} has a category outside of 0..{vocabulary - 1}")

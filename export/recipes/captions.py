@@ -1,0 +1,92 @@
+"""Captions: vector to sequence. A picture is the first event of a stream; the state it leaves behind tells its caption.
+
+Data: rendered shapes (8 x 8 pixels) and their captions. An event is pixels beside a one-hot word: the first event has
+the pixels, each later one the word before. So a picture conditions a stream as any event does, and the service needs
+nothing special for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from export.data import UNLABELLED, Split
+from export.model import SequenceModel
+from export.recipes import Recipe, sequences, split
+from export.train import ModelSection, TrainSection
+
+SIDE = 8
+PIXELS = SIDE * SIDE
+SIZES, SHAPES = ("small", "large"), ("square", "cross", "bar")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+WORDS = ("<end>", "a", *SIZES, *SHAPES, "at", "the", "top", "bottom", "left", "right")
+FEATURES = (*(f"pixel-{i}" for i in range(PIXELS)), *(f"word-{word}" for word in WORDS))
+
+
+def draw(rng: np.random.Generator, size: int, shape: int, place: int) -> np.ndarray:
+    """[PIXELS], noisy; the shape lies somewhere in its quarter of the picture."""
+    picture = np.zeros((SIDE, SIDE), np.float32)
+    side = 2 + 2 * size if shape != 1 else 3 + size
+    mask = np.ones((side, side)) if shape == 0 else np.zeros((side, side))
+    if shape == 1:
+        mask[side // 2, :] = mask[:, side // 2] = 1
+    if shape == 2:
+        mask[0, :] = 1
+    slack = max(1, SIDE // 2 - side + 1)
+    top, left = (int(rng.integers(slack)) + (SIDE // 2 if far else 0) for far in (place >= 2, place % 2))
+    picture[top : top + side, left : left + side] = mask
+    return (picture + rng.normal(0, 0.1, picture.shape)).ravel()
+
+
+def make(quick: bool) -> Split:
+    rng = np.random.default_rng(16)
+    xs, labels = [], []
+    for _ in range(1500 if quick else 5000):
+        size, shape, place = int(rng.integers(2)), int(rng.integers(3)), int(rng.integers(4))
+        caption = ["a", SIZES[size], SHAPES[shape], "at", "the", *PLACES[place].split(), "<end>"]
+        tokens = [WORDS.index(word) for word in caption]
+        x = np.zeros((len(tokens), len(FEATURES)), np.float32)
+        x[0, :PIXELS] = draw(rng, size, shape, place)
+        x[np.arange(1, len(tokens)), PIXELS + np.array(tokens[:-1])] = 1
+        xs.append(x)
+        labels.append(tokens)
+    return split(sequences(FEATURES, xs, labels, WORDS))
+
+
+def caption_of(model: SequenceModel, first: np.ndarray) -> str:
+    """The most probable words, one after the other, for the event with the picture [F]."""
+    x, states = torch.from_numpy(first)[None, None], model.initial_states(1)
+    words: list[str] = []
+    with torch.no_grad():
+        while len(words) < 10 and (not words or words[-1] != "<end>"):
+            outputs, states = model(x, None, *states)
+            words.append(WORDS[int(outputs["y"][0, -1].argmax())])
+            x = torch.zeros(1, 1, len(FEATURES))
+            x[0, 0, PIXELS + WORDS.index(words[-1])] = 1
+    return " ".join(words[:-1])
+
+
+def position_baseline(data: Split) -> float:
+    """Accuracy of the most common word at each place of a caption, whatever the picture."""
+    assert data.train.labels is not None and data.test.labels is not None
+    learnt, judged = np.stack(data.train.labels), np.stack(data.test.labels)
+    guess = [np.bincount(column[column != UNLABELLED]).argmax() for column in learnt.T]
+    return float((judged == np.array(guess)).mean())
+
+
+RECIPE = Recipe(
+    summary="a caption for a picture (vector to sequence, causal)",
+    task="classify",
+    make=make,
+    model=ModelSection(hidden=96, kind="gru"),
+    training=TrainSection(epochs=15, rows=64, steps=16, learning_rate=5e-3, schedule="cosine"),
+    quick_model=ModelSection(hidden=64, kind="gru"),
+    quick_training=TrainSection(epochs=10, rows=32, steps=16, learning_rate=5e-3, schedule="cosine"),
+    metric="accuracy",
+    limit=0.97,
+    quick_limit=0.95,
+    baseline=position_baseline,
+    baseline_name="accuracy of each place's most common word",
+    feedback={"output": "y", "mode": "argmax", "encoding": "one-hot", "offset": PIXELS},
+    show=lambda model, data: "\n".join(caption_of(model, x[0]) for x in data.test.x[:4]),
+)

@@ -1,0 +1,87 @@
+"""Characters: one-to-many text. Predict the next character; sampling and feeding back writes text.
+
+Data: sentences of a small grammar, or any UTF-8 text file. Characters that only the held-out text has become U+FFFD.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.data import Split, Streams, split_by_time
+from export.model import SequenceModel
+from export.recipes import Recipe, sequences
+from export.train import ModelSection, TrainSection
+from streamer.errors import ConfigurationError
+
+UNKNOWN = "\ufffd"
+VOCABULARY = 128
+"""Room for the different characters of most texts in one alphabet."""
+
+
+def read_text(text: str) -> Split:
+    """One stream of characters, split by time; the vocabulary comes from the training part alone."""
+    known = sorted(set(text[: int(len(text) * 0.9)]) - {UNKNOWN})
+    if len(known) >= VOCABULARY:
+        raise ConfigurationError(f"{len(known)} different characters, at most {VOCABULARY - 1} are supported")
+    number = {character: i + 1 for i, character in enumerate(known)}
+    classes = [UNKNOWN, *known] + [f"{UNKNOWN}{i}" for i in range(len(known) + 1, VOCABULARY)]
+    stream = sequences(["character"], [[number.get(character, 0) for character in text]], None, classes)
+    return split_by_time(stream, validation=0.05, test=0.05)
+
+
+def make(quick: bool) -> Split:
+    rng = np.random.default_rng(14)
+    who, does = ["the king", "a fool", "my lord", "the queen"], ["speaks", "weeps", "laughs", "sleeps"]
+    where, when = ["in the hall", "by the sea", "at court"], ["tonight", "again", "no more"]
+    lines = []
+    for _ in range(1500 if quick else 6000):
+        words = [str(rng.choice(options)) for options in (who, does, where, when)]
+        lines.append(" ".join(words).capitalize() + ".\n")
+    return read_text("".join(lines))
+
+
+def read(path: Path) -> Split:
+    """A text file; ConfigurationError if it is too short to learn from."""
+    text = path.read_text(encoding="utf-8")
+    if len(text) < 2000:
+        raise ConfigurationError(f"{path}: {len(text)} characters are too few, 2000 are the least")
+    return read_text(text)
+
+
+def generate(model: SequenceModel, classes: Streams, prompt: str, count: int, *, seed: int = 0) -> str:
+    """Continue the prompt by sampling ``count`` characters."""
+    assert classes.classes is not None
+    names = list(classes.classes)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = [names.index(character) if character in names else 0 for character in prompt] or [0]
+    with torch.no_grad():
+        outputs, states = model(torch.tensor([tokens], dtype=torch.float32)[..., None])
+        written = []
+        for _ in range(count):
+            written.append(int(torch.multinomial(outputs["y"][0, -1], 1, generator=generator)))
+            outputs, states = model(torch.tensor([[[float(written[-1])]]]), None, *states)
+    return prompt + "".join(names[token] for token in written)
+
+
+RECIPE = Recipe(
+    summary="text, character by character (causal, one-to-many)",
+    task="next_category",
+    make=make,
+    read=read,
+    model=ModelSection(hidden=256, kind="lstm", vocabulary=VOCABULARY, embedding=48),
+    training=TrainSection(
+        epochs=4, rows=32, steps=64, segment_steps=4000, learning_rate=4e-3, schedule="cosine", clip_norm=1.0
+    ),
+    quick_model=ModelSection(hidden=64, kind="gru", vocabulary=VOCABULARY, embedding=16),
+    quick_training=TrainSection(epochs=6, rows=16, steps=32, segment_steps=600, learning_rate=1e-2, schedule="cosine"),
+    metric="loss",
+    limit=0.25,
+    quick_limit=0.35,
+    baseline="baseline_loss",
+    baseline_name="nats per character of the unigram",
+    feedback={"output": "y", "mode": "sample", "encoding": "index"},
+    show=lambda model, data: generate(model, data.train, "The ", 120),
+)
