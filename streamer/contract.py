@@ -1,0 +1,302 @@
+"""What a model file declares about itself: names, shapes, states and outputs, as plain data.
+
+One JSON document in the ONNX file's ``metadata_props["streamer.contract"]``, or the same fields as TOML in a sidecar
+NAME.toml beside NAME.onnx. Nothing is guessed from the graph: what is not declared is an error that says what
+to declare.
+Whether the declarations are true is checked by ``streamer.model`` against the real graph.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from streamer.core import F32
+from streamer.errors import ModelError
+
+METADATA_KEY = "streamer.contract"
+FORMAT = 1
+
+Axis = int | Literal["batch", "time"]
+
+
+def _size(shape: Sequence[Axis]) -> int:
+    return prod(axis for axis in shape if isinstance(axis, int))
+
+
+class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The tensor that takes the events. The numeric axes multiply to F, the features of one event."""
+
+    name: str
+    shape: tuple[Axis, ...]
+    features: tuple[str, ...] = ()
+    dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One recurrent tensor of a stream: graph input, graph output, and the shape with "batch" where the streams go.
+
+    ``initial``: "zeros", one number for all elements, or one stream's values (nested or flat, batch axis left out).
+    ``output`` may be missing in window mode only, where no state is carried on.
+    """
+
+    input: str
+    shape: tuple[Axis, ...]
+    output: str | None = None
+    initial: str | float | list[Any] = "zeros"
+
+    @property
+    def batch_axis(self) -> int:
+        return self.shape.index("batch")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one stream's tensor: without the batch axis."""
+        return tuple(axis for axis in self.shape if isinstance(axis, int))
+
+    def initial_row(self) -> F32:
+        """The initial tensor of one stream, in the declared shape with a batch of one. ModelError: it does not fit."""
+        if isinstance(self.initial, str):
+            row = np.zeros(self.row_shape, np.float32)
+        else:
+            values = _floats(self.initial, f"state {self.input!r}: initial")
+            if values.size not in (1, prod(self.row_shape)):
+                raise ModelError(
+                    f"state {self.input!r}: initial has {values.size} values, but one stream's state of shape"
+                    f' {list(self.row_shape)} has {prod(self.row_shape)}: give all of them, one number, or "zeros"'
+                )
+            row = np.broadcast_to(values.reshape(-1), (prod(self.row_shape),)).reshape(self.row_shape)
+        return np.ascontiguousarray(np.expand_dims(row, self.batch_axis), np.float32)
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One tensor of the prediction. The numeric axes multiply to O, the values of one event or of one window."""
+
+    name: str
+    shape: tuple[Axis, ...]
+    kind: Literal["value", "vector", "classes", "score"] = "vector"
+    labels: tuple[str, ...] | None = None
+    per: Literal["event", "window"] = "event"
+
+    @property
+    def size(self) -> int:
+        return _size(self.shape)
+
+
+class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How an output becomes the next input when a sequence is generated."""
+
+    output: str
+    mode: Literal["sample", "argmax", "value"] = "value"
+    encoding: Literal["value", "index", "one-hot"] = "value"
+
+
+class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
+    """All that is needed to run a model, and what people want to know about it."""
+
+    name: str
+    mode: Literal["step", "window"]
+    input: Input
+    outputs: tuple[Output, ...]
+    format: int = FORMAT
+    version: str = "1"
+    lengths: str | None = None
+    """Name of the tensor that takes the valid steps per row; None: rows of one call are equally long."""
+    states: tuple[State, ...] = ()
+    constants: dict[str, Any] = {}
+    """Graph input -> value (a number or nested lists), fed with every call."""
+    context: int = 0
+    """How many trailing values of the previous event are put in front of the next one."""
+    feedback: Feedback | None = None
+    cell: str | None = None
+    layers: int | None = None
+    directions: int | None = None
+    hidden: int | None = None
+    parameters: int | None = None
+    trained_on: Any = None
+    metrics: dict[str, Any] = {}
+
+    @cached_property
+    def features(self) -> int:
+        """F, the values of one event."""
+        return _size(self.input.shape)
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """One name per feature: the declared ones, else x0, x1, ..."""
+        return self.input.features or tuple(f"x{index}" for index in range(self.features))
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """O of each output, in order."""
+        return tuple(output.size for output in self.outputs)
+
+    @property
+    def single_step(self) -> bool:
+        """The input has no time axis: one call takes one event per row."""
+        return "time" not in self.input.shape
+
+    @classmethod
+    def parse(cls, document: bytes, *, source: str = "the contract") -> Contract:
+        """A contract from JSON. ModelError, in one sentence that names the field, for anything that is not one."""
+        try:
+            fields = msgspec.json.decode(document)
+        except msgspec.DecodeError as error:
+            raise ModelError(f"{source} is not JSON ({error}): export the model again") from None
+        return cls.from_fields(fields, source=source)
+
+    @classmethod
+    def from_fields(cls, fields: Any, *, source: str = "the contract") -> Contract:
+        """A contract from plain values, checked for everything that can be known without the graph."""
+        if isinstance(fields, dict) and isinstance(fields.get("format", FORMAT), int):
+            declared = fields.get("format", FORMAT)
+            if declared != FORMAT:
+                raise ModelError(
+                    f"{source}: format is {declared}, this version of streamer reads {FORMAT}: use one that fits"
+                )
+        try:
+            contract = msgspec.convert(_with_defaults(fields), cls)
+        except msgspec.ValidationError as error:
+            message, _, where = str(error).partition(" - at `$")
+            field = where.rstrip("`").lstrip(".")
+            raise ModelError(f"{source}: {f'field {field}: ' if field else ''}{message}: correct it") from None
+        try:
+            _check(contract)
+        except ModelError as error:
+            raise ModelError(f"{source}: {error}") from None
+        return contract
+
+    def dump(self) -> bytes:
+        """The JSON that ``parse`` reads."""
+        return msgspec.json.encode({"format": self.format, **msgspec.to_builtins(self)})
+
+
+def load_sidecar(path: str | Path) -> Contract:
+    """The contract in a sidecar NAME.toml. ModelError if the file is missing, is not TOML, or declares nonsense."""
+    try:
+        text = Path(path).read_bytes().decode()
+        fields = tomllib.loads(text)
+    except OSError as error:
+        raise ModelError(f"the sidecar {path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelError(f"the sidecar {path} is not TOML: {error}") from None
+    return Contract.from_fields(fields, source=f"the sidecar {path}")
+
+
+def _with_defaults(fields: Any) -> Any:
+    """An output that does not say so is per window where a window model's output has no time axis."""
+    if not isinstance(fields, dict) or fields.get("mode") != "window" or not isinstance(fields.get("outputs"), list):
+        return fields
+    outputs = [
+        {"per": "event" if "time" in output.get("shape", ()) else "window", **output}
+        if isinstance(output, dict)
+        else output
+        for output in fields["outputs"]
+    ]
+    return {**fields, "outputs": outputs}
+
+
+def _floats(values: Any, what: str) -> F32:
+    try:
+        return np.asarray(values, np.float32)
+    except (ValueError, TypeError):
+        raise ModelError(f"{what} is not a number, nor (nested) lists of numbers of equal length: correct it") from None
+
+
+def _check(contract: Contract) -> None:
+    if not contract.name:
+        raise ModelError("name is empty: name the model")
+    _check_input(contract)
+    _check_states(contract)
+    _check_outputs(contract)
+    names = [contract.input.name, *([contract.lengths] if contract.lengths else []), *contract.constants]
+    names += [state.input for state in contract.states]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(f"the graph input {name!r} is declared twice: declare each input once")
+    produced = [output.name for output in contract.outputs] + [s.output for s in contract.states if s.output]
+    for name in produced:
+        if produced.count(name) > 1:
+            raise ModelError(f"the graph output {name!r} is declared twice: declare each output once")
+
+
+def _check_shape(what: str, shape: Sequence[Axis], *, time: bool) -> None:
+    if shape.count("batch") != 1:
+        raise ModelError(f'{what}: shape {list(shape)} needs "batch" exactly once, where the streams go')
+    if shape.count("time") > int(time):
+        reason = "at most once" if time else "not at all: a state has no time axis"
+        raise ModelError(f'{what}: shape {list(shape)} may contain "time" {reason}')
+    if any(isinstance(axis, int) and axis < 1 for axis in shape):
+        raise ModelError(f"{what}: the sizes in shape {list(shape)} must be at least 1")
+
+
+def _check_input(contract: Contract) -> None:
+    declared = contract.input
+    _check_shape(f"input {declared.name!r}", declared.shape, time=True)
+    if declared.features and len(declared.features) != contract.features:
+        raise ModelError(
+            f"input {declared.name!r}: {len(declared.features)} feature names for {contract.features} features:"
+            " name each value of an event once"
+        )
+    if len(set(declared.features)) != len(declared.features):
+        raise ModelError(f"input {declared.name!r}: feature names are not unique: name each value of an event once")
+    if contract.mode == "window" and contract.single_step:
+        raise ModelError(f'input {declared.name!r}: a window model needs a "time" axis in shape {list(declared.shape)}')
+    if contract.lengths is not None and contract.single_step:
+        raise ModelError(
+            f'lengths {contract.lengths!r} make no sense for an input without a "time" axis: leave them out'
+        )
+    if contract.context < 0:
+        raise ModelError("context must be 0 or the number of values to repeat")
+    if contract.context:
+        if contract.mode == "window":
+            raise ModelError("context belongs to step models: a window model sees its whole window")
+        if sum(isinstance(axis, int) for axis in declared.shape) != 1:
+            raise ModelError(
+                f"input {declared.name!r}: context needs exactly one numeric axis in shape {list(declared.shape)}"
+            )
+
+
+def _check_states(contract: Contract) -> None:
+    for state in contract.states:
+        what = f"state {state.input!r}"
+        _check_shape(what, state.shape, time=False)
+        if isinstance(state.initial, str) and state.initial != "zeros":
+            raise ModelError(f'{what}: initial is {state.initial!r}: use "zeros" or the values')
+        state.initial_row()
+        if contract.mode == "step" and state.output is None:
+            raise ModelError(f"{what}: output is missing: name the graph output that holds the next state")
+    if contract.context and any(state.input == "context" for state in contract.states):
+        raise ModelError("a state may not be called 'context' where context is used: rename the tensor")
+
+
+def _check_outputs(contract: Contract) -> None:
+    if not contract.outputs:
+        raise ModelError("outputs is empty: declare at least one output")
+    for output in contract.outputs:
+        what = f"output {output.name!r}"
+        _check_shape(what, output.shape, time=True)
+        if contract.mode == "step" and output.per == "window":
+            raise ModelError(
+                f"{what}: per is window, but a step model answers per event: declare mode window or per event"
+            )
+        if output.per == "window" and "time" in output.shape:
+            raise ModelError(f'{what}: per is window, so shape {list(output.shape)} may not contain "time"')
+        if output.per == "event" and contract.mode == "window" and "time" not in output.shape:
+            raise ModelError(f'{what}: per is event, so shape {list(output.shape)} needs a "time" axis')
+        if output.labels is not None and len(output.labels) != output.size:
+            raise ModelError(f"{what}: {len(output.labels)} labels for {output.size} values: give one per value")
+        if output.kind in ("value", "score") and output.size != 1:
+            raise ModelError(
+                f"{what}: kind {output.kind} is one number, but shape {list(output.shape)} has {output.size}:"
+                " use vector"
+            )
+    if contract.feedback and contract.feedback.output not in [output.name for output in contract.outputs]:
+        raise ModelError(f"feedback: there is no output {contract.feedback.output!r}: name a declared output")

@@ -1,0 +1,61 @@
+"""What a model file is, what it costs, and whether it keeps its promises: the report of ``streamer inspect``."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from streamer.model import Model
+
+BATCH_SIZES = (1, 16, 64, 256)
+_SECONDS_PER_SIZE = 0.15
+_MIN_CALLS, _MAX_CALLS = 5, 2000
+
+
+def inspect(path: str | Path, *, sha256: str | None = None, measure: bool = True) -> dict[str, Any]:
+    """The report as plain values: contract, sha256, parameters, state_bytes_per_stream, microseconds_per_event by rows
+    of a call (one event each; empty without ``measure``), probe {passed, findings}, and how calls are made.
+
+    ModelError for a model that would be refused at start.
+    """
+    model = Model.load(path, sha256=sha256)
+    contract = model.contract
+    return {
+        "path": str(path),
+        "contract": msgspec.json.decode(contract.dump()),
+        "sha256": model.sha256,
+        "parameters": contract.parameters,
+        "state_bytes_per_stream": model.state_bytes_per_stream,
+        "microseconds_per_event": {str(rows): _cost(model, rows) for rows in BATCH_SIZES} if measure else {},
+        "batched": model.batched,
+        "rows_per_call": model.rows_per_call,
+        "max_steps": model.max_steps,
+        "ragged": model.ragged,
+        "probe": {
+            "passed": all(finding.passed for finding in model.findings),
+            "findings": [
+                {"name": finding.name, "passed": finding.passed, "detail": finding.detail} for finding in model.findings
+            ],
+        },
+    }
+
+
+def _cost(model: Model, rows: int) -> float:
+    """Median microseconds per event of a call with ``rows`` rows of the fewest steps that the model runs."""
+    steps = model.length_multiple
+    x = np.full((rows, steps, model.contract.features), 0.5, np.float32)
+    lengths, states = np.full(rows, steps, np.int32), model.initial_states(rows)
+    for _ in range(2):
+        model.run(x, lengths, states)
+    seconds: list[float] = []
+    begin = time.perf_counter()
+    while len(seconds) < _MIN_CALLS or (len(seconds) < _MAX_CALLS and time.perf_counter() - begin < _SECONDS_PER_SIZE):
+        start = time.perf_counter()
+        model.run(x, lengths, states)
+        seconds.append(time.perf_counter() - start)
+    return round(statistics.median(seconds) / (rows * steps) * 1e6, 3)
