@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from streamer.errors import ConfigurationError
 
@@ -56,6 +56,29 @@ class Streams:
             self.classes,
             [self.counted_from[i] for i in indices],
         )
+
+
+def sequences(
+    features: Sequence[str],
+    xs: Iterable[ArrayLike],
+    labels: Iterable[ArrayLike] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Streams:
+    """Streams from arrays (or token lists) made in memory: x [T, F] or [T], labels [T] or one number each."""
+    arrays = [np.asarray(x, np.float32) for x in xs]
+    arrays = [x if x.ndim == 2 else x[:, None] for x in arrays]
+    numbers = None
+    if labels is not None:
+        numbers = [np.broadcast_to(np.asarray(y, np.int64), len(x)) for x, y in zip(arrays, labels, strict=True)]
+    count = len(arrays)
+    return Streams(
+        tuple(features),
+        [f"{i:06d}" for i in range(count)],
+        arrays,
+        [np.arange(len(x), dtype=np.int64) for x in arrays],
+        None if numbers is None else list(numbers),
+        None if classes is None else tuple(classes),
+    )
 
 
 @dataclass(frozen=True)

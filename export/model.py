@@ -21,6 +21,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from streamer.errors import ConfigurationError, ModelError
 
 CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+KINDS = (*CELLS, "mlp")
+"""``mlp`` is the feed-forward baseline: it sees a fixed number of recent events and remembers nothing else."""
 REDUCTIONS = ("last", "mean", "max")
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 SCORES = ("mean", "max")
@@ -41,6 +43,27 @@ class TokenEmbedding(nn.Module):
         index = x.squeeze(-1).to(torch.int64).clamp(0, self.vocabulary - 1)
         embedded: Tensor = self.table(index)
         return embedded
+
+
+class WindowCore(nn.Module):
+    """One hidden ReLU layer over the last ``window`` events; its state is the ``window - 1`` events before this one.
+
+    Takes the place of a recurrent core: y[B,T,H] and the state [1, B, (window-1)*E], oldest event first.
+    """
+
+    def __init__(self, encoded: int, hidden: int, window: int) -> None:
+        super().__init__()
+        self.encoded, self.window = encoded, window
+        self.layer = nn.Linear(encoded * window, hidden)
+
+    def forward(self, e: Tensor, h: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        rows, steps, _ = e.shape
+        joined = torch.cat((h[0].view(rows, self.window - 1, self.encoded), e), dim=1)
+        seen = joined.unfold(1, self.window, 1).transpose(2, 3).reshape(rows, steps, -1)
+        ends = torch.full((rows,), steps, device=e.device) if lengths is None else lengths.to(e.device)
+        places = ends.to(torch.int64)[:, None] + torch.arange(self.window - 1, device=e.device)
+        last = joined.gather(1, places[..., None].expand(-1, -1, self.encoded))
+        return torch.relu(self.layer(seen)), last.reshape(1, rows, -1)
 
 
 class SequenceModel(nn.Module):
@@ -71,11 +94,15 @@ class SequenceModel(nn.Module):
         activation: str = "none",
         output: str = "y",
         labels: Sequence[str] | None = None,
+        window: int = 8,
         proj_size: int = 0,
     ) -> None:
-        """``encoded``: width of the encoder's result (required with an encoder). ``labels``: names of the O outputs."""
+        """``encoded``: width of the encoder's result (required with an encoder). ``labels``: names of the O outputs.
+
+        ``window``: events that an ``mlp`` sees.
+        """
         super().__init__()
-        _check_choice("kind", kind, tuple(CELLS))
+        _check_choice("kind", kind, KINDS)
         _check_choice("activation", activation, ACTIVATIONS)
         _check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         if reduce is not None:
@@ -95,17 +122,26 @@ class SequenceModel(nn.Module):
         self.output, self.labels = output, list(labels) if labels is not None else None
         self.config: ModelConfig | None = None
         self.encoder, self.head = encoder, head
-        options: dict[str, Any] = {"nonlinearity": nonlinearity} if kind == "rnn" else {}
-        cell: Any = CELLS[kind]  # typed as its base class, whose own first argument is a mode
-        self.core: nn.RNNBase = cell(
-            features if encoder is None else encoded,
-            hidden,
-            num_layers=layers,
-            batch_first=True,
-            bidirectional=directions == 2,
-            dropout=dropout if layers > 1 else 0.0,
-            **options,
-        )
+        width = features if encoder is None or encoded is None else encoded
+        self.state_width = hidden
+        self.core: Any
+        if kind == "mlp":
+            if layers != 1 or directions != 1 or window < 2:
+                raise ConfigurationError("an mlp has one layer, one direction and a window of at least 2 events")
+            self.core = WindowCore(width, hidden, window)
+            self.state_width = (window - 1) * width
+        else:
+            options: dict[str, Any] = {"nonlinearity": nonlinearity} if kind == "rnn" else {}
+            cell: Any = CELLS[kind]  # typed as its base class, whose own first argument is a mode
+            self.core = cell(
+                width,
+                hidden,
+                num_layers=layers,
+                batch_first=True,
+                bidirectional=directions == 2,
+                dropout=dropout if layers > 1 else 0.0,
+                **options,
+            )
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
 
@@ -145,7 +181,7 @@ class SequenceModel(nn.Module):
 
     def initial_states(self, rows: int) -> tuple[Tensor, ...]:
         """Zero states of ``rows`` streams, the core's as [L*D, rows, H]."""
-        shape = (self.layers * self.directions, rows, self.hidden)
+        shape = (self.layers * self.directions, rows, self.state_width)
         return tuple(torch.zeros(shape, device=self.mean.device) for _ in self.core_state_names)
 
     def scale(self, x: Tensor) -> Tensor:
@@ -159,7 +195,9 @@ class SequenceModel(nn.Module):
         e = z if self.encoder is None else self.encoder(z)
         initial = tuple(states) if states else self.initial_states(z.shape[0])
         hx = initial if self.kind == "lstm" else initial[0]
-        if lengths is None:
+        if self.kind == "mlp":
+            y, last = self.core(e, hx, lengths)
+        elif lengths is None:
             y, last = self.core(e, hx)
         else:
             packed = pack_padded_sequence(e, lengths.cpu().to(torch.int64), batch_first=True, enforce_sorted=False)
@@ -169,6 +207,9 @@ class SequenceModel(nn.Module):
 
     def reduce_steps(self, y: Tensor, lengths: Tensor | None, last_h: Tensor) -> Tensor:
         """y[B,T,D*H] and the core's final h[L*D,B,H] to one row per window [B,D*H]."""
+        if self.reduce == "last" and self.kind == "mlp":
+            ends = torch.full((y.shape[0],), y.shape[1]) if lengths is None else lengths
+            return y[torch.arange(y.shape[0]), ends.to(torch.int64) - 1]
         if self.reduce == "last":
             return torch.cat(tuple(last_h[-self.directions :]), dim=-1)
         if lengths is None:
@@ -217,7 +258,7 @@ class SequenceModel(nn.Module):
 
     def state_fields(self) -> list[dict[str, Any]]:
         """Contract fields of the states, in the order of ``state_names``."""
-        shape: list[str | int] = [self.layers * self.directions, "batch", self.hidden]
+        shape: list[str | int] = [self.layers * self.directions, "batch", self.state_width]
         return [
             {"input": name, "output": f"{name}_next", "shape": shape, "initial": "zeros"}
             for name in self.core_state_names
@@ -345,6 +386,8 @@ class ModelConfig:
     """A forecaster's head predicts the change from the current event instead of the next event itself."""
     forget_bias: float = 1.0
     """Initial bias of an LSTM's forget gate."""
+    window: int = 8
+    """Number of recent events that an ``mlp`` sees."""
 
 
 def build(config: ModelConfig) -> SequenceModel:
@@ -368,6 +411,7 @@ def build(config: ModelConfig) -> SequenceModel:
         "activation": config.activation,
         "output": config.output,
         "labels": config.labels,
+        "window": config.window,
     }
     model: SequenceModel
     if forecast:
@@ -390,6 +434,8 @@ def initialise(model: SequenceModel, *, forget_bias: float = 1.0) -> None:
     RNN(relu) gets the identity instead of a random orthogonal matrix, which keeps its activations bounded.
     """
     size = model.hidden
+    if model.kind == "mlp":
+        return  # its own initialisation suits it
     with torch.no_grad():
         for name, parameter in model.core.named_parameters():
             if name.startswith("weight_hh"):

@@ -68,6 +68,7 @@ class ModelSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     score: str = "mean"
     skip: bool = False
     forget_bias: float = 1.0
+    window: int = 8
 
 
 class TrainSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -11,16 +11,15 @@ import importlib
 import json
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from export import plots
-from export.data import Split, Streams, split_by_stream
+from export.data import Split, Streams, sequences, split_by_stream
 from export.model import SequenceModel
 from export.publish import publish
 from export.readers import load
@@ -28,6 +27,8 @@ from export.train import DataSection, ModelSection, TrainConfig, TrainSection, t
 from streamer.errors import ConfigurationError, ModelError, StreamerError
 
 SEED = 0
+
+__all__ = ["Recipe", "get", "main", "names", "read_user_data", "run", "sequences", "split"]
 
 
 @dataclass(frozen=True)
@@ -147,29 +148,6 @@ def main(argv: Sequence[str]) -> int:
         )
         print(result.get("sample", ""))
     return 0 if result["passed"] else ModelError.exit_code
-
-
-def sequences(
-    features: Sequence[str],
-    xs: Iterable[Any],
-    labels: Iterable[Any] | None = None,
-    classes: Sequence[str] | None = None,
-) -> Streams:
-    """Streams from arrays (or token lists) that a recipe made: x [T, F] or [T], labels [T] or one number each."""
-    arrays = [np.asarray(x, np.float32) for x in xs]
-    arrays = [x if x.ndim == 2 else x[:, None] for x in arrays]
-    numbers = None
-    if labels is not None:
-        numbers = [np.broadcast_to(np.asarray(y, np.int64), len(x)) for x, y in zip(arrays, labels, strict=True)]
-    count = len(arrays)
-    return Streams(
-        tuple(features),
-        [f"{i:06d}" for i in range(count)],
-        arrays,
-        [np.arange(len(x), dtype=np.int64) for x in arrays],
-        None if numbers is None else list(numbers),
-        None if classes is None else tuple(classes),
-    )
 
 
 def split(data: Streams) -> Split:

@@ -68,7 +68,8 @@ def caption_of(model: SequenceModel, first: np.ndarray) -> str:
 
 def position_baseline(data: Split) -> float:
     """Accuracy of the most common word at each place of a caption, whatever the picture."""
-    assert data.train.labels is not None and data.test.labels is not None
+    assert data.train.labels is not None
+    assert data.test.labels is not None
     learnt, judged = np.stack(data.train.labels), np.stack(data.test.labels)
     guess = [np.bincount(column[column != UNLABELLED]).argmax() for column in learnt.T]
     return float((judged == np.array(guess)).mean())
@@ -87,6 +88,6 @@ RECIPE = Recipe(
     quick_limit=0.95,
     baseline=position_baseline,
     baseline_name="accuracy of each place's most common word",
-    feedback={"output": "y", "mode": "argmax", "encoding": "one-hot", "offset": PIXELS},
+    feedback={"output": "y", "mode": "argmax", "encoding": "one-hot"},
     show=lambda model, data: "\n".join(caption_of(model, x[0]) for x in data.test.x[:4]),
 )

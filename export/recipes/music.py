@@ -64,6 +64,6 @@ RECIPE = Recipe(
     quick_limit=2.0,
     baseline="baseline_loss",
     baseline_name="nats per step of the notes' marginal rates",
-    feedback={"output": "y", "mode": "sample", "encoding": "set"},
+    feedback={"output": "y", "mode": "sample", "encoding": "value"},
     show=lambda model, data: generate(model),
 )

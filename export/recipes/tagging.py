@@ -46,7 +46,8 @@ def make(quick: bool) -> Split:
 
 def most_common_tag(data: Split) -> float:
     """Accuracy of giving every word the tag it mostly had in training."""
-    assert data.train.labels is not None and data.test.labels is not None
+    assert data.train.labels is not None
+    assert data.test.labels is not None
     counts = np.zeros((len(WORDS), len(TAGS)))
     np.add.at(counts, (np.concatenate(data.train.x)[:, 0].astype(int), np.concatenate(data.train.labels)), 1)
     guess = counts.argmax(axis=1)[np.concatenate(data.test.x)[:, 0].astype(int)]
