@@ -1,0 +1,194 @@
+"""From a module to one ONNX file with its contract inside: dynamic batch and time, checked before it appears."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from export import emit
+from export.model import Forecaster, SequenceModel
+from export.trace import Job, flatten, trace
+from streamer.contract import METADATA_KEY, Axis, Contract
+from streamer.errors import ModelError
+from streamer.model import Model
+
+_EXAMPLE_ROWS = 3
+
+
+def export_model(
+    module: SequenceModel,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    version: str = "1",
+    features: Sequence[str] | None = None,
+    trained_on: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    feedback: Mapping[str, Any] | None = None,
+) -> Contract:
+    """Writes ``path`` atomically, after the service's own loading and probing of it has passed; returns its contract.
+
+    The module is set to evaluation mode. ModelError says why it cannot be exported; then nothing was written.
+    """
+    module.eval()
+    contract = sequence_contract(
+        module,
+        name=name,
+        version=version,
+        features=features,
+        trained_on=trained_on,
+        metrics=metrics,
+        feedback=feedback,
+    )
+    write(sequence_graph(module, contract), contract, path)
+    return contract
+
+
+def export_step_module(module: nn.Module, path: str | os.PathLike[str], contract: Contract) -> Contract:
+    """As ``export_model``, for any causal module ``forward(x[B,F...], *states) -> (outputs, *next_states)``.
+
+    Traced by torch's exporter; the contract declares input, states and outputs in the order of ``forward``.
+    """
+    module.eval()
+    if contract.mode != "step" or not contract.single_step:
+        raise ModelError(
+            'a module that is not a SequenceModel is exported as one step: mode step, input without "time"'
+        )
+    if contract.lengths or contract.context:
+        raise ModelError("lengths and context belong to files of other makers: leave them out of this contract")
+    examples = step_examples(contract, _EXAMPLE_ROWS)
+    with torch.no_grad():
+        result = flatten(module(*examples))
+    names = [output.name for output in contract.outputs] + [str(state.output) for state in contract.states]
+    if len(result) != len(names):
+        raise ModelError(
+            f"the module returns {len(result)} tensors, the contract declares {len(names)}: {', '.join(names)}"
+        )
+    axes = [contract.input.shape.index("batch"), *(state.batch_axis for state in contract.states)]
+    inputs = [contract.input.name, *(state.input for state in contract.states)]
+    model = trace(Job(module, examples, tuple(axes), tuple(inputs), tuple(names)))
+    shapes: dict[str, tuple[Axis, ...]] = {output.name: output.shape for output in contract.outputs}
+    shapes |= {str(state.output): state.shape for state in contract.states}
+    for value in model.graph.output:
+        # The exporter may declare the example's sizes; a runtime would warn about them on every call.
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, list(shapes[value.name])))
+    del model.graph.value_info[:]
+    write(model, contract, path)
+    return contract
+
+
+def step_examples(contract: Contract, rows: int) -> tuple[torch.Tensor, ...]:
+    """Zero input and initial states of ``rows`` streams, as a single step takes them."""
+    shape = [rows if axis == "batch" else int(axis) for axis in contract.input.shape]
+    x = torch.zeros(shape, dtype=getattr(torch, contract.input.dtype))
+    states = [np.repeat(state.initial_row(), rows, axis=state.batch_axis) for state in contract.states]
+    return (x, *(torch.from_numpy(state) for state in states))
+
+
+def sequence_contract(module: SequenceModel, *, features: Sequence[str] | None = None, **fields: Any) -> Contract:
+    """What the exported graph of a SequenceModel declares."""
+    return Contract.from_fields(
+        {
+            "mode": module.mode,
+            "input": {"name": "x", "shape": ["batch", "time", module.features], "features": list(features or ())},
+            "lengths": "lengths",
+            "states": module.state_fields(),
+            "outputs": module.output_fields(),
+            **module.cell_fields(),
+            **{key: value for key, value in fields.items() if value is not None},
+        },
+        source=f"the contract of {fields.get('name', 'the model')}",
+    )
+
+
+def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto:
+    """Scaling, encoder, core, reduction, head and post-processing as one graph."""
+    graph = emit.Graph()
+    states = list(module.state_names)
+    core_states = states[: len(module.core_state_names)]
+    z = emit.affine(graph, "x", subtract=module.mean, divide=module.std)
+    encoded = emit.per_step(graph, module.encoder, z, module.features)
+    y, last_h, nexts = emit.core(graph, module.core, module.kind, encoded, "lengths", core_states)
+    if module.reduce is not None:
+        y = emit.reduce(graph, module.reduce, y, "lengths", last_h)
+    y = emit.per_step(graph, module.head, y, module.directions * module.hidden)
+    if isinstance(module, Forecaster):
+        results, previous = _forecast(graph, module, z, y)
+        nexts.append(previous)
+    else:
+        results = {module.output: _activation(graph, module.activation, y)}
+    for name, value in results.items():
+        graph.called(value, name)
+    for state, value in zip(contract.states, nexts, strict=False):
+        graph.called(value, str(state.output))
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, list(contract.input.shape)),
+        helper.make_tensor_value_info("lengths", TensorProto.INT32, ["batch"]),
+        *(helper.make_tensor_value_info(s.input, TensorProto.FLOAT, list(s.shape)) for s in contract.states),
+    ]
+    outputs = [
+        *(helper.make_tensor_value_info(o.name, TensorProto.FLOAT, list(o.shape)) for o in contract.outputs),
+        *(helper.make_tensor_value_info(str(s.output), TensorProto.FLOAT, list(s.shape)) for s in contract.states),
+    ]
+    made = helper.make_graph(graph.nodes, contract.name, inputs, outputs, list(graph.initializers.values()))
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", emit.OPSET)], ir_version=emit.IR_VERSION, producer_name="streamer"
+    )
+
+
+def _activation(graph: emit.Graph, activation: str, y: str) -> str:
+    if activation == "softmax":
+        return graph.op("Softmax", y, axis=-1)
+    return graph.op("Sigmoid", y) if activation == "sigmoid" else y
+
+
+def _forecast(graph: emit.Graph, module: Forecaster, z: str, delta: str) -> tuple[dict[str, str], str]:
+    """The forecast, the score of the current event by the previous prediction, and the next ``previous`` [B,F+1]."""
+    prediction = graph.op("Add", z, delta) if module.skip else delta
+    sizes = graph.constant(np.array([module.features, 1], np.int64), "sizes")
+    carried, seen = graph.add("Split", "previous", sizes, outputs=2, axis=1)
+    first = graph.op("Unsqueeze", carried, graph.axes(1))
+    begin, end, one = graph.axes(0), graph.axes(-1), graph.axes(1)
+    expected = graph.op("Concat", first, graph.op("Slice", prediction, begin, end, one), axis=1)
+    r = emit.affine(graph, graph.op("Sub", z, expected), divide=module.residual_scale)
+    reduction = "ReduceMean" if module.score == "mean" else "ReduceMax"
+    score = graph.op(reduction, graph.op("Mul", r, r), end, keepdims=1)
+    # A stream's first event has no prediction to be judged by: its score is 0.
+    head = graph.op("Mul", graph.op("Slice", score, begin, one, one), graph.op("Unsqueeze", seen, one))
+    rest = graph.op("Slice", score, one, graph.axes(np.iinfo(np.int64).max), one)
+    score = graph.op("Concat", head, rest, axis=1)
+    index = graph.op("Sub", graph.op("Cast", "lengths", to=TensorProto.INT64), graph.constant(np.int64(1)))
+    last = graph.op("GatherND", prediction, graph.op("Unsqueeze", index, one), batch_dims=1)
+    previous = graph.op("Pad", last, graph.constant(np.array([0, 0, 0, 1], np.int64)), graph.constant(np.float32(1)))
+    forecast = prediction
+    if not bool((module.std == 1).all()):
+        forecast = graph.op("Mul", forecast, graph.constant(emit.array(module.std), "std"))
+    if bool(module.mean.any()):
+        forecast = graph.op("Add", forecast, graph.constant(emit.array(module.mean), "mean"))
+    return {"forecast": forecast, "score": score}, previous
+
+
+def write(model: onnx.ModelProto, contract: Contract, path: str | os.PathLike[str]) -> None:
+    """Puts the contract in and the file in place, atomically and only if the service would take it."""
+    target = Path(path)
+    if target.with_suffix(".toml").exists():
+        raise ModelError(
+            f"{target.with_suffix('.toml')} is in the way: a model has its contract inside or beside it, not both"
+        )
+    helper.set_model_props(model, {METADATA_KEY: contract.dump().decode()})
+    model.ir_version = min(model.ir_version, emit.IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=target.parent) as staging:
+        draft = Path(staging) / target.name
+        onnx.save(model, draft)
+        Model.load(draft)
+        os.replace(draft, target)
