@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from export import plots
-from export.data import Split, Streams, sequences, split_by_stream
+from export.data import Split, Streams, split_by_stream
 from export.model import SequenceModel
 from export.publish import publish
 from export.readers import load
@@ -28,7 +28,7 @@ from streamer.errors import ConfigurationError, ModelError, StreamerError
 
 SEED = 0
 
-__all__ = ["Recipe", "get", "main", "names", "read_user_data", "run", "sequences", "split"]
+__all__ = ["Recipe", "get", "main", "names", "read_user_data", "run", "split"]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from export.data import Split
-from export.recipes import Recipe, sequences, split
+from export.data import Split, sequences
+from export.recipes import Recipe, split
 from export.train import ModelSection, TrainSection
 
 FEATURES = ("cpu", "memory", "requests", "latency")

@@ -1,8 +1,7 @@
 """Captions: vector to sequence. A picture is the first event of a stream; the state it leaves behind tells its caption.
 
 Data: rendered shapes (8 x 8 pixels) and their captions. An event is pixels beside a one-hot word: the first event has
-the pixels, each later one the word before. So a picture conditions a stream as any event does, and the service needs
-nothing special for it.
+the pixels, each later one the word before; so a picture conditions a stream as any event does.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from export.data import UNLABELLED, Split
+from export.data import Split, sequences
+from export.generate import rollout
 from export.model import SequenceModel
-from export.recipes import Recipe, sequences, split
+from export.recipes import Recipe, split
 from export.train import ModelSection, TrainSection
 
 SIDE = 8
@@ -26,13 +26,15 @@ FEATURES = (*(f"pixel-{i}" for i in range(PIXELS)), *(f"word-{word}" for word in
 def draw(rng: np.random.Generator, size: int, shape: int, place: int) -> np.ndarray:
     """[PIXELS], noisy; the shape lies somewhere in its quarter of the picture."""
     picture = np.zeros((SIDE, SIDE), np.float32)
-    side = 2 + 2 * size if shape != 1 else 3 + size
-    mask = np.ones((side, side)) if shape == 0 else np.zeros((side, side))
-    if shape == 1:
+    side = 3 + size
+    mask = np.zeros((side, side))
+    if shape == 0:
+        mask[:] = 1
+    elif shape == 1:
         mask[side // 2, :] = mask[:, side // 2] = 1
-    if shape == 2:
+    else:
         mask[0, :] = 1
-    slack = max(1, SIDE // 2 - side + 1)
+    slack = SIDE // 2 - side + 1
     top, left = (int(rng.integers(slack)) + (SIDE // 2 if far else 0) for far in (place >= 2, place % 2))
     picture[top : top + side, left : left + side] = mask
     return (picture + rng.normal(0, 0.1, picture.shape)).ravel()
@@ -55,15 +57,9 @@ def make(quick: bool) -> Split:
 
 def caption_of(model: SequenceModel, first: np.ndarray) -> str:
     """The most probable words, one after the other, for the event with the picture [F]."""
-    x, states = torch.from_numpy(first)[None, None], model.initial_states(1)
-    words: list[str] = []
-    with torch.no_grad():
-        while len(words) < 10 and (not words or words[-1] != "<end>"):
-            outputs, states = model(x, None, *states)
-            words.append(WORDS[int(outputs["y"][0, -1].argmax())])
-            x = torch.zeros(1, 1, len(FEATURES))
-            x[0, 0, PIXELS + WORDS.index(words[-1])] = 1
-    return " ".join(words[:-1])
+    one_hot = torch.eye(len(FEATURES))[PIXELS:]
+    picked = rollout(model, first[None], 8, lambda y: y.argmax(), lambda word: one_hot[word])
+    return " ".join(WORDS[int(word)] for word in picked).split(" <end>")[0]
 
 
 def position_baseline(data: Split) -> float:
@@ -71,7 +67,7 @@ def position_baseline(data: Split) -> float:
     assert data.train.labels is not None
     assert data.test.labels is not None
     learnt, judged = np.stack(data.train.labels), np.stack(data.test.labels)
-    guess = [np.bincount(column[column != UNLABELLED]).argmax() for column in learnt.T]
+    guess = [np.bincount(column).argmax() for column in learnt.T]
     return float((judged == np.array(guess)).mean())
 
 

@@ -5,14 +5,15 @@ Data: sentences of a small grammar, or any UTF-8 text file. Characters that only
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from export.data import Split, Streams, split_by_time
+from export.data import Split, sequences, split_by_time
+from export.generate import rollout, sampled
 from export.model import SequenceModel
-from export.recipes import Recipe, sequences
+from export.recipes import Recipe
 from export.train import ModelSection, TrainSection
 from streamer.errors import ConfigurationError
 
@@ -51,19 +52,11 @@ def read(path: Path) -> Split:
     return read_text(text)
 
 
-def generate(model: SequenceModel, classes: Streams, prompt: str, count: int, *, seed: int = 0) -> str:
+def generate(model: SequenceModel, names: Sequence[str], prompt: str, count: int, *, seed: int = 0) -> str:
     """Continue the prompt by sampling ``count`` characters."""
-    assert classes.classes is not None
-    names = list(classes.classes)
-    generator = torch.Generator().manual_seed(seed)
     tokens = [names.index(character) if character in names else 0 for character in prompt] or [0]
-    with torch.no_grad():
-        outputs, states = model(torch.tensor([tokens], dtype=torch.float32)[..., None])
-        written = []
-        for _ in range(count):
-            written.append(int(torch.multinomial(outputs["y"][0, -1], 1, generator=generator)))
-            outputs, states = model(torch.tensor([[[float(written[-1])]]]), None, *states)
-    return prompt + "".join(names[token] for token in written)
+    picked = rollout(model, np.array(tokens)[:, None], count, sampled(seed), lambda token: token)
+    return prompt + "".join(names[int(token)] for token in picked)
 
 
 RECIPE = Recipe(
@@ -83,5 +76,5 @@ RECIPE = Recipe(
     baseline="baseline_loss",
     baseline_name="nats per character of the unigram",
     feedback={"output": "y", "mode": "sample", "encoding": "index"},
-    show=lambda model, data: generate(model, data.train, "The ", 120),
+    show=lambda model, data: generate(model, data.train.classes or (), "The ", 120),
 )

@@ -6,11 +6,11 @@ Data: chord progressions of a small Markov chain in a random key, held for some 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from export.data import Split
+from export.data import Split, sequences
+from export.generate import rollout, sampled_set
 from export.model import SequenceModel
-from export.recipes import Recipe, sequences, split
+from export.recipes import Recipe, split
 from export.train import ModelSection, TrainSection
 
 NOTES = 36
@@ -41,14 +41,8 @@ def make(quick: bool) -> Split:
 
 def generate(model: SequenceModel, steps: int = 16) -> str:
     """Sampled from silence; one line per step, the notes that sound."""
-    generator = torch.Generator().manual_seed(0)
-    x, states, lines = torch.zeros(1, 1, NOTES), model.initial_states(1), []
-    with torch.no_grad():
-        for _ in range(steps):
-            outputs, states = model(x, None, *states)
-            x = torch.bernoulli(outputs["y"], generator=generator)
-            lines.append(" ".join(str(int(note)) for note in x[0, 0].nonzero()[:, 0]))
-    return "\n".join(lines)
+    sets = rollout(model, np.zeros((1, NOTES)), steps, sampled_set(), lambda notes: notes)
+    return "\n".join(" ".join(str(int(note)) for note in notes.nonzero()[:, 0]) for notes in sets)
 
 
 RECIPE = Recipe(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.data import Split
-from export.recipes import Recipe, sequences, split
+from export.data import Split, sequences
+from export.recipes import Recipe, split
 from export.train import ModelSection, TrainSection
 from streamer.errors import ConfigurationError
 

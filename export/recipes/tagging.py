@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.data import Split
-from export.recipes import Recipe, sequences, split
+from export.data import Split, sequences
+from export.recipes import Recipe, split
 from export.train import ModelSection, TrainSection
 
 TAGS = ("determiner", "adjective", "noun", "verb", "adverb")

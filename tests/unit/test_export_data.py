@@ -32,9 +32,11 @@ def write(path: Path, text: str) -> Path:
 def test_csv_is_grouped_by_stream_in_order_of_time(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "time,stream,a,b,label\n20,s2,3,4,yes\n10,s1,1,2,no\n5,s2,7,8,no\n5,s2,9,9,\n")
     data = load(path, classes=["no", "yes"])
-    assert data.names == ["s1", "s2"] and data.features == ("a", "b")
+    assert data.names == ["s1", "s2"]
+    assert data.features == ("a", "b")
     assert data.x[1].tolist() == [[7, 8], [9, 9], [3, 4]]  # equal times keep the order of the file
-    assert data.labels is not None and data.labels[1].tolist() == [0, -1, 1]
+    assert data.labels is not None
+    assert data.labels[1].tolist() == [0, -1, 1]
     assert data.events == 4
 
 
@@ -49,7 +51,9 @@ def test_npz_and_csv_of_the_same_events_are_equal(tmp_path: Path) -> None:
     )
     csv = write(tmp_path / "d.csv", "stream,time,u,v,label\nq,2,1,2,1\np,1,3,4,0\nq,1,5,6,0\n")
     a, b = load(tmp_path / "d.npz"), load(csv)
-    assert a.names == b.names and a.features == b.features and a.classes == b.classes == ("0", "1")
+    assert a.names == b.names
+    assert a.features == b.features
+    assert a.classes == b.classes == ("0", "1")
     for left, right in zip(a.x, b.x, strict=True):
         np.testing.assert_array_equal(left, right)
     chosen = load(tmp_path / "d.npz", features=["v"])
@@ -59,8 +63,10 @@ def test_npz_and_csv_of_the_same_events_are_equal(tmp_path: Path) -> None:
 def test_ts_cases_become_streams(tmp_path: Path) -> None:
     path = write(tmp_path / "d.ts", "#note\n@classLabel true\n@data\n1,2,3:4,5,6:b\n7:8:a\n")
     data = load(path)
-    assert data.x[0].tolist() == [[1, 4], [2, 5], [3, 6]] and data.classes == ("a", "b")
-    assert data.labels is not None and data.labels[0].tolist() == [1, 1, 1]
+    assert data.x[0].tolist() == [[1, 4], [2, 5], [3, 6]]
+    assert data.classes == ("a", "b")
+    assert data.labels is not None
+    assert data.labels[0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -96,9 +102,11 @@ def test_split_by_stream_is_disjoint_and_keeps_classes_in_all_parts() -> None:
     data = streams([5] * 40, labels=True)
     split = split_by_stream(data, validation=0.2, test=0.2, seed=3)
     names = [set(part.names) for part in (split.train, split.validation, split.test)]
-    assert set.union(*names) == set(data.names) and sum(map(len, names)) == 40
+    assert set.union(*names) == set(data.names)
+    assert sum(map(len, names)) == 40
     for part in (split.train, split.validation, split.test):
-        assert part.labels is not None and {int(y[-1]) for y in part.labels} == {0, 1}
+        assert part.labels is not None
+        assert {int(y[-1]) for y in part.labels} == {0, 1}
     again = split_by_stream(data, validation=0.2, test=0.2, seed=3)
     assert again.test.names == split.test.names
     assert split_by_stream(data, validation=0.2, test=0.2, seed=4).test.names != split.test.names
@@ -111,7 +119,8 @@ def test_split_by_time_never_lets_training_see_the_future() -> None:
     for part in (split.validation, split.test):
         for times, start in zip(part.times_ms, part.counted_from, strict=True):
             assert int(times[start]) > newest
-            assert times[0] == 0 and start > 0  # the earlier events are there, to warm the state up
+            assert times[0] == 0
+            assert start > 0
     assert split.train.events + split.validation.events + split.test.events == data.events
     assert min(int(t[s]) for t, s in zip(split.test.times_ms, split.test.counted_from, strict=True)) > max(
         int(t[-1]) for t in split.validation.times_ms
@@ -130,7 +139,8 @@ def test_too_little_data_to_split_is_refused() -> None:
 def test_scaling_comes_from_the_training_part_and_constants_stay_finite() -> None:
     train = Streams(("a", "b"), ["s"], [np.array([[1, 7], [3, 7]], np.float32)], [np.arange(2)])
     mean, std = fit_scaling(train)
-    assert mean.tolist() == [2, 7] and std.tolist() == [1, 1]
+    assert mean.tolist() == [2, 7]
+    assert std.tolist() == [1, 1]
 
 
 def examples_of(lengths: list[int]) -> list[Example]:
@@ -144,7 +154,8 @@ def test_chunks_carry_every_stream_once_in_order_and_in_one_lane(rows: int) -> N
     lane_of: dict[int, int] = {}
     for chunk in chunks(examples_of(lengths), rows=rows, steps=4):
         assert len(set(chunk.lanes.tolist())) == len(chunk.lanes) <= rows
-        assert chunk.lengths.min() >= 1 and chunk.x.shape[1] == chunk.lengths.max()
+        assert chunk.lengths.min() >= 1
+        assert chunk.x.shape[1] == chunk.lengths.max()
         for row, index in enumerate(chunk.examples.tolist()):
             assert chunk.fresh[row] == (chunk.starts[row] == 0) == (not seen[index])
             lane = lane_of.setdefault(index, int(chunk.lanes[row]))

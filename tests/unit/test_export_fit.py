@@ -10,11 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export.data import Example  # noqa: E402
-from export.fit import FitOptions, Trainer  # noqa: E402
-from export.model import ModelConfig, build  # noqa: E402
-from export.tasks import chunk_loss, mean_loss, passes  # noqa: E402
-from streamer.errors import ConfigurationError  # noqa: E402
+from export.data import Example
+from export.fit import FitOptions, Trainer
+from export.model import ModelConfig, build
+from export.tasks import chunk_loss, mean_loss, passes
+from streamer.errors import ConfigurationError
+
+pytestmark = pytest.mark.torch
 
 
 def examples(seed: int, count: int = 12) -> list[Example]:
@@ -100,13 +102,15 @@ def test_clipping_bounds_the_step_and_is_reported() -> None:
     after = torch.cat([p.detach().flatten() for p in made.model.parameters()])
     steps = 3 * 5  # no more batches than that: 4 streams of at most 39 steps, 4 beside each other, 8 steps each
     assert 0 < float((after - before).norm()) <= steps * 1e-4
-    assert history.epochs[0].clipped_share == 1.0 and history.epochs[0].gradient_norm_max > 1e-4
+    assert history.epochs[0].clipped_share == 1.0
+    assert history.epochs[0].gradient_norm_max > 1e-4
 
 
 def test_patience_ends_training_with_the_best_weights() -> None:
     made = trainer(epochs=200, patience=3, learning_rate=0.05)
     history = made.run(examples(0, count=3), examples(1))
-    assert history.stopped_early and len(history.epochs) == history.best_epoch + 4 < 200
+    assert history.stopped_early
+    assert len(history.epochs) == history.best_epoch + 4 < 200
     assert mean_loss(made.model, "regress", examples(1)) == pytest.approx(history.best_loss)
 
 

@@ -9,8 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from export.model import Forecaster, ModelConfig, SequenceModel, build, load, save  # noqa: E402
-from streamer.errors import ConfigurationError, ModelError  # noqa: E402
+from export.model import Forecaster, ModelConfig, SequenceModel, build, load, save
+from streamer.errors import ConfigurationError, ModelError
+
+pytestmark = pytest.mark.torch
 
 CELLS = [("lstm", "tanh"), ("gru", "tanh"), ("rnn", "tanh"), ("rnn", "relu")]
 
@@ -78,7 +80,8 @@ def test_initialisation_is_orthogonal_per_gate_with_an_open_forget_gate() -> Non
     for gate in torch.split(model.core.weight_hh_l1.detach(), 5):
         torch.testing.assert_close(gate @ gate.T, torch.eye(5), atol=1e-5, rtol=0)
     bias = model.core.bias_ih_l0.detach()
-    assert bias[5:10].tolist() == [1.0] * 5 and bias[:5].tolist() == [0.0] * 5
+    assert bias[5:10].tolist() == [1.0] * 5
+    assert bias[:5].tolist() == [0.0] * 5
     assert model.core.bias_hh_l0.detach().tolist() == [0.0] * 20
 
 
@@ -87,7 +90,8 @@ def test_probabilities_are_part_of_the_model() -> None:
     x = torch.tensor([[[0.0], [6.0], [99.0]]])
     y = model(x)[0]["y"]
     torch.testing.assert_close(y.sum(dim=-1), torch.ones(1, 3))
-    assert model.output_fields()[0]["kind"] == "classes" and model.output_fields()[0]["labels"] == ["a", "b"]
+    assert model.output_fields()[0]["kind"] == "classes"
+    assert model.output_fields()[0]["labels"] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,8 @@ def test_save_and_load_give_the_same_model(tmp_path: Path, options: dict[str, An
     model = model_of(**options)
     save(model, tmp_path / "m.pt")
     again = load(tmp_path / "m.pt")
-    assert again.config == model.config and not again.training
+    assert again.config == model.config
+    assert not again.training
     x = torch.randn(2, 4, 3)
     for name, value in model(x)[0].items():
         torch.testing.assert_close(again(x)[0][name], value, atol=0, rtol=0)
