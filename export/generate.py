@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from export.model import SequenceModel
@@ -28,7 +28,7 @@ def sampled_set(seed: int = 0) -> Pick:
 
 def rollout(
     model: SequenceModel,
-    prompt: NDArray[np.float32],
+    prompt: ArrayLike,
     steps: int,
     pick: Pick,
     encode: Callable[[Tensor], Tensor],

@@ -15,8 +15,7 @@ from export.model import SequenceModel
 from export.recipes import Recipe, split
 from export.train import ModelSection, TrainSection
 
-SIDE = 8
-PIXELS = SIDE * SIDE
+SIDE, PIXELS = 8, 64
 SIZES, SHAPES = ("small", "large"), ("square", "cross", "bar")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 WORDS = ("<end>", "a", *SIZES, *SHAPES, "at", "the", "top", "bottom", "left", "right")
@@ -25,15 +24,9 @@ FEATURES = (*(f"pixel-{i}" for i in range(PIXELS)), *(f"word-{word}" for word in
 
 def draw(rng: np.random.Generator, size: int, shape: int, place: int) -> np.ndarray:
     """[PIXELS], noisy; the shape lies somewhere in its quarter of the picture."""
-    picture = np.zeros((SIDE, SIDE), np.float32)
-    side = 3 + size
-    mask = np.zeros((side, side))
-    if shape == 0:
-        mask[:] = 1
-    elif shape == 1:
-        mask[side // 2, :] = mask[:, side // 2] = 1
-    else:
-        mask[0, :] = 1
+    picture, side = np.zeros((SIDE, SIDE), np.float32), 3 + size
+    middle, first = np.arange(side) == side // 2, np.arange(side) == 0
+    mask = (np.ones((side, side)), middle[:, None] | middle, np.repeat(first[:, None], side, axis=1))[shape]
     slack = SIDE // 2 - side + 1
     top, left = (int(rng.integers(slack)) + (SIDE // 2 if far else 0) for far in (place >= 2, place % 2))
     picture[top : top + side, left : left + side] = mask
@@ -64,11 +57,9 @@ def caption_of(model: SequenceModel, first: np.ndarray) -> str:
 
 def position_baseline(data: Split) -> float:
     """Accuracy of the most common word at each place of a caption, whatever the picture."""
-    assert data.train.labels is not None
-    assert data.test.labels is not None
-    learnt, judged = np.stack(data.train.labels), np.stack(data.test.labels)
-    guess = [np.bincount(column).argmax() for column in learnt.T]
-    return float((judged == np.array(guess)).mean())
+    learnt, judged = (np.stack(part.labels or []) for part in (data.train, data.test))
+    guess = np.array([np.bincount(column).argmax() for column in learnt.T])
+    return float((judged == guess).mean())
 
 
 RECIPE = Recipe(
@@ -77,7 +68,6 @@ RECIPE = Recipe(
     make=make,
     model=ModelSection(hidden=96, kind="gru"),
     training=TrainSection(epochs=15, rows=64, steps=16, learning_rate=5e-3, schedule="cosine"),
-    quick_model=ModelSection(hidden=64, kind="gru"),
     quick_training=TrainSection(epochs=10, rows=32, steps=16, learning_rate=5e-3, schedule="cosine"),
     metric="accuracy",
     limit=0.97,

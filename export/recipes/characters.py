@@ -18,8 +18,7 @@ from export.train import ModelSection, TrainSection
 from streamer.errors import ConfigurationError
 
 UNKNOWN = "\ufffd"
-VOCABULARY = 128
-"""Room for the different characters of most texts in one alphabet."""
+VOCABULARY = 128  # room for the different characters of most texts in one alphabet
 
 
 def read_text(text: str) -> Split:
@@ -65,9 +64,7 @@ RECIPE = Recipe(
     make=make,
     read=read,
     model=ModelSection(hidden=256, kind="lstm", vocabulary=VOCABULARY, embedding=48),
-    training=TrainSection(
-        epochs=4, rows=32, steps=64, segment_steps=4000, learning_rate=4e-3, schedule="cosine", clip_norm=1.0
-    ),
+    training=TrainSection(epochs=4, rows=32, steps=64, segment_steps=4000, learning_rate=8e-3, schedule="cosine"),
     quick_model=ModelSection(hidden=64, kind="gru", vocabulary=VOCABULARY, embedding=16),
     quick_training=TrainSection(epochs=6, rows=16, steps=32, segment_steps=600, learning_rate=1e-2, schedule="cosine"),
     metric="loss",

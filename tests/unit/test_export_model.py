@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from export.model import Forecaster, ModelConfig, SequenceModel, build, load, save
 from streamer.errors import ConfigurationError, ModelError
