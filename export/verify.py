@@ -252,7 +252,7 @@ def load_weights(path: str | Path) -> nn.Module:
 
 
 def build_module(factory: str, weights: dict[str, Any]) -> nn.Module:
-    """What PACKAGE.MODULE:FACTORY returns, with a state dict loaded into it, in evaluation mode. ModelError if it fails."""
+    """What PACKAGE.MODULE:FACTORY returns, with a state dict loaded, in evaluation mode. ModelError if that fails."""
     package, _, attribute = factory.partition(":")
     if not package or not attribute:
         raise ModelError(
