@@ -1,0 +1,175 @@
+"""Training by the command on real data: servers' metrics and spoken vowels. Short here, the full proof in `accept`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+import torch
+
+from export import train
+from export.memorytasks import ADDING_BASELINE, copy_baseline, split_of
+from export.train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
+
+pytestmark = pytest.mark.torch
+
+SERVERS = """
+name = "servers"
+task = "forecast"
+[data]
+path = "train.npz"
+test_path = "test.npz"
+split = "time"
+classes = ["normal", "anomaly"]
+[model]
+kind = "{kind}"
+hidden = 64
+[training]
+epochs = {epochs}
+rows = 48
+steps = 48
+segment_steps = 1800
+patience = 4
+"""
+
+VOWELS = """
+name = "vowels"
+task = "classify"
+seeds = {seeds}
+[data]
+path = "{folder}/JapaneseVowels_TRAIN.ts"
+test_path = "{folder}/JapaneseVowels_TEST.ts"
+[model]
+kind = "{kind}"
+hidden = 48
+directions = {directions}
+reduce = "mean"
+[training]
+epochs = {epochs}
+rows = 16
+optimiser = "adamw"
+weight_decay = 1e-3
+schedule = "cosine"
+"""
+
+
+def run(folder: Path, text: str) -> dict[str, Any]:
+    (folder / "train.toml").write_text(text)
+    assert train.main(["--config", str(folder / "train.toml"), "--out", str(folder / "out")]) == 0
+    metrics: dict[str, Any] = json.loads((folder / "out" / "metrics.json").read_text())
+    assert metrics["verification"]["passed"]
+    return metrics
+
+
+def servers(folder: Path, data_dir: Path, kind: str, epochs: int) -> dict[str, Any]:
+    """Twelve servers of 19 metrics each; the test file is judged, the training file split by time."""
+    with np.load(data_dir / "asd" / "asd.npz") as archive:
+        for part in ("train", "test"):
+            x = [archive[f"omi-{i}_{part}"] for i in range(1, 13)]
+            label = [
+                archive[f"omi-{i}_label"] if part == "test" else np.zeros(len(x[i - 1]), int) for i in range(1, 13)
+            ]
+            np.savez(
+                folder / f"{part}.npz",
+                stream=np.repeat([f"omi-{i}" for i in range(1, 13)], [len(rows) for rows in x]),
+                time_ms=np.concatenate([np.arange(len(rows)) * 300_000 for rows in x]),
+                x=np.concatenate(x),
+                label=np.concatenate(label),
+            )
+    return run(folder, SERVERS.format(kind=kind, epochs=epochs))
+
+
+def test_a_forecaster_of_real_servers_finds_anomalies(tmp_path: Path, data_dir: Path) -> None:
+    figures = servers(tmp_path, data_dir, "gru", epochs=4)["best"]["figures"]["test"]
+    assert figures["loss"] < figures["baseline_loss"]
+    assert figures["auc_mean_of_streams"] >= 0.75
+
+
+@pytest.mark.accept
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_mean_auc_of_the_residual_score_on_real_servers(tmp_path: Path, data_dir: Path, kind: str) -> None:
+    figures = servers(tmp_path, data_dir, kind, epochs=12)["best"]["figures"]["test"]
+    assert figures["auc_mean_of_streams"] >= 0.80
+
+
+def test_a_bidirectional_model_learns_real_utterances(tmp_path: Path, data_dir: Path) -> None:
+    folder = data_dir / "japanese-vowels"
+    text = VOWELS.format(folder=folder, seeds=[0], kind="gru", directions=2, epochs=15)
+    figures = run(tmp_path, text)["best"]["figures"]["test"]
+    assert figures["accuracy"] >= 0.90
+    assert figures["baseline_accuracy"] < 0.2
+
+
+@pytest.mark.accept
+def test_accuracy_on_real_utterances_over_three_seeds(tmp_path: Path, data_dir: Path) -> None:
+    found = {}
+    for kind, directions in (("lstm", 2), ("lstm", 1), ("gru", 1), ("rnn", 1)):
+        text = VOWELS.format(
+            folder=data_dir / "japanese-vowels", seeds=[0, 1, 2], kind=kind, directions=directions, epochs=60
+        )
+        found[kind, directions] = run(tmp_path, text)["summary"]["test_accuracy"]["mean"]
+    print(found)
+    assert found["lstm", 2] >= 0.96
+    assert found["lstm", 1] > 0.8
+
+
+def memory_loss(task: str, length: int, model: ModelSection, training: TrainSection, count: int) -> float:
+    torch.set_num_threads(1)
+    config = TrainConfig(
+        name=task,
+        task="regress" if task == "adding" else "classify",
+        data=DataSection(path="generated", scale=False),
+        model=model,
+        training=training,
+    )
+    trained = train_seed(config, split_of(task, length, count, 0), 0, out=None)
+    return trained.figures["test"]["loss"]
+
+
+@pytest.mark.accept
+@pytest.mark.slow
+def test_gated_cells_remember_where_the_plain_rnn_forgets() -> None:
+    training = TrainSection(epochs=10, rows=64, learning_rate=3e-3)
+    found = {
+        kind: memory_loss("adding", 200, ModelSection(hidden=64, kind=kind, reduce="last"), training, 12_800)
+        for kind in ("gru", "rnn")
+    }
+    print(found)
+    assert found["gru"] <= ADDING_BASELINE / 5
+    assert found["rnn"] > ADDING_BASELINE / 5
+
+
+@pytest.mark.accept
+@pytest.mark.slow
+def test_a_gated_cell_copies_over_thirty_steps() -> None:
+    model = ModelSection(hidden=128, kind="gru", vocabulary=10, embedding=10)
+    training = TrainSection(epochs=36, rows=64, steps=50, learning_rate=3e-3)
+    assert memory_loss("copying", 30, model, training, 10_240) <= copy_baseline(30) / 2
+
+
+@pytest.mark.accept
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_held_out_text_of_shakespeare(data_dir: Path, kind: str) -> None:
+    from export.recipes import characters
+
+    text = data_dir / "char-text" / "tinyshakespeare.txt"
+    recipe = characters.RECIPE
+    config = TrainConfig(
+        name="characters",
+        task=recipe.task,
+        data=DataSection(path=str(text)),
+        model=ModelSection(hidden=256, kind=kind, vocabulary=recipe.model.vocabulary, embedding=recipe.model.embedding),
+        training=recipe.training,
+    )
+    assert recipe.training.epochs == 4
+    figures = train_seed(config, characters.read(text), 0, out=None).figures
+    assert figures["test"]["loss"] <= 1.65
+    assert figures["validation"]["loss"] <= 1.65
