@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
 import onnx
+import torch
 from torch import nn
 
 from export.graph import export_model
@@ -19,6 +19,8 @@ from export.model import ModelConfig, SequenceModel, build
 from export.verify import verify
 from streamer.errors import ModelError
 from streamer.model import Model
+
+pytestmark = pytest.mark.torch
 
 CELLS = [("lstm", "tanh"), ("gru", "tanh"), ("rnn", "tanh"), ("rnn", "relu")]
 LENGTHS = torch.tensor([7, 1, 3, 5, 6])

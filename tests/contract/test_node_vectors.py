@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.torch
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
+import onnx
 from onnx import numpy_helper
 from onnx_models import save
 
 from streamer.errors import ModelError
 from streamer.model import Model
+
+pytestmark = pytest.mark.torch
 
 RUNS = [
     "gru_defaults",
