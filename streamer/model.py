@@ -92,6 +92,8 @@ class Model:
         self.states: tuple[State, ...] = (*contract.states, *context)
         self.max_steps: int | None = 1 if contract.single_step or contract.context else None
         self.rows_per_call: int | None = None
+        self.false_batch = False
+        """The graph declares a batch, but rows disturb each other in it (found by the probe)."""
         self.length_multiple = 1
         """Windows run in multiples of so many events (found by the probe)."""
         self._session = session
@@ -392,6 +394,7 @@ class Model:
 
     def one_row_per_call(self) -> None:
         """What the batch axis promised does not hold."""
+        self.false_batch = True
         self.rows_per_call = 1
         self._settle()
 
