@@ -10,68 +10,20 @@ the graph can take at once; ``max_steps``, ``batched`` and ``ragged`` tell a sch
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 
-from streamer.contract import METADATA_KEY, Axis, Contract, State, load_sidecar
+from streamer.contract import METADATA_KEY, Contract, State, load_sidecar
 from streamer.core import F32, I32
 from streamer.errors import ModelError, ModelRunError
 from streamer.graphfile import check, digest, external_files, scan
-from streamer.probe import Array, Finding, Probe, Result
+from streamer.probe import Finding, Probe
+from streamer.signature import Array, Layout, Signature
 
-_DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How a tensor with declared axes is read as [B, T, numbers...]: transposition and shape of the numbers."""
-
-    to_graph: tuple[int, ...] | None
-    to_rows: tuple[int, ...] | None
-    numbers: tuple[int, ...]
-    time: bool
-    size: int
-
-    @classmethod
-    def of(cls, shape: Sequence[Axis], extra: int = 0) -> _Layout:
-        numbers = tuple(axis + extra for axis in shape if isinstance(axis, int))
-        time = "time" in shape
-        logical = ["batch", *(["time"] if time else [])]
-        order = [logical.index(axis) if isinstance(axis, str) else -1 for axis in shape]
-        rest = iter(range(len(logical), len(shape)))
-        order = [next(rest) if index < 0 else index for index in order]
-        straight = order == list(range(len(order)))
-        back = tuple(int(index) for index in np.argsort(order))
-        return cls(None if straight else tuple(order), None if straight else back, numbers, time, prod(numbers))
-
-    def feed(self, x: Array, dtype: type[np.generic]) -> Array:
-        """x[B,T,F] as the graph wants it (T is 1 where it has no time axis)."""
-        rows, steps = x.shape[:2]
-        shaped = x.reshape((rows, steps, *self.numbers) if self.time else (rows, *self.numbers))
-        if self.to_graph is not None:
-            shaped = shaped.transpose(self.to_graph)
-        return np.ascontiguousarray(shaped, dtype)
-
-    def read(self, y: Array, rows: int, steps: int, *, per_event: bool) -> F32:
-        """A graph output as [B,T,O], or [B,O] per window."""
-        if self.to_rows is not None:
-            y = y.transpose(self.to_rows)
-        y = y.reshape((rows, steps, self.size) if per_event else (rows, self.size))
-        return y if y.dtype == np.float32 else y.astype(np.float32)
+Result = tuple[list[F32], list[F32]]
 
 
 class Model:
@@ -91,7 +43,6 @@ class Model:
         context = (State("context", ("batch", contract.context)),) if contract.context else ()
         self.states: tuple[State, ...] = (*contract.states, *context)
         self.max_steps: int | None = 1 if contract.single_step or contract.context else None
-        self.rows_per_call: int | None = None
         self.false_batch = False
         """The graph declares a batch, but rows disturb each other in it (found by the probe)."""
         self.length_multiple = 1
@@ -101,17 +52,19 @@ class Model:
         self._quiet.log_severity_level = 4
         self._options: onnxruntime.RunOptions | None = None
         self._initial = [state.initial_row() for state in self.states]
-        self._layout = _Layout.of(contract.input.shape, contract.context)
+        self._layout = Layout.of(contract.input.shape, contract.context)
         self._dtype = cast(type[np.generic], np.dtype(contract.input.dtype).type)
-        self._read = [(_Layout.of(output.shape), output.per == "event") for output in contract.outputs]
+        self._read = [(Layout.of(output.shape), output.per == "event") for output in contract.outputs]
         self._state_inputs = [state.input for state in contract.states]
         # A window starts from the initial state and carries nothing on.
         carried = [state.output for state in contract.states if state.output is not None and contract.mode == "step"]
         self._carried = len(self.states) if carried or context else 0
         self._fetch = [output.name for output in contract.outputs] + carried
-        self._lengths_dtype: type[np.generic] = np.int32
-        self._constants: dict[str, Array] = {}
-        self._check_graph()
+        signature = Signature.of(contract, session.get_inputs(), session.get_outputs())
+        self.rows_per_call = signature.rows_per_call
+        self._lengths_dtype, self._constants = signature.lengths_dtype, signature.constants
+        if signature.single_step:
+            self.max_steps = 1
         self._direct = False
         self._settle()
 
@@ -217,10 +170,13 @@ class Model:
             x = np.concatenate((states[-1][:, None, :], x), axis=2)
             kept = [np.ascontiguousarray(x[:, 0, -self.contract.context :])]
         results = self._infer(self._feed(x, lengths, states), rows, steps)
-        outputs = [
-            layout.read(result, rows, steps, per_event=per_event)
-            for result, (layout, per_event) in zip(results, self._read, strict=False)
-        ]
+        try:
+            outputs = [
+                layout.read(result, rows, steps, per_event=per_event)
+                for result, (layout, per_event) in zip(results, self._read, strict=False)
+            ]
+        except ValueError as error:
+            raise ModelRunError(f"model {self.contract.name!r} gave an output of another shape: {error}") from None
         return outputs, results[len(outputs) :] + kept
 
     def _subset(self, x: F32, lengths: I32, states: Sequence[F32], rows: Array, steps: int) -> Result:
@@ -285,90 +241,6 @@ class Model:
             parts.append((rows, slice(0, x.shape[1]), ([output[: len(rows)] for output in outputs], cut)))
         return self._assemble(x, states, parts)
 
-    # checks at load
-
-    def _check_graph(self) -> None:
-        contract = self.contract
-        inputs = {node.name: node for node in self._session.get_inputs()}
-        outputs = {node.name: node for node in self._session.get_outputs()}
-        fixed: dict[int, str] = {}
-        declared = {contract.input.name: (contract.input.shape, contract.input.dtype)}
-        declared |= {state.input: (state.shape, "float32") for state in contract.states}
-        for name, (shape, dtype) in declared.items():
-            node = _find(inputs, name, "input")
-            _check_type(node, dtype)
-            extra = contract.context if name == contract.input.name else 0
-            batch = _check_axes(node, shape, extra, "input")
-            if batch is not None:
-                fixed[batch] = name
-        for output in contract.outputs:
-            _check_axes(_find(outputs, output.name, "output"), output.shape, 0, "output")
-        for state in contract.states:
-            if state.output is not None:
-                node = _find(outputs, state.output, "output")
-                _check_type(node, "float32")
-                _check_axes(node, state.shape, 0, "output")
-        rows = self._check_lengths(inputs)
-        if rows is not None:
-            fixed[rows] = cast(str, contract.lengths)
-        if len(fixed) > 1:
-            sizes = " and ".join(f"{name!r} takes {size}" for size, name in fixed.items())
-            raise ModelError(
-                f'the tensors disagree about the number of rows ({sizes}): correct where "batch" is in their shapes'
-            )
-        self.rows_per_call = next(iter(fixed), None)
-        self._check_time(inputs[contract.input.name])
-        self._check_constants(inputs)
-        known = {*declared, *contract.constants, *([contract.lengths] if contract.lengths else [])}
-        for name in inputs.keys() - known:
-            raise ModelError(f"the graph input {name!r} is not declared: add it to states, constants or lengths")
-        if any("time" not in output.shape for output in contract.outputs) and contract.mode == "step":
-            self.max_steps = 1
-
-    def _check_time(self, node: Any) -> None:
-        shape = self.contract.input.shape
-        steps = node.shape[shape.index("time")] if "time" in shape and len(node.shape) == len(shape) else None
-        if not isinstance(steps, int) or steps < 1:
-            return
-        if steps == 1 and self.contract.mode == "step":
-            self.max_steps = 1
-        else:
-            raise ModelError(
-                f"the time axis of {node.name!r} is fixed to {steps} steps: export it with a dynamic time axis"
-            )
-
-    def _check_lengths(self, inputs: dict[str, Any]) -> int | None:
-        """Returns the number of rows if the tensor fixes it."""
-        name = self.contract.lengths
-        if name is None:
-            return None
-        node = _find(inputs, name, "input")
-        if node.type not in ("tensor(int32)", "tensor(int64)") or len(node.shape) != 1:
-            raise ModelError(
-                f"lengths {name!r} is a {node.type} of shape {node.shape}: it must be int32 or int64 of shape [batch]"
-            )
-        self._lengths_dtype = _DTYPES[node.type]
-        return node.shape[0] if isinstance(node.shape[0], int) else None
-
-    def _check_constants(self, inputs: dict[str, Any]) -> None:
-        for name, value in self.contract.constants.items():
-            node = _find(inputs, name, "input")
-            if node.type not in _DTYPES:
-                raise ModelError(f"the constant {name!r} is a {node.type}, which a contract cannot hold")
-            try:
-                array = np.asarray(value, _DTYPES[node.type])
-            except (ValueError, TypeError, OverflowError):
-                raise ModelError(f"the constant {name!r} is not a {node.type}: correct its value") from None
-            sizes = [axis if isinstance(axis, int) else None for axis in node.shape]
-            if array.size == 1 and array.ndim != len(sizes) and None not in sizes:
-                array = array.reshape([1] * len(sizes))
-            if array.ndim != len(sizes) or any(s not in (None, n) for s, n in zip(sizes, array.shape, strict=True)):
-                raise ModelError(
-                    f"the constant {name!r} has shape {list(array.shape)}, the graph wants {node.shape}:"
-                    " correct its value"
-                )
-            self._constants[name] = array
-
     def _settle(self) -> None:
         plain = self.max_steps is None or self.contract.lengths is None
         self._direct = plain and self.rows_per_call is None
@@ -415,43 +287,6 @@ class Model:
         finally:
             self._options = None
         return self.findings
-
-
-def _find(nodes: dict[str, Any], name: str, what: str) -> Any:
-    if name not in nodes:
-        raise ModelError(
-            f"the graph has no {what} {name!r}, it has {', '.join(map(repr, nodes))}: correct the contract"
-        )
-    return nodes[name]
-
-
-def _check_type(node: Any, dtype: str) -> None:
-    if _DTYPES.get(node.type) is not np.dtype(dtype).type:
-        raise ModelError(
-            f"{node.name!r} is a {node.type} in the graph, but {dtype} is declared:"
-            " correct the contract or cast in the graph"
-        )
-
-
-def _check_axes(node: Any, shape: Sequence[Axis], extra: int, what: str) -> int | None:
-    """Compares declared axes with the graph's; returns the batch size if the graph fixes it."""
-    if node.shape is None or len(node.shape) != len(shape):
-        raise ModelError(
-            f"the {what} {node.name!r} has shape {node.shape} in the graph, but {list(shape)} is declared:"
-            " correct the contract"
-        )
-    batch = None
-    for axis, real in zip(shape, node.shape, strict=True):
-        if isinstance(axis, int):
-            if isinstance(real, int) and real != axis + extra:
-                note = f" (with context {extra}: {axis + extra})" if extra else ""
-                raise ModelError(
-                    f"the {what} {node.name!r} has shape {node.shape} in the graph,"
-                    f" but {list(shape)} is declared{note}: correct the contract"
-                )
-        elif axis == "batch" and isinstance(real, int):
-            batch = real
-    return batch
 
 
 def _contract(path: Path, embedded: bytes | None) -> Contract:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamer.core import F32
 from streamer.errors import ModelError, ModelRunError
+from streamer.signature import Array
 
 if TYPE_CHECKING:
     from streamer.model import Model
@@ -24,7 +24,6 @@ TOLERANCE = 1e-5
 _ROWS, _STEPS = 3, 3
 _LENGTH_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
-Array = NDArray[Any]
 Result = tuple[list[F32], list[F32]]
 
 
