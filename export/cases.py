@@ -110,8 +110,8 @@ def _config(name: str, task: str, model: ModelSection, training: TrainSection, *
 
 
 def _adding(quick: bool) -> Case:
-    lengths, count = ((10, 30), 1600) if quick else ((50, 100, 200), 12_800)
-    training = TrainSection(epochs=6 if quick else 12, rows=32 if quick else 64, learning_rate=5e-3 if quick else 3e-3)
+    lengths, count = ((10, 30), 1600) if quick else ((50, 200), 12_800)
+    training = TrainSection(epochs=6 if quick else 10, rows=32 if quick else 64, learning_rate=5e-3 if quick else 3e-3)
     return Case(
         "adding",
         _config("adding", "regress", ModelSection(hidden=32 if quick else 64, reduce="last"), training),
@@ -122,8 +122,10 @@ def _adding(quick: bool) -> Case:
 
 
 def _copying(quick: bool) -> Case:
-    lengths, count = ((2, 10), 800) if quick else ((10, 30, 60), 6_400)
-    training = TrainSection(epochs=4 if quick else 20, rows=32 if quick else 64, steps=100, learning_rate=5e-3)
+    lengths, count = ((2, 10), 800) if quick else ((10, 30), 10_240)
+    training = TrainSection(
+        epochs=4 if quick else 25, rows=32 if quick else 64, steps=100, learning_rate=5e-3 if quick else 3e-3
+    )
     model = ModelSection(hidden=32 if quick else 96, vocabulary=10, embedding=10)
     return Case(
         "copying",
