@@ -232,6 +232,8 @@ def train_seed(config: TrainConfig, split: Split, seed: int, *, out: Path | None
 
 def run(config: TrainConfig, base: Path, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Train every seed, publish the best model and write figures and plots; returns what metrics.json holds."""
+    if config.model.kind == "mlp":
+        raise ConfigurationError("kind mlp is the baseline of `compare` and is not exported: use rnn, lstm or gru")
     torch.set_num_threads(config.threads)
     out.mkdir(parents=True, exist_ok=True)
     split = read_split(config, base)

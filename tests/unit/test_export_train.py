@@ -137,6 +137,7 @@ def test_without_a_terminal_nothing_is_drawn(tmp_path: Path, capsys: pytest.Capt
         ("data.features=['nope']", "no feature 'nope'"),
         ("data.path=none.csv", "no such data file"),
         ("model.kind=transformer", "kind must be one of"),
+        ("model.kind=mlp", "not exported"),
         ("training", "SECTION.KEY=VALUE"),
         ("training.learning_rate=1e30", "diverged"),
     ],
