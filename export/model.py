@@ -18,52 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from export.cells import CELLS, KINDS, TokenEmbedding, WindowCore, initialise, zero_last_linear
 from streamer.errors import ConfigurationError, ModelError
 
-CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-KINDS = (*CELLS, "mlp")
-"""``mlp`` is the feed-forward baseline: it sees a fixed number of recent events and remembers nothing else."""
+__all__ = ["Forecaster", "ModelConfig", "SequenceModel", "TokenEmbedding", "build", "load", "save"]
+
 REDUCTIONS = ("last", "mean", "max")
 ACTIVATIONS = ("none", "softmax", "sigmoid")
 SCORES = ("mean", "max")
-
-
-class TokenEmbedding(nn.Module):
-    """Encoder for streams of categories: x[..., 1] is an index 0..vocabulary-1 as a float; gives [..., size].
-
-    Indices outside of the vocabulary are clamped, so that the graph cannot read outside of its table.
-    """
-
-    def __init__(self, vocabulary: int, size: int) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-        self.table = nn.Embedding(vocabulary, size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        index = x.squeeze(-1).to(torch.int64).clamp(0, self.vocabulary - 1)
-        embedded: Tensor = self.table(index)
-        return embedded
-
-
-class WindowCore(nn.Module):
-    """One hidden ReLU layer over the last ``window`` events; its state is the ``window - 1`` events before this one.
-
-    Takes the place of a recurrent core: y[B,T,H] and the state [1, B, (window-1)*E], oldest event first.
-    """
-
-    def __init__(self, encoded: int, hidden: int, window: int) -> None:
-        super().__init__()
-        self.encoded, self.window = encoded, window
-        self.layer = nn.Linear(encoded * window, hidden)
-
-    def forward(self, e: Tensor, h: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        rows, steps, _ = e.shape
-        joined = torch.cat((h[0].view(rows, self.window - 1, self.encoded), e), dim=1)
-        seen = joined.unfold(1, self.window, 1).transpose(2, 3).reshape(rows, steps, -1)
-        ends = torch.full((rows,), steps, device=e.device) if lengths is None else lengths.to(e.device)
-        places = ends.to(torch.int64)[:, None] + torch.arange(self.window - 1, device=e.device)
-        last = joined.gather(1, places[..., None].expand(-1, -1, self.encoded))
-        return torch.relu(self.layer(seen)), last.reshape(1, rows, -1)
 
 
 class SequenceModel(nn.Module):
@@ -416,41 +378,15 @@ def build(config: ModelConfig) -> SequenceModel:
     model: SequenceModel
     if forecast:
         model = Forecaster(config.features, config.hidden, score=config.score, skip=config.skip, **common)
-        initialise(model, forget_bias=config.forget_bias)
-        _zero_last_linear(model.head)
+        initialise(model.core, config.kind, forget_bias=config.forget_bias)
+        zero_last_linear(model.head)
     else:
         model = SequenceModel(config.features, config.hidden, **common)
-        initialise(model, forget_bias=config.forget_bias)
+        initialise(model.core, config.kind, forget_bias=config.forget_bias)
     if config.labels is not None and len(config.labels) != model.width:
         raise ConfigurationError(f"{len(config.labels)} labels for {model.width} outputs")
     model.config = config
     return model
-
-
-def initialise(model: SequenceModel, *, forget_bias: float = 1.0) -> None:
-    """Orthogonal recurrent weights per gate (norm kept over many steps), Xavier input weights, zero biases.
-
-    ``forget_bias`` goes to an LSTM's forget gate, so that it remembers before it has learnt what to forget. A plain
-    RNN(relu) gets the identity instead of a random orthogonal matrix, which keeps its activations bounded.
-    """
-    size = model.hidden
-    if model.kind == "mlp":
-        return  # its own initialisation suits it
-    with torch.no_grad():
-        for name, parameter in model.core.named_parameters():
-            if name.startswith("weight_hh"):
-                for gate in torch.split(parameter, size):
-                    if model.kind == "rnn" and model.nonlinearity == "relu":
-                        nn.init.eye_(gate)
-                    else:
-                        nn.init.orthogonal_(gate)
-            elif name.startswith("weight_ih"):
-                for gate in torch.split(parameter, size):
-                    nn.init.xavier_uniform_(gate)
-            else:
-                nn.init.zeros_(parameter)
-                if model.kind == "lstm" and name.startswith("bias_ih"):
-                    parameter[size : 2 * size] = forget_bias
 
 
 def save(model: SequenceModel, path: str | os.PathLike[str]) -> None:
@@ -491,14 +427,6 @@ def _make_head(config: ModelConfig) -> nn.Module | None:
     if config.head_hidden == 0:
         return nn.Linear(width, outputs)
     return nn.Sequential(nn.Linear(width, config.head_hidden), nn.ReLU(), nn.Linear(config.head_hidden, outputs))
-
-
-def _zero_last_linear(head: nn.Module | None) -> None:
-    """A forecaster then starts from "no change" (or from the mean) instead of from noise."""
-    last = [module for module in head.modules() if isinstance(module, nn.Linear)][-1] if head is not None else None
-    if last is not None:
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
