@@ -56,3 +56,20 @@ def gradient_norm_plot(path: Path, histories: Mapping[str, History], clip_norm: 
     axes.set(xlabel="epoch", ylabel="gradient norm before clipping", yscale="log")
     axes.legend()
     save_figure(figure, path)
+
+
+def metric_plot(path: Path, parts: Mapping[str, Mapping[str, float]]) -> None:
+    """Final figures of each part as bars, the baseline's value as a line where the figure has one."""
+    names = [name for name in next(iter(parts.values())) if not name.startswith("baseline_")]
+    figure = Figure(figsize=(2.2 * len(names) + 1, 3.2))
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        shown = {part: figures[name] for part, figures in parts.items() if name in figures}
+        axes.bar(list(shown), list(shown.values()))
+        for place, part in enumerate(shown):
+            baseline = parts[part].get(f"baseline_{name}")
+            if baseline is not None:
+                axes.hlines(baseline, place - 0.4, place + 0.4, color="black", linestyles="dashed")
+        axes.set(title=name)
+    figure.suptitle("figures of the best seed (dashed: baseline)", fontsize="small")
+    figure.tight_layout()
+    save_figure(figure, path)

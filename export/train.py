@@ -1,7 +1,7 @@
 """``python -m export train --config FILE``: from data and a TOML file to a verified model with its figures and plots.
 
-Writes into the output folder: model.onnx, model.pt, metrics.json, loss.png, gradient_norm.png and, per seed, a
-checkpoint to resume from. A model file appears only after it has passed verification.
+Writes into the output folder: model.onnx, model.pt, metrics.json, loss.png, metric.png, gradient_norm.png and, per
+seed, a checkpoint to resume from. A model file appears only after it has passed verification.
 """
 
 from __future__ import annotations
@@ -252,6 +252,7 @@ def run(config: TrainConfig, base: Path, out: Path, *, resume: bool = False) -> 
     )
     plots.write_json(out / "metrics.json", metrics)
     plots.loss_plot(out / "loss.png", {f"seed {t.seed}": t.history for t in trained})
+    plots.metric_plot(out / "metric.png", best.figures)
     plots.gradient_norm_plot(
         out / "gradient_norm.png", {f"seed {t.seed}": t.history for t in trained}, config.training.clip_norm
     )

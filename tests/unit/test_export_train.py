@@ -79,7 +79,7 @@ def test_a_run_leaves_a_verified_model_figures_and_plots(
     assert metrics["verification"]["passed"]
     assert len(metrics["seeds"]) == 2
     assert metrics["summary"]["test_loss"]["std"] > 0
-    files = {"model.onnx", "model.pt", "metrics.json", "loss.png", "gradient_norm.png"}
+    files = {"model.onnx", "model.pt", "metrics.json", "loss.png", "metric.png", "gradient_norm.png"}
     assert {p.name for p in out.iterdir()} == files | {"checkpoint-0.pt", "checkpoint-1.pt"}
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     losses = [row["validation_loss"] for row in metrics["seeds"][0]["epochs"]]
