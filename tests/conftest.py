@@ -80,7 +80,7 @@ def topic_name(request: pytest.FixtureRequest) -> Callable[..., str]:
 
 @pytest.fixture
 def create_topics() -> CreateTopics:
-    """``await create_topics(bootstrap, {name: partitions}, config={...})``: returns when all partitions have leaders."""
+    """``await create_topics(bootstrap, {name: partitions}, config={...})``: returns when all have leaders."""
     return _create_topics
 
 
