@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 CORE = {"core", "errors"}
 PARTS = {"codec", "model", "state", "windows", "scheduler", "checkpoint"}
-PURE = {*CORE, "contract", *PARTS, "processor"}
+MODEL = {"graphfile", "signature", "probe"}
+PURE = {*CORE, "contract", *PARTS, *MODEL, "processor"}
 ADAPTERS = {"kafka", "telemetry", "http"}
+SHELL = {*PURE, *ADAPTERS, "settings", "recovery", "service", "assemble"}
 
 # Module or package of streamer/ -> what it may import of streamer/. Siblings do not import each other; the modules
 # inside a package do.
@@ -23,13 +25,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "errors": set(),
     "contract": CORE,
-    **{part: {*CORE, "contract"} for part in PARTS},
+    **{part: {*CORE, "contract"} for part in PARTS | MODEL},
+    # The model is four files: what a graph says of itself, its signature, the running of it, and a trial of it.
+    "model": {*CORE, "contract", *MODEL},
+    "probe": {*CORE, "contract", "signature", "model"},
     "processor": {*CORE, "contract", *PARTS},
     "settings": {"errors"},
     **dict.fromkeys(ADAPTERS, PURE),
-    "service": {*PURE, *ADAPTERS, "settings"},
-    "tools": {*PURE, *ADAPTERS, "settings", "service"},
-    "cli": {*PURE, *ADAPTERS, "settings", "service", "tools"},
+    "recovery": {*PURE, "kafka"},
+    "service": SHELL - {"service", "assemble"},
+    "assemble": SHELL - {"assemble"},
+    "tools": SHELL,
+    "cli": {*SHELL, "tools"},
     "__main__": {"cli"},
     "__init__": PURE,  # what the package offers as a library
 }
