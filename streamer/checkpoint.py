@@ -176,9 +176,7 @@ class Ledger:
 
     @classmethod
     def fresh(cls, start: int) -> Ledger:
-        return cls(
-            position=start, replay_point=start, next_offset=start, live_from=start, checkpointed=start
-        )
+        return cls(position=start, replay_point=start, next_offset=start, live_from=start, checkpointed=start)
 
     @property
     def replaying(self) -> bool:
@@ -194,7 +192,8 @@ class Ledger:
         self.round_start, self.round_watermark, self.round_at_ms = self.position, watermark, now_ms
 
     def end_round(self) -> None:
-        assert self.round_start is not None and not self.pending
+        assert self.round_start is not None
+        assert not self.pending, "the round is not written yet"
         self.checkpointed, self.checkpointed_watermark = self.round_start, self.round_watermark
         self.round_start = None
 

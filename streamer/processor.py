@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -153,11 +154,15 @@ class Processor:
         self.windows: dict[int, Windows] = {}
         self.counters = Counters()
         self._ended: dict[int, dict[bytes, int]] = {}
+        self._data_watermark: dict[int, int] = {}
         self._newest_ms: dict[int, int] = {}
         self._swept_ms = 0
         self._work: _Work | None = None
         self._epoch_number = 1
-        self._clear_epoch()
+        self._outgoing: list[Outgoing] = []
+        self._rejects: list[Reject] = []
+        self._events = 0
+        self._late_events = 0
 
     # partitions
 
@@ -181,6 +186,7 @@ class Processor:
         self.windows.pop(partition, None)
         self._ended.pop(partition, None)
         self._newest_ms.pop(partition, None)
+        self._data_watermark.pop(partition, None)
         self.table.drop(partition)
         self._outgoing = [out for out in self._outgoing if out.partition != partition]
         self._rejects = [reject for reject in self._rejects if reject.partition != partition]
@@ -257,6 +263,7 @@ class Processor:
             self._rejects += [reject for reject in batch.rejects if reject.offset >= ledger.live_from]
             if self._windowing and len(batch):
                 closed = self._ingest_windows(batch, ledger)
+                self._data_watermark[batch.partition] = self.windows[batch.partition].watermark
                 windows += closed
                 window_partitions += [batch.partition] * len(closed)
             if ledger.replaying:
@@ -266,9 +273,7 @@ class Processor:
             ledger.next_offset = batch.next_offset
             ledger.checksum = batch.checksum
             if len(batch):
-                self._newest_ms[batch.partition] = max(
-                    self._newest_ms[batch.partition], int(batch.times_ms.max())
-                )
+                self._newest_ms[batch.partition] = max(self._newest_ms[batch.partition], int(batch.times_ms.max()))
                 segments.append(_Segment(batch, begin, begin + len(batch), ledger.live_from))
                 kept.append(batch)
                 begin += len(batch)
@@ -355,7 +360,9 @@ class Processor:
         self._late_events += len(rows)
         if self.limits.late_to_dead_letter:
             for row in sorted(set(rows)):
-                self._rejects.append(_reject(batch, row, "late", f"event time {batch.times_ms[row]} ms is behind the watermark"))
+                self._rejects.append(
+                    _reject(batch, row, "late", f"event time {batch.times_ms[row]} ms is behind the watermark")
+                )
 
     # run
 
@@ -365,7 +372,7 @@ class Processor:
         if work is None:
             return
         for lane in self._stepping:
-            outputs = [np.empty((len(work.offsets), size), np.float32) for size in lane.model.output_sizes]
+            outputs = [np.empty((len(work.offsets), size), np.float32) for size in lane.model.contract.output_sizes]
             refused: dict[int, str] = {}
             for item in self._plan(lane, work):
                 if isinstance(item, Batch):
@@ -538,13 +545,13 @@ class Processor:
 
     # windows
 
-    def idle(self, partition: int, now_ms: int) -> None:
-        """The partition is idle at ``now_ms``: closes what time closes, as if an event of that time had come."""
+    def idle(self, partition: int, elapsed_ms: int) -> None:
+        """No record came for ``elapsed_ms`` although all were read: closes what that much time closes. The watermark
+        moves only when it closes a window, from where the last event left it. Nothing may be pending."""
         windows, ledger = self.windows.get(partition), self.ledgers.get(partition)
-        if windows is None or ledger is None or ledger.replaying or windows.watermark <= NO_WATERMARK:
+        if windows is None or ledger is None or ledger.replaying or self._data_watermark.get(partition) is None:
             return
-        assert self._windowing and self._windowing.rule
-        watermark = now_ms - self._windowing.rule.disorder_ms
+        watermark = self._data_watermark[partition] + elapsed_ms
         due = windows.next_close_ms()
         if due is None or due > watermark:
             return
@@ -594,9 +601,9 @@ class Processor:
             else:
                 self._refuse_window(lane, work, int(chosen[0]), str(error))
             return
-        for row, (index, window) in enumerate(zip(chosen.tolist(), windows, strict=True)):
+        for at, (index, window) in enumerate(zip(chosen.tolist(), windows, strict=True)):
             parts = [
-                result[row, : len(window.x)] if output.per == "event" else result[row]
+                result[at, : len(window.x)] if output.per == "event" else result[at]
                 for result, output in zip(results, lane.model.contract.outputs, strict=True)
             ]
             values[index] = lane.encoder.window(window, parts)
@@ -619,6 +626,17 @@ class Processor:
         )
 
     # seal
+
+    def results(self) -> tuple[list[Outgoing], list[Reject]]:
+        """Takes the predictions and rejects out of the open epoch, for deliveries that send them before the commit."""
+        outgoing, rejects = self._outgoing, self._rejects
+        self._outgoing, self._rejects = [], []
+        return outgoing, rejects
+
+    @property
+    def open_events(self) -> int:
+        """Events settled since the last seal."""
+        return self._events
 
     def seal(self, now_ms: int, slice_bytes: int = 1 << 62) -> Epoch | None:
         """Everything settled since the last seal, as bytes, or None when nothing is due.
@@ -660,8 +678,7 @@ class Processor:
         return epoch
 
     def _clear_epoch(self) -> None:
-        self._outgoing: list[Outgoing] = []
-        self._rejects: list[Reject] = []
+        self._outgoing, self._rejects = [], []
         self._events = 0
         self._late_events = 0
 
@@ -683,9 +700,7 @@ class Processor:
         windows = self.windows.get(partition)
         ledger.begin_round(changed, windows.watermark if windows else NO_WATERMARK, now_ms)
 
-    def _slice(
-        self, partition: int, ledger: Ledger, budget_bytes: int
-    ) -> tuple[list[tuple[bytes, bytes | None]], int]:
+    def _slice(self, partition: int, ledger: Ledger, budget_bytes: int) -> tuple[list[tuple[bytes, bytes | None]], int]:
         """Stream records of an open round, at least one per call so that a round always ends."""
         records: list[tuple[bytes, bytes | None]] = []
         spent = 0
@@ -747,9 +762,7 @@ class Processor:
         ledger.new_window_through.clear()
         return records
 
-    def _tombstones(
-        self, partition: int, ledger: Ledger, gone: dict[bytes, int]
-    ) -> list[tuple[bytes, bytes | None]]:
+    def _tombstones(self, partition: int, ledger: Ledger, gone: dict[bytes, int]) -> list[tuple[bytes, bytes | None]]:
         """Deletes records of forgotten streams that no replay can see. A stream that came back has a record to come."""
         records: list[tuple[bytes, bytes | None]] = []
         for stream in ledger.due_tombstones(ledger.forgotten):
@@ -835,7 +848,9 @@ def _check_models(models: Sequence[tuple[str, Model, WindowRule | None]]) -> Non
         raise ConfigurationError(f"models on one input must take the same features, these take {widths}")
     for name, model, rule in models:
         if rule is None and model.contract.mode == "window":
-            raise ConfigurationError(f"model {name!r} looks ahead (mode window): give it a [model.{name}.window] section")
+            raise ConfigurationError(
+                f"model {name!r} looks ahead (mode window): give it a [model.{name}.window] section"
+            )
 
 
 def _news(batch: EventBatch, next_offset: int) -> EventBatch | None:
@@ -874,7 +889,7 @@ def _reject(batch: EventBatch, row: int, reason: str, detail: str) -> Reject:
     return batch.records.reject(batch.records.offsets.index(int(batch.offsets[row])), reason, detail)
 
 
-def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:  # type: ignore[type-arg]
+def _joined(parts: Sequence[Any], dtype: type) -> Any:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype)

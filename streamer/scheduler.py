@@ -99,7 +99,9 @@ def _until_command(rows: I64, ops: U8 | None) -> I64:
     return rows[: commands[0]] if len(commands) else rows
 
 
-def plan_windows(lengths: Sequence[int], *, max_rows: int, max_cells: int, ragged: bool, spread: float = 1.25) -> list[I64]:
+def plan_windows(
+    lengths: Sequence[int], *, max_rows: int, max_cells: int, ragged: bool, spread: float = 1.25
+) -> list[I64]:
     """Groups window indexes into batches: lengths within a factor ``spread`` (equal ones unless ``ragged``), at most
     ``max_rows`` rows and ``max_cells`` rows x steps. A single window longer than ``max_cells`` is a batch of its own."""
     if not lengths:

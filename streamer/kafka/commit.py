@@ -101,7 +101,7 @@ class _FencedGroup(str):
     instance: str | None
 
 
-class _Handler(_sender.TxnOffsetCommitHandler):  # type: ignore[misc]
+class _Handler(_sender.TxnOffsetCommitHandler):
     """Builds the v3 request. A commit that was fenced leaves the transaction abortable and the producer usable."""
 
     def create_request(self) -> Any:
@@ -136,7 +136,7 @@ class _Handler(_sender.TxnOffsetCommitHandler):  # type: ignore[misc]
         return super().handle_response(resp)
 
 
-class _CommitFenced(kafka_errors.KafkaError):  # type: ignore[misc]
+class _CommitFenced(kafka_errors.KafkaError):
     """The group has moved on: the transaction was refused and must be aborted."""
 
 
@@ -216,42 +216,50 @@ class Committer:
                 await close(producer)
         self._transactional = self._plain = None
 
-    async def commit(self, epoch: Epoch, ownership: Ownership) -> None:
-        """All of the epoch or nothing (``exactly-once``); predictions at least once, state exactly once
-        (``at-least-once``); predictions, then offsets (``ephemeral``). Bounded by ``commit_timeout_ms``."""
+    async def publish(self, outgoing: Sequence[Outgoing], rejects: Sequence[Reject]) -> None:
+        """Predictions and rejects through the plain producer, acknowledged when it returns: before the commit that
+        counts them (``at-least-once``, ``ephemeral``). One call at a time, so that a stream's order is kept."""
+        assert self._plain is not None
+        try:
+            async with asyncio.timeout(self._options.commit_timeout_ms / 1000):
+                await _delivered(await self._send_results(self._plain, outgoing, rejects))
+        except (TimeoutError, KafkaError, OSError) as error:
+            raise self._connection.explain(error, "publishing predictions") from error
+
+    async def commit(self, epoch: Epoch, ownership: Ownership) -> dict[int, int]:
+        """All of the epoch or nothing. Where predictions went out before (``publish``) the epoch holds none, and what
+        is left is changelog and offsets, or offsets alone (``ephemeral``). Bounded by ``commit_timeout_ms``.
+
+        Returns per partition where its changelog ends now, unless somebody else writes it."""
         if not ownership.valid:
             raise FencedError("this member is no longer in the group")
         try:
             async with asyncio.timeout(self._options.commit_timeout_ms / 1000):
-                await self._commit(epoch, ownership)
+                return await self._commit(epoch, ownership)
         except FencedError:
             raise
-        except (KafkaError, AssertionError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, KafkaError, AssertionError, OSError) as error:
             await self._replace()
             if isinstance(error, kafka_errors.ProducerFenced | AssertionError) or _is_fencing(error):
                 raise FencedError(f"commit fenced: {type(error).__name__}: {error}") from error
             raise self._connection.explain(error, "commit") from error
 
-    async def _commit(self, epoch: Epoch, ownership: Ownership) -> None:
+    async def _commit(self, epoch: Epoch, ownership: Ownership) -> dict[int, int]:
         options = self._options
-        if options.delivery != "exactly-once":
-            assert self._plain is not None
-            await _delivered(await self._send_results(self._plain, epoch))
         if options.delivery == "ephemeral":
             assert self._group is not None
             if epoch.positions:
                 await self._group.commit(epoch.positions)
-            return
+            return dict.fromkeys(epoch.positions, 0)
         producer = self._transactional
         if producer is None:
             producer = await self._new_transactional()
         await producer.begin_transaction()
         try:
-            sent: list[asyncio.Future[Any]] = []
-            if options.delivery == "exactly-once":
-                sent += await self._send_results(producer, epoch)
-            sent += await self._send_changelog(producer, epoch.changelog)
+            sent = await self._send_results(producer, epoch.outgoing, epoch.rejects)
+            changelog = await self._send_changelog(producer, epoch.changelog)
             await _delivered(sent)  # a failed batch does not fail the transaction by itself
+            written = await _delivered(changelog)
             group = _FencedGroup(options.group)
             group.ownership, group.instance = ownership, options.instance
             offsets = {
@@ -263,18 +271,26 @@ class Committer:
         except _CommitFenced as error:
             await producer.abort_transaction()
             raise FencedError(str(error)) from error
+        counts = {changelog.partition: len(changelog) for changelog in epoch.changelog}
+        firsts: dict[int, int] = {}
+        for metadata in written:
+            firsts[metadata.partition] = min(firsts.get(metadata.partition, metadata.offset), metadata.offset)
+        # its records are contiguous, and the commit marker follows them
+        return {partition: first + counts[partition] + 1 for partition, first in firsts.items()}
 
-    async def _send_results(self, producer: AIOKafkaProducer, epoch: Epoch) -> list[asyncio.Future[Any]]:
+    async def _send_results(
+        self, producer: AIOKafkaProducer, outgoing: Sequence[Outgoing], refused: Sequence[Reject]
+    ) -> list[asyncio.Future[Any]]:
         by_partition: dict[int, list[Outgoing]] = {}
-        for outgoing in epoch.outgoing:
-            by_partition.setdefault(outgoing.partition, []).append(outgoing)
+        for part in outgoing:
+            by_partition.setdefault(part.partition, []).append(part)
         sends = [
             self._send(producer, self._topics.output, partition, self._prediction_rows(partition, parts))
             for partition, parts in by_partition.items()
         ]
         if self._topics.dead_letter is not None:
             rejects: dict[int, list[Reject]] = {}
-            for reject in epoch.rejects:
+            for reject in refused:
                 rejects.setdefault(reject.partition, []).append(reject)
             sends += [
                 self._send(producer, self._topics.dead_letter, partition, map(self._dead_letter_row, parts))
@@ -293,10 +309,7 @@ class Committer:
                 producer,
                 topic,
                 changelog.partition,
-                (
-                    (None, key, value, mark if row == 0 else ())
-                    for row, (key, value) in enumerate(changelog.records)
-                ),
+                ((None, key, value, mark if row == 0 else []) for row, (key, value) in enumerate(changelog.records)),
             )
             for changelog in changelogs
         ]
@@ -326,7 +339,9 @@ class Committer:
                 builder = producer.create_batch()
                 append, count = builder._builder.append, 0
                 if append(0, timestamp, key, value, headers) is None:
-                    raise KafkaUnavailableError(f"a record of {len(value or b'')} bytes does not fit output.max_batch_bytes")
+                    raise KafkaUnavailableError(
+                        f"a record of {len(value or b'')} bytes does not fit output.max_batch_bytes"
+                    )
             count += 1
         if count:
             futures.append(await self._submit(producer, builder, count, topic, partition))
@@ -339,7 +354,8 @@ class Committer:
         builder.close()
         if topic == self._topics.changelog:
             self.bytes_written += builder.size()
-        return await producer.send_batch(builder, topic, partition=partition)  # type: ignore[no-any-return]
+        future: asyncio.Future[Any] = await producer.send_batch(builder, topic, partition=partition)
+        return future
 
     def _batching(self) -> dict[str, Any]:
         options = self._options
@@ -370,23 +386,31 @@ class Committer:
             try:
                 async with asyncio.timeout(5):
                     await producer.abort_transaction()
-            except (KafkaError, AssertionError, OSError, asyncio.TimeoutError):
+            except (TimeoutError, KafkaError, AssertionError, OSError):
                 pass  # the broker's time-out, or the successor, ends it
             await close(producer)
 
 
-_Row = tuple[int | None, bytes | None, bytes | None, Headers]
+_Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
+"""timestamp in ms, key, value, headers"""
 
 
-async def _delivered(futures: Sequence[asyncio.Future[Any]]) -> None:
+async def _delivered(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
     results = await asyncio.gather(*futures, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
+    return list(results)
 
 
 def _is_fencing(error: BaseException) -> bool:
-    names = {"IllegalGenerationError", "UnknownMemberIdError", "RebalanceInProgressError", "CommitFailedError", "InvalidProducerEpoch"}
+    names = {
+        "IllegalGenerationError",
+        "UnknownMemberIdError",
+        "RebalanceInProgressError",
+        "CommitFailedError",
+        "InvalidProducerEpoch",
+    }
     return type(error).__name__ in names
 
 

@@ -138,7 +138,9 @@ class Restorer:
                     del open_parts[partition]
                     self._committed.pause([partition])
             if asyncio.get_running_loop().time() - idle_since > 60:
-                raise KafkaUnavailableError(f"changelog {self._topic!r}: no progress for 60 s while restoring {open_parts}")
+                raise KafkaUnavailableError(
+                    f"changelog {self._topic!r}: no progress for 60 s while restoring {open_parts}"
+                )
 
     def _next(self, partition: int) -> int:
         return self._committed.next_fetch_offset(partition)

@@ -165,12 +165,13 @@ class Topics:
                     f"input topic {input_topic!r} does not exist on {self._connection.bootstrap}: create it, or correct input.topic"
                 )
             partitions = await self._partitions(input_topic)
+            replicas = replication_factor if replication_factor > 0 else await self._replicas(input_topic)
             missing = []
             for need in needs:
                 if need.name in existing:
                     await self._verify(need, len(partitions))
                 elif create:
-                    await self._create(need, len(partitions), replication_factor)
+                    await self._create(need, len(partitions), replicas)
                 else:
                     missing.append(need)
             if missing:
@@ -180,7 +181,7 @@ class Topics:
                 )
             topic_id = await self._topic_id(input_topic)
             return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic))
-        except (KafkaError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, KafkaError, OSError) as error:
             raise self._connection.explain(error, "checking topics") from error
 
     async def config(self, topic: str) -> dict[str, str]:
@@ -207,6 +208,10 @@ class Topics:
                 raise error(topic)
             await asyncio.sleep(0.1)
         raise KafkaUnavailableError(f"topic {topic!r} has no partitions with a leader")
+
+    async def _replicas(self, topic: str) -> int:
+        described = await self._admin.describe_topics([topic])
+        return len(described[0]["partitions"][0]["replicas"])
 
     async def _topic_id(self, topic: str) -> str:
         client = self._admin._client
@@ -240,7 +245,9 @@ class Topics:
             config = await self.config(need.name)
             wrong = {key: config[key] for key, value in need.verify.items() if config.get(key, value) != value}
             if wrong:
-                raise ConfigurationError(f"topic {need.name!r} ({need.what}) has {wrong}, needed is {dict(need.verify)}")
+                raise ConfigurationError(
+                    f"topic {need.name!r} ({need.what}) has {wrong}, needed is {dict(need.verify)}"
+                )
 
 
 def result_sizes(config: Mapping[str, Any], default: int = 1_048_588) -> int:

@@ -1,0 +1,238 @@
+"""From settings to a service that is ready to run: loads models, prepares topics, connects the parts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streamer.codec import Codec
+from streamer.errors import ConfigurationError
+from streamer.kafka.client import Connection
+from streamer.kafka.commit import CommitOptions, Committer, CommitTopics
+from streamer.kafka.group import Group
+from streamer.kafka.input import Input
+from streamer.kafka.topics import InputTopic, TopicNeed, Topics, result_sizes
+from streamer.model import Model
+from streamer.processor import Identity, Limits, Processor
+from streamer.recovery import Recovery, Rules
+from streamer.service import Clock, Observer, Service, ServiceOptions
+from streamer.settings import Settings, WindowSection, security
+from streamer.windows import WindowRule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What ``check`` verifies and ``run`` needs."""
+
+    settings: Settings
+    models: list[tuple[str, Model, WindowRule | None]]
+    connection: Connection
+    input: InputTopic
+
+
+def load_models(settings: Settings) -> list[tuple[str, Model, WindowRule | None]]:
+    """One after the other: creating sessions concurrently is not safe everywhere. Raises ModelError."""
+    return [
+        (
+            name,
+            Model.load(section.path, sha256=section.sha256, threads=settings.batch.threads),
+            None if section.window is None else window_rule(name, section.window),
+        )
+        for name, section in settings.model.items()
+    ]
+
+
+def window_rule(name: str, section: WindowSection) -> WindowRule:
+    rule = WindowRule(**section.model_dump())
+    problems = rule.validate()
+    if problems:
+        raise ConfigurationError(f"model.{name}.window: " + "; ".join(problems))
+    return rule
+
+
+def connection(settings: Settings) -> Connection:
+    kafka = settings.kafka
+    return Connection(
+        bootstrap=kafka.bootstrap,
+        client_id=kafka.client_id,
+        request_timeout_ms=kafka.request_timeout_ms,
+        retry_backoff_ms=kafka.retry_backoff_ms,
+        connect_timeout_ms=kafka.connect_timeout_ms,
+        options=security(kafka),
+    )
+
+
+async def prepare(
+    settings: Settings, models: list[tuple[str, Model, WindowRule | None]], *, mock: bool = False
+) -> Parts:
+    """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
+    link = connection(settings)
+    async with Topics(link) as topics:
+        found = await topics.prepare(
+            settings.input.topic,
+            topic_needs(settings),
+            create=settings.topics.create,
+            replication_factor=settings.topics.replication_factor,
+            plain_broker=mock,
+        )
+    return Parts(settings, models, link, found)
+
+
+def topic_needs(settings: Settings) -> list[TopicNeed]:
+    needs = [TopicNeed(settings.output.topic, "output.topic")]
+    if settings.dead_letter_topic:
+        needs.append(TopicNeed(settings.dead_letter_topic, "dead_letter.topic"))
+    if settings.changelog_topic:
+        log = settings.changelog
+        config = {
+            "cleanup.policy": "compact",
+            "segment.ms": str(log.segment_ms),
+            "segment.bytes": str(log.segment_bytes),
+            "min.cleanable.dirty.ratio": str(log.min_cleanable_dirty_ratio),
+            "max.compaction.lag.ms": str(log.max_compaction_lag_ms),
+            "delete.retention.ms": str(log.delete_retention_ms),
+        }
+        needs.append(TopicNeed(settings.changelog_topic, "changelog.topic", config, {"cleanup.policy": "compact"}))
+    return needs
+
+
+def fingerprint(settings: Settings, models: list[tuple[str, Model, WindowRule | None]]) -> str:
+    """What decides how a replayed record is judged: must not change while events are in flight."""
+    decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
+    decide.append(str(settings.input.max_future_ms))
+    decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
+    return "|".join(decide)
+
+
+def build(
+    parts: Parts,
+    observer: Observer,
+    *,
+    instance: str,
+    clock: Clock | None = None,
+    new_id: Callable[[], str] | None = None,
+) -> Service:
+    settings, link = parts.settings, parts.connection
+    kafka, delivery = settings.kafka, settings.delivery
+    processor = Processor(
+        parts.models,
+        _limits(settings),
+        identity=Identity(kafka.group, parts.input.topic_id, fingerprint(settings, parts.models)),
+        durable=delivery.mode != "ephemeral",
+    )
+    reader = Input(
+        link,
+        settings.input.topic,
+        fetch_min_bytes=kafka.fetch_min_bytes,
+        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
+        fetch_max_bytes=kafka.fetch_max_bytes,
+        max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
+        check_crcs=kafka.check_crcs,
+        isolation_level="read_uncommitted" if delivery.mode == "ephemeral" else "read_committed",
+    )
+    static = instance if kafka.static_membership else None
+
+    def make_group(service: Service) -> Group:
+        return Group(
+            link,
+            kafka.group,
+            settings.input.topic,
+            on_revoked=service.on_revoked,
+            on_assigned=service.on_assigned,
+            owned=service.owned,
+            instance=static,
+            session_timeout_ms=kafka.session_timeout_ms,
+            heartbeat_interval_ms=kafka.heartbeat_interval_ms,
+            rebalance_timeout_ms=kafka.rebalance_timeout_ms,
+        )
+
+    def make_committer(group: Group) -> Committer:
+        return Committer(
+            link,
+            CommitTopics(
+                settings.input.topic,
+                settings.output.topic,
+                settings.dead_letter_topic,
+                settings.changelog_topic,
+                result_sizes(parts.input.config),
+            ),
+            CommitOptions(
+                delivery=delivery.mode,
+                group=kafka.group,
+                instance=static,
+                compression=None if settings.output.compression == "none" else settings.output.compression,
+                max_batch_bytes=settings.output.max_batch_bytes,
+                max_request_bytes=max(settings.output.max_batch_bytes, 1_048_576),
+                transaction_timeout_ms=delivery.transaction_timeout_ms,
+                commit_timeout_ms=delivery.commit_timeout_ms,
+            ),
+            group=group,
+            new_id=new_id or (lambda: f"{kafka.group}-{instance}-{uuid.uuid4().hex[:12]}"),
+        )
+
+    def make_recovery(service: Service, group: Group, committer: Committer) -> Recovery:
+        return Recovery(
+            link,
+            Rules(
+                settings.input.topic,
+                settings.changelog_topic,
+                settings.input.start_position(),
+                delivery.model_changed,
+            ),
+            processor,
+            reader,
+            group,
+            own_ids=lambda: committer.used_ids,
+            on_progress=observer.restoring,
+        )
+
+    return Service(
+        _service_options(settings),
+        processor,
+        _codec(parts),
+        make_group=make_group,
+        reader=reader,
+        make_committer=make_committer,
+        make_recovery=make_recovery,
+        observer=observer,
+        clock=clock,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_rows=settings.batch.max_rows,
+        max_steps=settings.batch.max_steps,
+        max_ingest_rows=settings.batch.max_poll_records,
+        max_state_bytes=settings.state.max_bytes,
+        idle_ttl_ms=settings.state.idle_ttl_ms,
+        checkpoint_interval_ms=settings.delivery.checkpoint_interval_ms,
+        late_to_dead_letter=settings.input.late == "dead-letter",
+    )
+
+
+def _codec(parts: Parts) -> Codec:
+    section = parts.settings.input
+    return Codec(
+        parts.models[0][1].contract,
+        section.format,
+        missing=None if section.missing == "reject" else float(section.missing),
+        max_record_bytes=section.max_record_bytes,
+        max_future_ms=section.max_future_ms,
+    )
+
+
+def _service_options(settings: Settings) -> ServiceOptions:
+    delivery, kafka = settings.delivery, settings.kafka
+    return ServiceOptions(
+        delivery=delivery.mode,
+        commit_interval_ms=delivery.commit_interval_ms,
+        commit_min_gap_ms=delivery.commit_min_gap_ms,
+        checkpoint_bytes_per_second=delivery.checkpoint_bytes_per_second,
+        max_poll_records=settings.batch.max_poll_records,
+        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
+        fetch_min_bytes=kafka.fetch_min_bytes,
+        drain_timeout_ms=delivery.drain_timeout_ms,
+        idle_ms=delivery.idle_ms,
+    )

@@ -1,0 +1,245 @@
+"""Taking partitions over: decide what is open, read the changelog into the processor, check it against the log.
+
+One call of ``recover`` handles the partitions of one assignment; partitions whose changelog did not move since this
+process last wrote it keep their warm state.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from streamer.checkpoint import Kind, Ledger, Progress
+from streamer.errors import DataLossError
+from streamer.kafka.client import Connection
+from streamer.kafka.group import Group
+from streamer.kafka.input import Input
+from streamer.kafka.restore import RestoreChunk, Restorer
+from streamer.processor import Processor
+
+LOG_CHECK_MS = 5_000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What recovery must know of the settings."""
+
+    input: str
+    changelog: str | None
+    start: str
+    """First start: earliest | latest | milliseconds since 1970"""
+    model_changed: str
+    """refuse | keep | reset"""
+    fetch_bytes: int = 8_388_608
+
+
+@dataclass(slots=True)
+class RestoreState:
+    """Progress of one partition's restore, for logs, metrics and the status page."""
+
+    done: int = 0
+    begin: int | None = None
+    end: int = 0
+    bytes_read: int = 0
+    progress: Progress | None = None
+    forgotten: dict[bytes, int] = field(default_factory=dict)
+    window_through: dict[bytes, int] = field(default_factory=dict)
+
+    @property
+    def remaining(self) -> int:
+        return max(self.end - self.done, 0)
+
+
+class Recovery:
+    """Brings partitions into a processor. The caller owns the processor and runs nothing on it meanwhile, except that
+    ``load`` of one chunk at a time may interleave with live work of other partitions."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rules: Rules,
+        processor: Processor,
+        reader: Input,
+        group: Group,
+        *,
+        own_ids: Callable[[], set[str]],
+        on_progress: Callable[[int, RestoreState], None],
+    ) -> None:
+        self._connection = connection
+        self._rules = rules
+        self._processor = processor
+        self._reader = reader
+        self._group = group
+        self._own_ids = own_ids
+        self._on_progress = on_progress
+
+    async def recover(self, partitions: Iterable[int], warm: Mapping[int, int]) -> dict[int, Ledger | None]:
+        """Ledgers of ``partitions``; None for one that is unchanged since this process last wrote it.
+
+        ``warm``: partition -> expected end of its changelog. Raises DataLossError when the changelog does not fit."""
+        wanted = sorted(partitions)
+        if not wanted:
+            return {}
+        if self._rules.changelog is None:
+            return await self._without_changelog(wanted, warm)
+        async with Restorer(
+            self._connection,
+            self._rules.changelog,
+            own_ids=self._own_ids(),
+            fetch_bytes=self._rules.fetch_bytes,
+        ) as restorer:
+            ends = await restorer.decided(wanted)
+            kept = [partition for partition in wanted if partition in warm and ends[partition] == warm[partition]]
+            cold = [partition for partition in wanted if partition not in kept]
+            for partition in cold:
+                self._processor.revoke(partition)
+            states = {partition: RestoreState(end=ends[partition]) for partition in cold}
+
+            def apply(chunk: RestoreChunk) -> None:
+                self._apply(states[chunk.partition], chunk)
+
+            if cold:
+                await restorer.read({partition: ends[partition] for partition in cold}, on_chunk=apply)
+        result: dict[int, Ledger | None] = dict.fromkeys(kept)
+        if cold:
+            result.update(await self._ledgers(states))
+        return result
+
+    def _apply(self, state: RestoreState, chunk: RestoreChunk) -> None:
+        processor, partition = self._processor, chunk.partition
+        if state.begin is None:
+            state.begin = chunk.done - len(chunk.records)
+        for record in chunk.records:
+            if record.kind is Kind.WINDOW:
+                state.window_through[record.stream] = record.through
+            else:
+                state.forgotten.pop(record.stream, None)
+        gone = {stream for kind, stream in chunk.removed if kind is Kind.STATE} | chunk.forgotten.keys()
+        for kind, stream in chunk.removed:
+            (state.window_through if kind is Kind.WINDOW else state.forgotten).pop(stream, None)
+        state.forgotten.update(chunk.forgotten)
+        processor.unload(partition, gone)
+        processor.load(
+            partition,
+            (record for record in chunk.records if record.kind is Kind.STATE),
+            reset_changed_models=self._rules.model_changed == "reset",
+        )
+        state.progress = chunk.progress or state.progress
+        state.done, state.end = chunk.done, chunk.end
+        state.bytes_read += chunk.bytes_read
+        self._on_progress(partition, state)
+
+    async def _ledgers(self, states: Mapping[int, RestoreState]) -> dict[int, Ledger | None]:
+        begins = await self._reader.beginnings(states)
+        ends = await self._reader.ends(states)
+        fresh = [partition for partition, state in states.items() if state.progress is None]
+        starts = await self._first_starts(fresh, begins, ends)
+        result: dict[int, Ledger | None] = {}
+        for partition, state in states.items():
+            if state.progress is None:
+                result[partition] = Ledger.fresh(starts[partition])
+                result[partition].moved = True  # type: ignore[union-attr]  # the start itself must be durable
+                continue
+            self._check(partition, state.progress, begins[partition], ends[partition])
+            await self._check_log(partition, state.progress, begins[partition])
+            result[partition] = Ledger.restored(state.progress, state.forgotten, state.window_through)
+        return result
+
+    async def _first_starts(
+        self, partitions: list[int], begins: Mapping[int, int], ends: Mapping[int, int]
+    ) -> dict[int, int]:
+        if not partitions:
+            return {}
+        committed = await self._group.committed(partitions)
+        known = {partition: offset for partition, offset in committed.items() if offset is not None}
+        if known and self._rules.changelog is not None:
+            raise DataLossError(
+                f"the group has committed offsets {known} on {self._rules.input!r}, but changelog "
+                f"{self._rules.changelog!r} has no progress there: it was lost or belongs to another group. Restore it, or "
+                "use a new kafka.group to begin from the initial state."
+            )
+        start = self._rules.start
+        if start == "earliest":
+            first = {partition: begins[partition] for partition in partitions}
+        elif start == "latest":
+            first = {partition: ends[partition] for partition in partitions}
+        else:
+            first = await self._reader.at_time(partitions, int(start))
+        return {**first, **{partition: max(offset, begins[partition]) for partition, offset in known.items()}}
+
+    async def _without_changelog(self, partitions: list[int], warm: Mapping[int, int]) -> dict[int, Ledger | None]:
+        cold = [partition for partition in partitions if partition not in warm]
+        for partition in cold:
+            self._processor.revoke(partition)
+        begins, ends = await self._reader.beginnings(cold), await self._reader.ends(cold)
+        starts = await self._first_starts(cold, begins, ends)
+        result: dict[int, Ledger | None] = {partition: None for partition in partitions if partition in warm}
+        result.update({partition: Ledger.fresh(starts[partition]) for partition in cold})
+        return result
+
+    def _check(self, partition: int, progress: Progress, begin: int, end: int) -> None:
+        identity = self._processor.identity
+        where = f"partition {partition} of {self._rules.input!r}"
+        if progress.group != identity.group:
+            raise DataLossError(
+                f"{where}: the changelog was written by group {progress.group!r}, this is {identity.group!r}. "
+                "Correct changelog.topic or kafka.group."
+            )
+        if progress.topic_id and identity.topic_id and progress.topic_id != identity.topic_id:
+            raise DataLossError(
+                f"{where}: the input topic was deleted and created again (its id changed), so positions mean nothing. "
+                "Use a new kafka.group to begin with the new topic."
+            )
+        if progress.fingerprint != identity.fingerprint:
+            raise DataLossError(
+                f"{where}: settings that decide (windows, codec, lateness) changed from {progress.fingerprint!r} to "
+                f"{identity.fingerprint!r} while events are in flight. Restore them, or use a new kafka.group."
+            )
+        models = {lane.name: lane.model_id.hex() for lane in self._processor.lanes}
+        if progress.models != models and self._rules.model_changed == "refuse":
+            raise DataLossError(
+                f"{where}: states were written by models {progress.models}, served are {models}. Serve the same files, or "
+                'set delivery.model_changed = "keep" (same state shapes) or "reset" (initial states).'
+            )
+        if progress.replay_point < begin:
+            raise DataLossError(
+                f"{where}: replay must begin at offset {progress.replay_point}, the log begins at {begin}: retention "
+                "deleted input that is still needed. Raise the topic's retention; use a new kafka.group to go on without."
+            )
+        if progress.position > end:
+            raise DataLossError(
+                f"{where}: position {progress.position} is beyond the end of the log ({end}): the input lost records. "
+                "Use a new kafka.group to begin anew."
+            )
+
+    async def _check_log(self, partition: int, progress: Progress, begin: int) -> None:
+        """The record before the position must be the one that was processed, where it still exists."""
+        before = progress.position - 1
+        if before < begin:
+            return
+        probe = Input(
+            self._connection,
+            self._rules.input,
+            fetch_min_bytes=1,
+            fetch_max_wait_ms=50,
+            fetch_max_bytes=self._rules.fetch_bytes,
+            max_partition_fetch_bytes=self._rules.fetch_bytes,
+        )
+        await probe.start()
+        try:
+            probe.assign({partition: before})
+            waited_ms = 0
+            while waited_ms < LOG_CHECK_MS and probe.next_fetch_offset(partition) <= before:
+                for batch in await probe.poll(1, 100):
+                    if batch.offsets[0] != before:
+                        return
+                    if zlib.crc32(batch.values[0] or b"", zlib.crc32(batch.keys[0] or b"")) != progress.checksum:
+                        raise DataLossError(
+                            f"partition {partition} of {self._rules.input!r}: the record at offset {before} is not the one "
+                            "that was processed: the topic was replaced. Use a new kafka.group to begin anew."
+                        )
+                    return
+                waited_ms += 100
+        finally:
+            await probe.stop()

@@ -1,0 +1,500 @@
+"""The asyncio shell: fetch, hand over, run, commit, repeat; signals, drain, health. Nothing about sequences is decided here.
+
+One task (``run``) owns the processor. A commit runs beside it while the next epoch is fetched and run; group callbacks
+only set flags and wait. During a rebalance nothing is fetched; afterwards new partitions are recovered, kept ones go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from streamer.codec import Codec
+from streamer.core import I64, Epoch, EventBatch, Outgoing, Reject
+from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.kafka.commit import Committer
+from streamer.kafka.group import Group, Ownership
+from streamer.kafka.input import Input
+from streamer.processor import Processor
+from streamer.recovery import Recovery, RestoreState
+
+_YIELD_S = 0.02
+"""Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float: ...
+
+    def now_ms(self) -> int: ...
+
+
+class SystemClock:
+    """The real clock; tests bring their own."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def now_ms(self) -> int:
+        return int(time.time() * 1000)
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """What the loop must know of the settings. ``delivery``: exactly-once | at-least-once | ephemeral."""
+
+    delivery: str
+    commit_interval_ms: int = 100
+    commit_min_gap_ms: int = 15
+    checkpoint_bytes_per_second: int = 20_000_000
+    max_poll_records: int = 8192
+    poll_timeout_ms: int = 50
+    fetch_max_wait_ms: int = 5
+    fetch_min_bytes: int = 100_000
+    drain_timeout_ms: int = 20_000
+    idle_ms: int = 30_000
+    max_fenced: int = 5
+    retry_ms: int = 500
+
+
+@dataclass(slots=True)
+class Times:
+    """Clock readings of one epoch, in seconds. Each stage begins where the one before ends, so stages sum to the whole."""
+
+    fetch: float = 0.0
+    decode: float = 0.0
+    wait: float = 0.0
+    run: float = 0.0
+    encode: float = 0.0
+    commit: float = 0.0
+    began: float = 0.0
+    cut: float = 0.0
+
+    def begin(self, now: float) -> None:
+        self.began = self.cut = now
+
+    def end(self, stage: str, now: float) -> None:
+        """Everything since the last reading belongs to ``stage``."""
+        setattr(self, stage, getattr(self, stage) + now - self.cut)
+        self.cut = now
+
+    @property
+    def total(self) -> float:
+        return self.fetch + self.decode + self.wait + self.run + self.encode + self.commit
+
+
+class Observer(Protocol):
+    """What the loop reports, at most a few calls per poll or commit."""
+
+    def polled(self, records: int, rejects: Sequence[Reject]) -> None: ...
+
+    def settled(self, processor: Processor, run_seconds: Sequence[float]) -> None: ...
+
+    def published(self, outgoing: Sequence[Outgoing], now_ms: int) -> None: ...
+
+    def committed(self, outcome: str, epoch: Epoch, times: Times, changelog_bytes: int) -> None: ...
+
+    def assigned(self, partitions: Sequence[int]) -> None: ...
+
+    def restoring(self, partition: int, state: RestoreState) -> None: ...
+
+    def recovered(self, partitions: Sequence[int], kept: Sequence[int], seconds: float) -> None: ...
+
+    def failed(self, error: BaseException) -> None: ...
+
+    def tick(self, service: Service) -> None: ...
+
+
+@dataclass
+class _Idle:
+    since: float
+    end: int = -1
+
+
+@dataclass
+class _Open:
+    """The epoch under construction and what was sent of it ahead of the commit."""
+
+    times: Times = field(default_factory=Times)
+    publishing: asyncio.Task[None] | None = None
+    started: float | None = None
+
+
+class Service:
+    """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process."""
+
+    def __init__(
+        self,
+        options: ServiceOptions,
+        processor: Processor,
+        codec: Codec,
+        *,
+        make_group: Callable[[Service], Group],
+        reader: Input,
+        make_committer: Callable[[Group], Committer],
+        make_recovery: Callable[[Service, Group, Committer], Recovery],
+        observer: Observer,
+        clock: Clock | None = None,
+    ) -> None:
+        self.options = options
+        self.processor = processor
+        self.reader = reader
+        self._codec = codec
+        self._clock = clock or SystemClock()
+        self._observer = observer
+        self.group = make_group(self)
+        self.committer = make_committer(self.group)
+        self._recovery = make_recovery(self, self.group, self.committer)
+        self.stopping = asyncio.Event()
+        self.ownership: Ownership | None = None
+        self._assignment: Ownership | None = None
+        self._revoking: asyncio.Event | None = None
+        self._recovering: asyncio.Task[dict[int, object]] | None = None
+        self.warm: dict[int, int] = {}
+        self._commit: asyncio.Task[None] | None = None
+        self._committed_at = 0.0
+        self._sliced_at = 0.0
+        self._open = _Open()
+        self._fenced = 0
+        self._idle: dict[int, _Idle] = {}
+        self.outage_since: float | None = None
+        self.ready = False
+
+    # group callbacks: set flags, wait, nothing else
+
+    def owned(self) -> frozenset[int]:
+        return frozenset(self.processor.ledgers)
+
+    async def on_revoked(self) -> None:
+        """Awaited by the group before it goes on: the open epoch is committed or given up within one deadline."""
+        if self.ownership is None:
+            return
+        drained = self._revoking = asyncio.Event()
+        try:
+            async with asyncio.timeout(self.options.drain_timeout_ms / 1000):
+                await drained.wait()
+        except TimeoutError:
+            self.ownership = None  # what is still open can no longer be committed; recovery drops it
+
+    def on_assigned(self, ownership: Ownership) -> None:
+        self._revoking = None
+        self._assignment = ownership
+
+    # the loop
+
+    async def run(self) -> None:
+        """Until ``stopping`` is set; then drains: commits what is open and leaves the group."""
+        await self.reader.start()
+        try:
+            await self.committer.start()
+            await self.group.start()
+            while not self.stopping.is_set():
+                await self._turn()
+            await self._drain()
+        except BaseException as error:
+            self._observer.failed(error)
+            raise
+        finally:
+            await self._close()
+
+    async def _turn(self) -> None:
+        self._observer.tick(self)
+        self.group.check()
+        if self._revoking is not None:
+            await self._hand_over()
+        elif self._assignment is not None:
+            await self._adopt()
+        elif not self.processor.ledgers:
+            await asyncio.sleep(0.01)
+        else:
+            try:
+                await self._step()
+            except (FencedError, KafkaUnavailableError) as error:
+                await self._fail(error)
+
+    async def _step(self) -> None:
+        """One poll and all that follows from it."""
+        clock, times = self._clock, self._open.times
+        if self._open.started is None:
+            times.begin(clock.monotonic())
+        batches = await self.reader.poll(self.options.max_poll_records, self._poll_timeout_ms())
+        times.end("fetch", clock.monotonic())
+        if self._revoking is None and self._assignment is None and batches:
+            if self._open.started is None:
+                self._open.started = clock.monotonic()
+            decoded = [self._codec.decode(batch) for batch in batches]
+            times.end("decode", clock.monotonic())
+            await self._process(decoded)
+        elif batches:  # a rebalance began while the poll was out: these records belong to whoever comes next
+            self.reader.assign({part: ledger.next_offset for part, ledger in self.processor.ledgers.items()})
+            return
+        await self._watch_idle(bool(batches))
+        await self._maybe_commit(drained=sum(map(len, batches)) < self.options.max_poll_records)
+
+    async def _process(self, decoded: list[EventBatch]) -> None:
+        self.processor.ingest(decoded)
+        self._open.times.end("wait", self._clock.monotonic())
+        self._observer.polled(
+            sum(len(batch) for batch in decoded), [reject for batch in decoded for reject in batch.rejects]
+        )
+        await self._run()
+
+    async def _run(self) -> None:
+        clock, times = self._clock, self._open.times
+        last = begun = clock.monotonic()
+        seconds: list[float] = []
+        for _ in self.processor.run():
+            now = clock.monotonic()
+            seconds.append(now - last)
+            if now - begun > _YIELD_S:
+                times.end("run", now)
+                await asyncio.sleep(0)
+                begun = clock.monotonic()
+                times.end("wait", begun)
+                now = begun
+            last = now
+        times.end("run", clock.monotonic())
+        self._observer.settled(self.processor, seconds)
+        if self.options.delivery != "exactly-once":
+            await self._publish()
+
+    async def _publish(self) -> None:
+        """Sends predictions as they settle; one send at a time keeps the order and bounds what is in flight."""
+        outgoing, rejects = self.processor.results()
+        if not outgoing and not rejects:
+            return
+        if self._open.publishing is not None:
+            await self._open.publishing
+        self._open.times.end("encode", self._clock.monotonic())
+        self._open.publishing = asyncio.create_task(self._publish_now(outgoing, rejects))
+
+    async def _publish_now(self, outgoing: list[Outgoing], rejects: list[Reject]) -> None:
+        await self.committer.publish(outgoing, rejects)
+        self._observer.published(outgoing, self._clock.now_ms())
+
+    # commit
+
+    async def _maybe_commit(self, *, drained: bool) -> None:
+        """At once when the input is drained, else every ``commit_interval_ms``; one commit at a time, and never closer
+        to the last one than the broker's marker writing allows."""
+        options, now = self.options, self._clock.monotonic()
+        if self._commit is not None:
+            waited = self._open.started is not None and now - self._open.started > 4 * options.commit_interval_ms / 1000
+            if not self._commit.done() and not waited:
+                return
+            await self._finish_commit()
+        eager = drained and options.delivery == "exactly-once"
+        interval_ms = options.commit_min_gap_ms if eager else options.commit_interval_ms
+        if now - self._committed_at >= interval_ms / 1000:
+            await self._begin_commit()
+
+    async def _begin_commit(self) -> None:
+        assert self._commit is None
+        now = self._clock.monotonic()
+        budget = int(self.options.checkpoint_bytes_per_second * min(now - self._sliced_at, 1.0))
+        epoch = self.processor.seal(self._clock.now_ms(), max(budget, 0))
+        if epoch is None or self.ownership is None:
+            return
+        self._sliced_at = now
+        opened, self._open = self._open, _Open()
+        self._open.times.begin(now)
+        if opened.started is None:
+            opened.times.begin(now)
+        opened.times.end("encode", self._clock.monotonic())
+        self._commit = asyncio.create_task(self._commit_now(epoch, self.ownership, opened))
+
+    async def _commit_now(self, epoch: Epoch, ownership: Ownership, opened: _Open) -> None:
+        before = self.committer.bytes_written
+        outcome = "failed"
+        try:
+            if opened.publishing is not None:
+                await opened.publishing
+            self.warm.update(await self.committer.commit(epoch, ownership))
+            outcome = "committed"
+        except FencedError:
+            outcome = "fenced"
+            raise
+        finally:
+            self._committed_at = self._clock.monotonic()
+            opened.times.end("commit", self._committed_at)
+            self._observer.committed(outcome, epoch, opened.times, self.committer.bytes_written - before)
+        if epoch.outgoing:
+            self._observer.published(epoch.outgoing, self._clock.now_ms())
+
+    async def _finish_commit(self) -> None:
+        commit, self._commit = self._commit, None
+        if commit is not None:
+            await commit
+            self._fenced = 0
+            self.outage_since = None
+
+    async def _settle_all(self) -> None:
+        """Commits everything that is open: first the commit in flight, then what was run beside it."""
+        await self._finish_commit()
+        await self._begin_commit()
+        await self._finish_commit()
+        if self._open.publishing is not None:
+            await self._open.publishing
+
+    # rebalance and recovery
+
+    async def _hand_over(self) -> None:
+        """Before a rebalance: commit what is open, then let the group go on."""
+        revoking = self._revoking
+        assert revoking is not None
+        try:
+            await self._cancel_recovery()
+            await self._settle_all()
+        except (FencedError, KafkaUnavailableError) as error:
+            self._observer.failed(error)
+            self._forget_all()
+        finally:
+            if self.options.delivery == "ephemeral":
+                self._idle.clear()
+            self._revoking = None
+            revoking.set()
+        while self._assignment is None and self._revoking is None and not self.stopping.is_set():
+            self.group.check()
+            self._observer.tick(self)
+            await asyncio.sleep(0.01)
+
+    async def _adopt(self) -> None:
+        """After an assignment: drop what is gone, recover what is new, keep what did not change."""
+        ownership, self._assignment = self._assignment, None
+        assert ownership is not None
+        began = self._clock.monotonic()
+        await self._drop_commit()
+        gone = set(self.processor.ledgers) - ownership.partitions
+        for partition in gone:
+            self._forget(partition)
+        self.ownership = ownership
+        self.ready = False
+        self._observer.assigned(sorted(ownership.partitions))
+        self.reader.assign({})
+        try:
+            found = await self._recovery.recover(ownership.partitions, self.warm)
+        except KafkaUnavailableError as error:
+            self._observer.failed(error)
+            self.outage_since = self.outage_since or began
+            self._forget_all()
+            await asyncio.sleep(self.options.retry_ms / 1000)
+            self._assignment = self._assignment or ownership
+            return
+        kept = [partition for partition, ledger in found.items() if ledger is None]
+        for partition, ledger in found.items():
+            if ledger is not None:
+                self.processor.assign(partition, ledger)
+        self.reader.assign({part: ledger.next_offset for part, ledger in self.processor.ledgers.items()})
+        self._idle.clear()
+        self._open = _Open()
+        self.ready = True
+        self._observer.recovered(sorted(set(found) - set(kept)), kept, self._clock.monotonic() - began)
+
+    async def _fail(self, error: FencedError | KafkaUnavailableError) -> None:
+        """A commit failed: never go on with state that ran ahead of the log. Drop it, and recover what is still ours."""
+        self._observer.failed(error)
+        self._forget_all()
+        if isinstance(error, FencedError):
+            self._fenced += 1
+            if self._fenced >= self.options.max_fenced:
+                raise KafkaUnavailableError(
+                    f"fenced {self._fenced} times without a rebalance: {error}. Does another process use this "
+                    "kafka.instance, or may this principal not commit?"
+                ) from error
+        else:
+            self.outage_since = self.outage_since or self._clock.monotonic()
+        deadline = self._clock.monotonic() + self.options.retry_ms / 1000
+        while self._clock.monotonic() < deadline and self._assignment is None and self._revoking is None:
+            self.group.check()
+            await asyncio.sleep(0.02)
+        if self._assignment is None and self._revoking is None:
+            self._assignment = self.ownership
+
+    async def _drop_commit(self) -> None:
+        commit, self._commit = self._commit, None
+        if commit is not None:
+            try:
+                await commit
+            except (FencedError, KafkaUnavailableError) as error:
+                self._observer.failed(error)
+                self._forget_all()
+
+    async def _cancel_recovery(self) -> None:
+        if self._recovering is not None:
+            self._recovering.cancel()
+            await asyncio.gather(self._recovering, return_exceptions=True)
+            self._recovering = None
+
+    def _forget(self, partition: int) -> None:
+        self.processor.revoke(partition)
+        self.warm.pop(partition, None)
+        self._idle.pop(partition, None)
+
+    def _forget_all(self) -> None:
+        self.processor.abandon()
+        self.warm.clear()
+        self._idle.clear()
+        self._open = _Open()
+        self.ready = False
+        for task in (self._commit,):
+            if task is not None and not task.done():
+                task.cancel()
+        self._commit = None
+
+    # idleness
+
+    def _poll_timeout_ms(self) -> int:
+        """Short while something waits for its commit, so that the commit is not late."""
+        return self.options.commit_min_gap_ms if self._open.started or self._commit else self.options.poll_timeout_ms
+
+    async def _watch_idle(self, any_records: bool) -> None:
+        """Idle: live, and recent fetches confirmed position = end of log without a break for ``idle_ms``."""
+        if not self.processor.windows:
+            return
+        now, wall = self._clock.monotonic(), self._clock.now_ms()
+        for partition, ledger in self.processor.ledgers.items():
+            end = self.reader.log_end(partition)
+            caught_up = end is not None and self.reader.next_fetch_offset(partition) >= end
+            confirmed = wall - self.reader.confirmed_at_ms(partition) < max(1000, 10 * self.options.fetch_max_wait_ms)
+            if ledger.replaying or not caught_up or not confirmed:
+                self._idle.pop(partition, None)
+                continue
+            idle = self._idle.setdefault(partition, _Idle(now, ledger.next_offset))
+            if idle.end != ledger.next_offset:
+                idle.since, idle.end = now, ledger.next_offset
+            elapsed_ms = int((now - idle.since) * 1000)
+            if elapsed_ms >= self.options.idle_ms:
+                self.processor.idle(partition, elapsed_ms)
+                await self._run()
+
+    # end
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(self.options.drain_timeout_ms / 1000):
+                if self.processor.ledgers and self.ownership is not None:
+                    await self._settle_all()
+        except (FencedError, KafkaUnavailableError) as error:
+            self._observer.failed(error)
+        except TimeoutError:
+            self._observer.failed(KafkaUnavailableError("drain: the last commit did not finish in time"))
+
+    async def _close(self) -> None:
+        await self._cancel_recovery()
+        if self._commit is not None:
+            self._commit.cancel()
+            await asyncio.gather(self._commit, return_exceptions=True)
+        await self.group.stop()
+        await self.committer.stop()
+        await self.reader.stop()
+
+
+def latencies_ms(outgoing: Sequence[Outgoing], now_ms: int) -> I64:
+    """Record timestamp to ``now_ms`` for every prediction."""
+    if not outgoing:
+        return np.empty(0, np.int64)
+    return now_ms - np.concatenate([np.array(part.timestamps_ms, np.int64) for part in outgoing])

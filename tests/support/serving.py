@@ -1,0 +1,157 @@
+"""Services on a real broker for tests: built as ``streamer run`` builds them, with a model that tests can predict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from simulated import ChainModel
+
+from streamer.assemble import Parts, build, prepare
+from streamer.service import Service
+from streamer.settings import Settings
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps what it is told."""
+
+    committed_events: int = 0
+    outcomes: list[str] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+    recoveries: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def _tell(self) -> None:
+        self.changed.set()
+
+    def polled(self, *_: object) -> None: ...
+
+    def settled(self, *_: object) -> None: ...
+
+    def published(self, *_: object) -> None: ...
+
+    def assigned(self, *_: object) -> None: ...
+
+    def restoring(self, *_: object) -> None: ...
+
+    def tick(self, *_: object) -> None: ...
+
+    def committed(self, outcome: str, epoch: Any, *_: object) -> None:
+        self.outcomes.append(outcome)
+        if outcome == "committed":
+            self.committed_events += epoch.events
+        self._tell()
+
+    def recovered(self, cold: Sequence[int], kept: Sequence[int], seconds: float) -> None:
+        del seconds
+        self.recoveries.append((list(cold), list(kept)))
+        self._tell()
+
+    def failed(self, error: BaseException) -> None:
+        self.errors.append(error)
+        self._tell()
+
+
+def make_settings(bootstrap: str, topic: str, group: str, **sections: dict[str, Any]) -> Settings:
+    document: dict[str, Any] = {
+        "kafka": {"bootstrap": bootstrap, "group": group, "session_timeout_ms": 6000, "heartbeat_interval_ms": 500},
+        "input": {"topic": topic},
+        "output": {"topic": f"{topic}.out"},
+        "delivery": {"checkpoint_interval_ms": 200},
+        "state": {"max_bytes": 16_000_000},
+        "model": {"chain": {"path": "unused.onnx"}},
+    }
+    for name, values in sections.items():
+        document.setdefault(name, {}).update(values)
+    return Settings(**document)
+
+
+async def make_service(settings: Settings, model: Any = None, *, instance: str = "a") -> tuple[Service, Recorder]:
+    parts = await prepare(settings, [("chain", model or ChainModel(), None)])
+    recorder = Recorder()
+    return build(Parts(settings, parts.models, parts.connection, parts.input), recorder, instance=instance), recorder
+
+
+@contextlib.asynccontextmanager
+async def running(service: Service) -> AsyncIterator[asyncio.Task[None]]:
+    """Runs a service beside the test, and drains it at the end."""
+    task = asyncio.create_task(service.run())
+    try:
+        yield task
+    finally:
+        service.stopping.set()
+        async with asyncio.timeout(60):
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def produce(
+    bootstrap: str, topic: str, rows: Iterable[tuple[int, bytes | None, bytes | None, list[tuple[str, bytes]]]]
+) -> None:
+    """Rows (partition, key, value, headers), in order and acknowledged."""
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", max_request_size=20_000_000)
+    await producer.start()
+    try:
+        sent = [
+            await producer.send(topic, value, key=key, partition=partition, headers=headers)
+            for partition, key, value, headers in rows
+        ]
+        await asyncio.gather(*sent)
+    finally:
+        await producer.stop()
+
+
+def event(x: Sequence[float], **fields: Any) -> bytes:
+    return msgspec.json.encode({"x": list(x), **fields})
+
+
+@dataclass(frozen=True)
+class Read:
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes]
+
+    @property
+    def source(self) -> tuple[int, int]:
+        _, partition, offset = self.headers["streamer-source"].decode().rsplit("/", 2)
+        return int(partition), int(offset)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return msgspec.json.decode(self.value or b"{}")
+
+
+async def read_all(bootstrap: str, topic: str, *, at_least: int = 0, isolation: str = "read_committed") -> list[Read]:
+    """All records of a topic up to its end; waits until there are ``at_least`` (bounded by a deadline)."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, isolation_level=isolation, auto_offset_reset="earliest")
+    await consumer.start()
+    found: list[Read] = []
+    try:
+        async with asyncio.timeout(60):
+            partitions: set[int] = set()
+            while not partitions:
+                await consumer.topics()
+                partitions = consumer.partitions_for_topic(topic) or set()
+            tps = [TopicPartition(topic, partition) for partition in sorted(partitions)]
+            consumer.assign(tps)
+            await consumer.seek_to_beginning()
+            while True:
+                for tp, records in (await consumer.getmany(timeout_ms=100)).items():
+                    found += [Read(tp.partition, r.offset, r.key, r.value, dict(r.headers)) for r in records]
+                ends = await consumer.end_offsets(tps)
+                done = all([await consumer.position(tp) >= ends[tp] for tp in tps])
+                if done and len(found) >= at_least:
+                    return found
+    finally:
+        await consumer.stop()
+
+
+DATA = Path(__file__).parent
