@@ -12,7 +12,7 @@ from streamer.kafka.client import Connection
 from streamer.kafka.commit import CommitOptions, Committer, CommitTopics
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
-from streamer.kafka.topics import InputTopic, TopicNeed, Topics, result_sizes
+from streamer.kafka.topics import InputTopic, TopicNeed, Topics
 from streamer.model import Model
 from streamer.processor import Identity, Limits, Processor
 from streamer.recovery import Recovery, Rules
@@ -155,7 +155,7 @@ def build(
                 settings.output.topic,
                 settings.dead_letter_topic,
                 settings.changelog_topic,
-                result_sizes(parts.input.config),
+                parts.input.limits.get(settings.dead_letter_topic or "", 1_048_588),
             ),
             CommitOptions(
                 delivery=delivery.mode,

@@ -125,7 +125,8 @@ class InputTopic:
     partitions: tuple[int, ...]
     topic_id: str
     config: Mapping[str, str]
-    missing_outputs: tuple[str, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Topic that the service writes -> the largest record batch in bytes that it takes."""
 
 
 class Topics:
@@ -180,7 +181,8 @@ class Topics:
                     f"missing topics: {names}. Create them with {len(partitions)} partitions, or set topics.create = true"
                 )
             topic_id = await self._topic_id(input_topic)
-            return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic))
+            limits = {need.name: result_sizes(await self.config(need.name)) for need in needs}
+            return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic), limits)
         except (TimeoutError, KafkaError, OSError) as error:
             raise self._connection.explain(error, "checking topics") from error
 

@@ -21,7 +21,7 @@ def partition_of(stream: int) -> int:
 def rows(first: int, count: int, streams: int = 20):
     for index in range(first, first + count):
         stream = index % streams
-        yield partition_of(stream), b"s%d" % stream, event([float(index % 97)]), []
+        yield partition_of(stream), b"s%d" % stream, event([float(index % 11)]), []
 
 
 def oracle(count: int, streams: int = 20) -> dict[bytes, list[float]]:
@@ -30,7 +30,7 @@ def oracle(count: int, streams: int = 20) -> dict[bytes, list[float]]:
     outputs: dict[bytes, list[float]] = defaultdict(list)
     for index in range(count):
         key = b"s%d" % (index % streams)
-        state[key] = advance(state[key], float(index % 97))
+        state[key] = advance(state[key], float(index % 11))
         outputs[key].append(state[key])
     return outputs
 
@@ -46,7 +46,7 @@ def check(found, count: int, streams: int = 20) -> None:
     assert got == oracle(count, streams)
 
 
-async def wait_for(condition, *recorders, seconds: float = 60) -> None:
+async def wait_for(condition, *recorders, seconds: float = 30) -> None:
     """Until what the recorders are told makes the condition true; fails at once when a service has failed."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from simulated import ChainModel
 
 from streamer.assemble import Parts, build, prepare
@@ -129,17 +129,24 @@ class Read:
         return msgspec.json.decode(self.value or b"{}")
 
 
+async def _partitions(bootstrap: str, topic: str) -> list[int]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        (described,) = await admin.describe_topics([topic])
+        return [partition["partition"] for partition in described["partitions"]]
+    finally:
+        await admin.close()
+
+
 async def read_all(bootstrap: str, topic: str, *, at_least: int = 0, isolation: str = "read_committed") -> list[Read]:
     """All records of a topic up to its end; waits until there are ``at_least`` (bounded by a deadline)."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, isolation_level=isolation, auto_offset_reset="earliest")
     await consumer.start()
     found: list[Read] = []
     try:
-        async with asyncio.timeout(60):
-            partitions: set[int] = set()
-            while not partitions:
-                await consumer.topics()
-                partitions = consumer.partitions_for_topic(topic) or set()
+        async with asyncio.timeout(30):
+            partitions = await _partitions(bootstrap, topic)
             tps = [TopicPartition(topic, partition) for partition in sorted(partitions)]
             consumer.assign(tps)
             await consumer.seek_to_beginning()
@@ -152,6 +159,3 @@ async def read_all(bootstrap: str, topic: str, *, at_least: int = 0, isolation: 
                     return found
     finally:
         await consumer.stop()
-
-
-DATA = Path(__file__).parent
