@@ -629,7 +629,7 @@ class Processor:
 
     def results(self) -> tuple[list[Outgoing], list[Reject]]:
         """Takes the predictions and rejects out of the open epoch, for deliveries that send them before the commit."""
-        outgoing, rejects = self._outgoing, self._rejects
+        outgoing, rejects = self._outgoing, sorted(self._rejects, key=_log_order)
         self._outgoing, self._rejects = [], []
         return outgoing, rejects
 
@@ -672,7 +672,8 @@ class Processor:
             changelog.append(Changelog(partition, records))
         if not (positions or self._outgoing or self._rejects):
             return None
-        epoch = Epoch(positions, self._outgoing, self._rejects, changelog, self._events, self._late_events)
+        rejects = sorted(self._rejects, key=_log_order)
+        epoch = Epoch(positions, self._outgoing, rejects, changelog, self._events, self._late_events)
         self._clear_epoch()
         self._epoch_number += 1
         return epoch
@@ -836,6 +837,10 @@ class Processor:
         gone.setdefault(partition, {}).update(zip(self.table.keys(chosen), times, strict=True))
         self.table.forget(partition, chosen)
         self.counters.evicted[reason] = self.counters.evicted.get(reason, 0) + len(slots)
+
+
+def _log_order(reject: Reject) -> tuple[int, int]:
+    return reject.partition, reject.offset
 
 
 def _check_models(models: Sequence[tuple[str, Model, WindowRule | None]]) -> None:
