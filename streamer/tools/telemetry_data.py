@@ -41,7 +41,7 @@ _SEGMENT = 80
 """Steps; a segment of a stream has at most one anomaly, that lies inside it."""
 _LATENTS = 2
 _LAGS = 24
-_PERIOD = 18
+_PERIOD = 12
 _NOISE = 0.1
 _LENGTHS = np.array([[1, 1], [1, 2], [4, 10], [6, 14], [6, 14]])
 """Fewest and most steps of each kind"""
@@ -87,10 +87,11 @@ class Telemetry:
         latent = np.arange(_LATENTS)[:, None]
         shocks = self._gauss(_LATENT, streams[:, None, None], (steps[:, None] - lags)[:, None, :], latent)
         weights = np.sin(np.pi * (lags + 1) / (_LAGS + 1))  # without edges, so the sum is smooth
-        slow = shocks @ (weights / np.linalg.norm(weights))
+        # Sums by row, not matrix products: those may round differently with the number of rows.
+        slow = (shocks * (weights / np.linalg.norm(weights))).sum(axis=-1)
         angle = 2 * np.pi * (steps / _PERIOD + self._uniform(_PHASE, streams))
         season = np.sqrt(2) * np.stack([np.sin(angle), np.cos(angle), np.sin(2 * angle)], axis=1)
-        mixed = np.concatenate([slow, season], axis=1) @ self._mixing()
+        mixed = np.einsum("nj,jf->nf", np.concatenate([slow, season], axis=1), self._mixing(), optimize=False)
         gain = 0.9 + 0.2 * self._uniform(_GAIN, streams)
         feature = np.arange(self.features)
         noise = self._gauss(_WHITE, streams[:, None], steps[:, None], feature)
