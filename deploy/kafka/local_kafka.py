@@ -83,9 +83,7 @@ def jars() -> Path:
     root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix="kafka-partial-", dir=root))
     try:
-        print(
-            "local Kafka: fetching Apache Kafka's jars through Maven (once, 45 MB)", file=sys.stderr, flush=True
-        )
+        print("local Kafka: fetching Apache Kafka's jars through Maven (once, 45 MB)", file=sys.stderr, flush=True)
         command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={partial}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not any(partial.glob("kafka_*.jar")):
