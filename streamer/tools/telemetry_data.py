@@ -91,7 +91,7 @@ class Telemetry:
         slow = (shocks * (weights / np.linalg.norm(weights))).sum(axis=-1)
         angle = 2 * np.pi * (steps / _PERIOD + self._uniform(_PHASE, streams))
         season = np.sqrt(2) * np.stack([np.sin(angle), np.cos(angle), np.sin(2 * angle)], axis=1)
-        mixed = np.einsum("nj,jf->nf", np.concatenate([slow, season], axis=1), self._mixing(), optimize=False)
+        mixed: F64 = np.einsum("nj,jf->nf", np.concatenate([slow, season], axis=1), self._mixing(), optimize=False)
         gain = 0.9 + 0.2 * self._uniform(_GAIN, streams)
         feature = np.arange(self.features)
         noise = self._gauss(_WHITE, streams[:, None], steps[:, None], feature)
