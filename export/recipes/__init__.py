@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from export import plots
@@ -77,6 +78,8 @@ def run(name: str, out: Path, *, quick: bool = False, data: Path | None = None) 
     section = (recipe.quick_model if quick else None) or recipe.model
     training = (recipe.quick_training if quick else None) or recipe.training
     split = recipe.make(quick) if data is None else read_user_data(recipe, data)
+    if recipe.task == "next_category" and split.train.classes is not None:
+        section = msgspec.structs.replace(section, vocabulary=len(split.train.classes))
     config = TrainConfig(
         name=name, task=recipe.task, data=DataSection(path=str(data or "generated")), model=section, training=training
     )

@@ -18,7 +18,7 @@ from export.train import ModelSection, TrainSection
 from streamer.errors import ConfigurationError
 
 UNKNOWN = "\ufffd"
-VOCABULARY = 128  # room for the different characters of most texts in one alphabet
+VOCABULARY = 128  # at most; a model gets as many as its text has
 
 
 def read_text(text: str) -> Split:
@@ -27,8 +27,7 @@ def read_text(text: str) -> Split:
     if len(known) >= VOCABULARY:
         raise ConfigurationError(f"{len(known)} different characters, at most {VOCABULARY - 1} are supported")
     number = {character: i + 1 for i, character in enumerate(known)}
-    classes = [UNKNOWN, *known] + [f"{UNKNOWN}{i}" for i in range(len(known) + 1, VOCABULARY)]
-    stream = sequences(["character"], [[number.get(character, 0) for character in text]], None, classes)
+    stream = sequences(["character"], [[number.get(character, 0) for character in text]], None, [UNKNOWN, *known])
     return split_by_time(stream, validation=0.05, test=0.05)
 
 
@@ -64,7 +63,16 @@ RECIPE = Recipe(
     make=make,
     read=read,
     model=ModelSection(hidden=256, kind="lstm", vocabulary=VOCABULARY, embedding=48),
-    training=TrainSection(epochs=4, rows=32, steps=64, segment_steps=4000, learning_rate=8e-3, schedule="cosine"),
+    training=TrainSection(
+        epochs=4,
+        rows=32,
+        steps=64,
+        segment_steps=4000,
+        optimiser="adamw",
+        weight_decay=0.05,
+        learning_rate=6e-3,
+        schedule="cosine",
+    ),
     quick_model=ModelSection(hidden=64, kind="gru", vocabulary=VOCABULARY, embedding=16),
     quick_training=TrainSection(epochs=6, rows=16, steps=32, segment_steps=600, learning_rate=1e-2, schedule="cosine"),
     metric="loss",

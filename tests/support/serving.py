@@ -145,7 +145,7 @@ async def read_all(bootstrap: str, topic: str, *, at_least: int = 0, isolation: 
     await consumer.start()
     found: list[Read] = []
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             partitions = await _partitions(bootstrap, topic)
             tps = [TopicPartition(topic, partition) for partition in sorted(partitions)]
             consumer.assign(tps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 import torch
+from msgspec import structs
 
-from export import train
+from export import recipes, train
 from export.memorytasks import ADDING_BASELINE, copy_baseline, split_of
+from export.recipes import characters
 from export.train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
 
 pytestmark = pytest.mark.torch
@@ -157,19 +160,13 @@ def test_a_gated_cell_copies_over_thirty_steps() -> None:
 @pytest.mark.accept
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_held_out_text_of_shakespeare(data_dir: Path, kind: str) -> None:
-    from export.recipes import characters
-
-    text = data_dir / "char-text" / "tinyshakespeare.txt"
+def test_held_out_text_of_shakespeare(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     recipe = characters.RECIPE
-    config = TrainConfig(
-        name="characters",
-        task=recipe.task,
-        data=DataSection(path=str(text)),
-        model=ModelSection(hidden=256, kind=kind, vocabulary=recipe.model.vocabulary, embedding=recipe.model.embedding),
-        training=recipe.training,
-    )
     assert recipe.training.epochs == 4
-    figures = train_seed(config, characters.read(text), 0, out=None).figures
-    assert figures["test"]["loss"] <= 1.65
-    assert figures["validation"]["loss"] <= 1.65
+    monkeypatch.setattr(recipes, "get", lambda name: replace(recipe, model=structs.replace(recipe.model, kind=kind)))
+    result = recipes.run("characters", tmp_path, data=data_dir / "char-text" / "tinyshakespeare.txt")
+    assert result["verification"]["passed"]
+    assert result["value"] <= 1.65
+    print(kind, result["value"], result["sample"])
