@@ -24,12 +24,13 @@ from streamer.processor import Processor
 from streamer.recovery import RestoreState
 from streamer.service import Service, Times
 from streamer.settings import Settings, describe, instance_id, load_settings
+from streamer.tools.bench import bench_command
 from streamer.tools.inspect import inspect as inspect_model
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 log = logging.getLogger("streamer")
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="Settings, TOML")]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings, TOML; none: flags and environment only")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, before environment and file")]
 
 
@@ -61,7 +62,7 @@ class LogObserver:
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None) -> None:
+def run(config: Config = None, overrides: Overrides = None) -> None:
     """Serve until SIGTERM or SIGINT, then commit what is open and leave the group."""
     settings, _ = load_settings(config, overrides or (), os.environ)
     _log_to_stderr(settings.log.level)
@@ -69,7 +70,7 @@ def run(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None) -> None:
+def check(config: Config = None, overrides: Overrides = None) -> None:
     """Validate settings, models and topics without consuming; print the settings and where each comes from."""
     settings, origins = load_settings(config, overrides or (), os.environ)
     for key, value, origin in describe(settings, origins):
@@ -89,6 +90,9 @@ def inspect_command(
         return
     for key, value in found.items():
         print(f"{key}: {json.dumps(value, default=str)}")
+
+
+app.command("bench")(bench_command)
 
 
 async def _serve(settings: Settings) -> None:

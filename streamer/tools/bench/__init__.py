@@ -1,0 +1,400 @@
+"""``streamer bench``: what the service does per second and per event, against the loop that people write by hand.
+
+Every figure comes from processes of their own on a real cluster; both sides are measured in turns within one run, since
+machines are noisy: compare ratios, not absolutes. An independent reader counts every answer and checks sampled streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from streamer.errors import ConfigurationError, KafkaUnavailableError
+from streamer.model import Model
+from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload, send_open_loop
+from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, watch_growth
+from streamer.tools.bench.reference import lstm_outputs
+
+MODEL = Path(__file__).with_name("model") / "model.onnx"
+TOLERANCE = 1e-5
+_SAMPLED = 32
+_STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """``events``: of one throughput run; the naive loop gets a tenth. ``rate``: events per second of the latency run."""
+
+    bootstrap: str
+    model: Path = MODEL
+    events: int = 1_500_000
+    streams: int = 10_000
+    partitions: int = 4
+    repeats: int = 3
+    workers: int = 1
+    rate: float = 2_000.0
+    rate_s: float = 30.0
+    replication_factor: int = 1
+    broker_pids: tuple[int, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
+class Bench:
+    """One run of the command: topics of its own, deleted at the end."""
+
+    def __init__(self, options: Options, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._say = say
+        self._run = uuid.uuid4().hex[:8]
+        self._topics: list[str] = []
+        self._model = Model.load(options.model)
+        self._features = self._model.contract.features
+
+    def close(self) -> None:
+        if self._topics:
+            delete_topics(self._options.bootstrap, self._topics)
+
+    def throughput(self, cases: Sequence[tuple[str, str]], *, naive: bool = True) -> list[dict[str, Any]]:
+        """Results of every (delivery, format), then of the naive loop per format; ratios within each repeat."""
+        options = self._options
+        formats = sorted({value_format for _, value_format in cases})
+        loaded: dict[str, tuple[str, Plan, int]] = {}
+        few: dict[str, tuple[str, Plan, int]] = {}
+        for value_format in formats:
+            loaded[value_format] = self._load(value_format, options.events)
+            if naive:
+                few[value_format] = self._load(value_format, max(options.events // 10, 20_000))
+        spans: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for repeat in range(options.repeats):
+            for value_format in formats:
+                if naive:
+                    spans.setdefault(("naive", value_format), []).append(
+                        self._measure("naive", value_format, *few[value_format])
+                    )
+                for delivery, wanted in cases:
+                    if wanted == value_format:
+                        spans.setdefault((delivery, value_format), []).append(
+                            self._measure(delivery, value_format, *loaded[value_format])
+                        )
+            self._say(f"repeat {repeat + 1} of {options.repeats} done")
+        return [self._summary(key, runs, spans.get(("naive", key[1]))) for key, runs in spans.items()]
+
+    def latency(self, delivery: str, value_format: str) -> dict[str, Any]:
+        """Open-loop latency at ``rate`` from the intended send time to a committed read, and the cores it takes."""
+        options = self._options
+        warm_up = int(options.rate * min(10.0, options.rate_s / 3))
+        plan = self._plan(value_format, int(options.rate * options.rate_s) + warm_up)
+        source, target = self._topic("in"), self._topic("out")
+        create_topics(options.bootstrap, [source, target], options.partitions, options.replication_factor)
+        mark: dict[str, float] = {}
+        with self._serving(delivery, value_format, source, target) as worker:
+
+            def begin() -> None:
+                mark.update(at=time.monotonic(), cpu=cpu_seconds(worker.pids))
+
+            worker.ready(options.bootstrap, target)
+            sender = subprocess.Popen(
+                [sys.executable, "-m", "streamer.tools.bench.sender", json.dumps(_sender(options, source, plan))]
+            )
+            try:
+                found = read_latencies(
+                    options.bootstrap, target, options.partitions, plan.events, warm_up=warm_up, began=begin,
+                    alive=worker.alive, timeout_s=options.rate_s * 3 + 60,
+                )  # fmt: skip
+            finally:
+                sender.terminate()
+                sender.wait(_STOP_TIMEOUT_S)
+            cores = (cpu_seconds(worker.pids) - mark["cpu"]) / (time.monotonic() - mark["at"])
+            rss = rss_bytes(worker.pids)
+        p50, p95, p99 = np.percentile(found, [50, 95, 99]).tolist()
+        latency = {"rate": options.rate, "p50": p50, "p95": p95, "p99": p99, "max": float(found.max())}
+        return {"delivery": delivery, "format": value_format, "latency_ms": latency, "cores_at_rate": cores, "rss": rss}
+
+    # one run
+
+    def _measure(self, delivery: str, value_format: str, source: str, plan: Plan, sent_bytes: int) -> dict[str, Any]:
+        options = self._options
+        target = self._topic("out")
+        create_topics(options.bootstrap, [target], options.partitions, options.replication_factor)
+        with self._serving(delivery, value_format, source, target) as worker:
+            span = watch_growth(
+                options.bootstrap, target, options.partitions, plan.events, worker.pids, options.broker_pids,
+                alive=worker.alive,
+            )  # fmt: skip
+            exported = worker.metrics()
+        verified = self._verify(target, plan)
+        if delivery != "naive" or verified["lost"] or verified["repeated"]:
+            self._say(
+                f"{delivery} {value_format}: {span.events_per_second:,.0f} events/s over {span.seconds:.1f} s, "
+                f"{span.service_cpu_us_per_event:.2f} us CPU per event, lost {verified['lost']}, "
+                f"repeated {verified['repeated']}, largest error {verified['error']:.1e}"
+            )
+        changelog = exported.get("streamer_checkpoint_bytes_total", 0.0)
+        stages = {
+            name.partition('stage="')[2].rstrip('"}'): total / plan.events * 1e6
+            for name, total in exported.items()
+            if name.startswith("streamer_stage_seconds_sum")
+        }
+        delete_topics(options.bootstrap, [target])
+        return {
+            "events_per_second": span.events_per_second,
+            "service": span.service_cpu_us_per_event,
+            "broker": span.broker_cpu_us_per_event,
+            "rss": span.rss_bytes,
+            "changelog": changelog / sent_bytes,
+            "stages": stages,
+            **verified,
+        }
+
+    def _verify(self, target: str, plan: Plan) -> dict[str, Any]:
+        streams_of = plan.streams_of()
+        per_partition = np.bincount(streams_of % plan.partitions, minlength=plan.partitions).tolist()
+        sampled = np.random.default_rng(plan.seed).choice(plan.streams, min(_SAMPLED, plan.streams), replace=False)
+        keys = plan.keys()
+        found = count_answers(
+            self._options.bootstrap, target, per_partition, {keys[stream] for stream in sampled.tolist()}
+        )
+        worst = 0.0
+        for stream in sampled.tolist():
+            expected = self._expected(plan.sequence(stream, streams_of))
+            got = [_numbers(json.loads(value)) for value in found.values.get(keys[stream], [])]
+            same = len(got) == len(expected)
+            worst = max(worst, float(np.abs(np.array(got) - expected).max(initial=0.0)) if same else float("inf"))
+        return {"lost": found.lost, "repeated": found.repeated, "error": worst, "predictions": found.predictions}
+
+    def _expected(self, x: Any) -> Any:
+        weights = self._options.model.with_name("weights.npz")
+        if self._options.model == MODEL:
+            return lstm_outputs(weights, x)
+        if not len(x):
+            return np.empty((0, 0))
+        outputs, _ = self._model.run(x[None], np.array([len(x)], np.int32), self._model.initial_states(1))
+        return np.concatenate([output[0].reshape(len(x), -1) for output in outputs], axis=1)
+
+    def _summary(
+        self, key: tuple[str, str], runs: list[dict[str, Any]], naive: list[dict[str, Any]] | None
+    ) -> dict[str, Any]:
+        delivery, value_format = key
+        speeds = [run["events_per_second"] for run in runs]
+        base = [run["events_per_second"] for run in naive] if naive else []
+        middle = sorted(runs, key=lambda run: run["events_per_second"])[len(runs) // 2]
+        result: dict[str, Any] = {
+            "delivery": delivery,
+            "format": value_format,
+            "workers": 1 if delivery == "naive" else self._options.workers,
+            "events_per_second": _spread(speeds),
+            "cpu_seconds_per_million": {"service": middle["service"], "broker": middle["broker"]},
+            "rss_bytes": max(run["rss"] for run in runs),
+            "verified": all(not run["lost"] and run["error"] <= TOLERANCE for run in runs),
+            "lost": sum(run["lost"] for run in runs),
+            "repeated": sum(run["repeated"] for run in runs),
+            "largest_error": max(run["error"] for run in runs),
+        }
+        if delivery != "naive":
+            result["stage_us"] = middle["stages"]
+            result["changelog_bytes_per_input_byte"] = middle["changelog"]
+            if base:
+                result["ratio_to_naive"] = _spread([mine / theirs for mine, theirs in zip(speeds, base, strict=True)])
+        return result
+
+    # pieces
+
+    def _plan(self, value_format: str, events: int) -> Plan:
+        options = self._options
+        return Plan(events, options.streams, options.partitions, self._features, value_format)
+
+    def _load(self, value_format: str, events: int) -> tuple[str, Plan, int]:
+        plan, topic = self._plan(value_format, events), self._topic(value_format)
+        create_topics(self._options.bootstrap, [topic], plan.partitions, self._options.replication_factor)
+        self._say(f"loading {events:,} {value_format} events")
+        return topic, plan, preload(self._options.bootstrap, topic, plan)
+
+    def _topic(self, purpose: str) -> str:
+        name = f"bench-{self._run}-{purpose}-{len(self._topics)}"
+        self._topics.append(name)
+        return name
+
+    @contextlib.contextmanager
+    def _serving(self, delivery: str, value_format: str, source: str, target: str) -> Iterator[Worker]:
+        options = self._options
+        with tempfile.TemporaryDirectory(prefix="streamer-bench-") as folder:
+            if delivery == "naive":
+                arguments = {
+                    "bootstrap": options.bootstrap, "source": source, "target": target, "group": target,
+                    "model_path": str(options.model), "value_format": value_format,
+                }  # fmt: skip
+                commands = [[sys.executable, "-m", "streamer.tools.bench.naive", json.dumps(arguments)]]
+            else:
+                command = [sys.executable, "-m", "streamer.cli", "run"]
+                for setting in (
+                    f"kafka.bootstrap={options.bootstrap}", f"kafka.group={target}", f"input.topic={source}",
+                    f"input.format={value_format}", f"output.topic={target}", f"delivery.mode={delivery}",
+                    f"model.bench.path={options.model}", "http.port=0", "log.format=json",
+                    f"topics.replication_factor={options.replication_factor}", *options.settings,
+                ):  # fmt: skip
+                    command += ["--set", setting]
+                commands = [command] * options.workers
+                self._topics += [f"{target}.{source}.changelog"]
+            worker = Worker(commands, Path(folder))
+            try:
+                yield worker
+            finally:
+                worker.stop()
+
+
+class Worker:
+    """The processes under test, with their log in a file."""
+
+    def __init__(self, commands: Sequence[Sequence[str]], folder: Path) -> None:
+        self._logs = [folder / f"worker-{index}.log" for index in range(len(commands))]
+        self._children = []
+        for command, log in zip(commands, self._logs, strict=True):
+            with log.open("wb") as file:
+                self._children.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+        self.pids = [child.pid for child in self._children]
+
+    def alive(self) -> None:
+        """Raises KafkaUnavailableError when a process has ended."""
+        for child, log in zip(self._children, self._logs, strict=True):
+            if child.poll() is not None:
+                raise KafkaUnavailableError(
+                    f"the process under test ended with {child.returncode}: {log.read_text()[-2000:]}"
+                )
+
+    def ready(self, bootstrap: str, target: str) -> None:
+        """Returns when every service says that it is live (the naive loop, that says nothing, gets ten seconds)."""
+        del bootstrap, target
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            self.alive()
+            if all(b"live" in log.read_bytes() for log in self._logs) or deadline - time.monotonic() < 50:
+                return
+            time.sleep(0.1)
+
+    def metrics(self) -> dict[str, float]:
+        """Sums of the services' samples by name and labels; empty for the naive loop."""
+        total: dict[str, float] = {}
+        for log in self._logs:
+            url = next((_url(line) for line in log.read_text().splitlines() if "http://" in line), None)
+            if url is None:
+                continue
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+                for line in answer.read().decode().splitlines():
+                    if line and not line.startswith("#"):
+                        name, _, value = line.rpartition(" ")
+                        total[name] = total.get(name, 0.0) + float(value)
+        return total
+
+    def stop(self) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        for child in self._children:
+            try:
+                child.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _url(line: str) -> str:
+    rest = line[line.index("http://") :]
+    return rest.split('"')[0].split()[0].rstrip("/,").removesuffix("/metrics")
+
+
+def _sender(options: Options, topic: str, plan: Plan) -> dict[str, Any]:
+    return {"bootstrap": options.bootstrap, "topic": topic, "plan": vars(plan), "rate": options.rate}
+
+
+def _numbers(document: dict[str, Any]) -> list[float]:
+    values = [value for name, value in document.items() if name not in ("stream", "ts", "model", "label")]
+    flat: list[float] = []
+    for value in values:
+        flat += value if isinstance(value, list) else [value]
+    return flat
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown")
+    names = ("onnxruntime", "numpy", "aiokafka", "msgspec")
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in names},
+    }
+
+
+def bench_command(
+    bootstrap: Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP", help="Address of the cluster.")] = "",
+    model: Annotated[Path, typer.Option(help="A step model of your own.")] = MODEL,
+    delivery: Annotated[str, typer.Option(help="Comma separated.")] = "exactly-once,at-least-once",
+    value_format: Annotated[str, typer.Option("--format", help="json, float32, comma separated.")] = "json,float32",
+    events: Annotated[int, typer.Option(help="Events of one throughput run.")] = 1_500_000,
+    streams: Annotated[int, typer.Option(help="Streams.")] = 10_000,
+    repeats: Annotated[int, typer.Option(help="Runs of each kind.")] = 3,
+    workers: Annotated[int, typer.Option(help="Processes in one group.")] = 1,
+    rate: Annotated[float, typer.Option(help="Events per second of the latency runs; 0: none.")] = 2_000.0,
+    rate_s: Annotated[float, typer.Option(help="Seconds of a latency run.")] = 30.0,
+    naive: Annotated[bool, typer.Option(help="Measure the naive loop beside it.")] = True,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the service.")] = None,
+) -> None:
+    """Throughput, cost and latency on a real cluster, against a naive loop in the same run."""
+    if not bootstrap:
+        raise ConfigurationError("give --bootstrap or KAFKA_BOOTSTRAP; make bench starts a local Kafka by itself")
+    if events < 10_000 or repeats < 1 or workers < 1:
+        raise ConfigurationError("at least 10,000 events, one repeat and one worker are needed")
+    pids = tuple(int(pid) for pid in os.environ.get("KAFKA_PIDS", "").replace(",", " ").split())
+    options = Options(
+        bootstrap, model, events, streams, repeats=repeats, workers=workers, rate=rate, rate_s=rate_s,
+        broker_pids=pids, settings=tuple(settings or ()),
+    )  # fmt: skip
+    deliveries, formats = delivery.split(","), value_format.split(",")
+    lock = threading.Lock()
+
+    def say(text: str) -> None:
+        with lock:
+            print(text, file=sys.stderr, flush=True)
+
+    bench = Bench(options, say)
+    try:
+        found = bench.throughput([(each, kind) for each in deliveries for kind in formats], naive=naive)
+        if rate:
+            for each in [*deliveries, *(["naive"] if naive else [])]:
+                measured = bench.latency(each, formats[0])
+                say(f"{each} at {rate:,.0f} events/s: {measured['latency_ms']} at {measured['cores_at_rate']:.2f} cores")
+                for result in found:
+                    if result["delivery"] == each and result["format"] == formats[0]:
+                        result["latency_ms"] = measured["latency_ms"]
+                        result["cores_at_rate"] = measured["cores_at_rate"]
+    finally:
+        bench.close()
+    results = [result for result in found if result["delivery"] != "naive"]
+    baselines = [result for result in found if result["delivery"] == "naive"]
+    document = {"results": results, "naive": next(iter(baselines), None), "naive_by_format": baselines}
+    print(json.dumps({**document, "pool": POOL, "machine": machine()}))

@@ -1,0 +1,137 @@
+"""What the bench sends: a plan of events as a pure function of its options, so that any answer can be checked later.
+
+Event i belongs to stream ``streams_of()[i]`` and carries row ``i % POOL`` of a fixed pool of features; so the sequence of
+every stream is known without keeping what was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamer.core import F32, I64
+from streamer.errors import KafkaUnavailableError
+from streamer.tools.broker import require_confluent_kafka
+
+POOL = 9_973
+"""Different feature rows; a prime, so that streams do not repeat them in step."""
+_FLUSH_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``events`` events over ``streams`` streams in random order, each stream on one of ``partitions`` partitions."""
+
+    events: int
+    streams: int = 10_000
+    partitions: int = 4
+    features: int = 16
+    format: str = "json"
+    seed: int = 0
+
+    def pool(self) -> F32:
+        """[POOL, F], four decimals: what both formats carry exactly alike."""
+        rows = np.random.default_rng(self.seed).normal(size=(POOL, self.features))
+        return np.round(rows, 4).astype(np.float32)
+
+    def values(self) -> list[bytes]:
+        """The pool as record values."""
+        pool = self.pool()
+        if self.format == "float32":
+            return [row.astype("<f4").tobytes() for row in pool]
+        rows = np.round(pool.astype(np.float64), 4).tolist()
+        return [json.dumps({"x": row}, separators=(",", ":")).encode() for row in rows]
+
+    def streams_of(self) -> I64:
+        """[events] stream of each event."""
+        return np.random.default_rng([self.seed, 1]).integers(0, self.streams, self.events)
+
+    def keys(self) -> list[bytes]:
+        return [b"stream-%06d" % stream for stream in range(self.streams)]
+
+    def sequence(self, stream: int, streams_of: I64) -> F32:
+        """x[T, F] of one stream, in order."""
+        return self.pool()[np.flatnonzero(streams_of == stream) % POOL]
+
+
+def create_topics(bootstrap: str, names: list[str], partitions: int, replication_factor: int = 1) -> None:
+    """Raises KafkaUnavailableError when the cluster refuses."""
+    kafka = require_confluent_kafka()
+    from confluent_kafka.admin import AdminClient, NewTopic  # noqa: PLC0415 - optional
+
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    config = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
+    topics = [NewTopic(name, partitions, replication_factor, config=config) for name in names]
+    for name, future in admin.create_topics(topics, operation_timeout=20).items():
+        try:
+            future.result(30)
+        except (kafka.KafkaException, TimeoutError) as error:
+            raise KafkaUnavailableError(f"creating topic {name!r} on {bootstrap}: {error}") from error
+
+
+def delete_topics(bootstrap: str, names: list[str]) -> None:
+    """Best effort: a bench's topics are not worth an error."""
+    require_confluent_kafka()
+    from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - optional
+
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    for future in admin.delete_topics(names, operation_timeout=20).values():
+        future.exception(30)
+
+
+def preload(bootstrap: str, topic: str, plan: Plan) -> int:
+    """Sends the whole plan as fast as the cluster takes it. Returns the bytes of keys and values."""
+    kafka = require_confluent_kafka()
+    producer: Any = kafka.Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "linger.ms": 20,
+            "batch.size": 1_000_000,
+            "acks": "all",
+            "enable.idempotence": True,
+            "queue.buffering.max.messages": 500_000,
+            "log_level": 0,
+        }
+    )
+    values, keys, partitions = plan.values(), plan.keys(), plan.partitions
+    sent = 0
+    for index, stream in enumerate(plan.streams_of().tolist()):
+        value, key = values[index % POOL], keys[stream]
+        while True:
+            try:
+                producer.produce(topic, value, key, stream % partitions)
+                break
+            except BufferError:
+                producer.poll(0.05)
+        sent += len(value) + len(key)
+        if index % 2_000 == 0:
+            producer.poll(0)
+    if producer.flush(_FLUSH_TIMEOUT_S):
+        raise KafkaUnavailableError(f"{bootstrap} did not take the load within {_FLUSH_TIMEOUT_S:.0f} s")
+    return sent
+
+
+def send_open_loop(bootstrap: str, topic: str, plan: Plan, rate: float) -> None:
+    """Sends the plan at ``rate`` events per second. A record that is due is never put off; its timestamp is the intended
+    time, so latency measured from it holds all the waiting that a real source would have seen."""
+    kafka = require_confluent_kafka()
+    producer: Any = kafka.Producer(
+        {"bootstrap.servers": bootstrap, "linger.ms": 1, "acks": "all", "enable.idempotence": True, "log_level": 0}
+    )
+    values, keys, streams = plan.values(), plan.keys(), plan.streams_of().tolist()
+    wall_ms, begin, index = time.time() * 1000, time.monotonic(), 0
+    while index < plan.events:
+        due = min(int((time.monotonic() - begin) * rate) + 1, plan.events)
+        for number in range(index, due):
+            stamp = int(wall_ms + number * 1000 / rate)
+            key, partition = keys[streams[number]], streams[number] % plan.partitions
+            producer.produce(topic, values[number % POOL], key, partition, timestamp=stamp)
+        index = due
+        producer.poll(0)
+        time.sleep(max(0.0, begin + index / rate - time.monotonic()) + 0.0005)
+    if producer.flush(_FLUSH_TIMEOUT_S):
+        raise KafkaUnavailableError(f"{bootstrap} did not take the load within {_FLUSH_TIMEOUT_S:.0f} s")

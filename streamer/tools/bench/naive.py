@@ -1,0 +1,78 @@
+"""The loop that people write by hand: one ONNX Runtime call and one ``send`` per event, states in a dict.
+
+What the service is compared with, in the same run. It answers correctly while nothing fails; a crash loses its states,
+repeats predictions and may skip events. Run as ``python -m streamer.tools.bench.naive`` with a JSON document as argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from streamer.model import Model
+
+
+async def serve(
+    bootstrap: str, source: str, target: str, group: str, model_path: str, value_format: str, *, stopping: asyncio.Event
+) -> None:
+    """Until ``stopping``; ``value_format``: json | float32."""
+    model = Model.load(model_path)
+    name = f"{model.contract.name}@{model.contract.version}"
+    states: dict[bytes, list[Any]] = {}
+    one = np.ones(1, np.int32)
+    consumer = AIOKafkaConsumer(
+        source, bootstrap_servers=bootstrap, group_id=group, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+    await consumer.start()
+    await producer.start()
+    committed = time.monotonic()
+    try:
+        while not stopping.is_set():
+            for tp, records in (await consumer.getmany(timeout_ms=100, max_records=500)).items():
+                for record in records:
+                    if value_format == "json":
+                        x = np.array(json.loads(record.value)["x"], np.float32)
+                    else:
+                        x = np.frombuffer(record.value, "<f4")
+                    state = states.get(record.key) or model.initial_states(1)
+                    (y, *_), states[record.key] = model.run(x[None, None, :], one, state)
+                    answer = y[0, 0].tolist()
+                    value = {
+                        "stream": record.key.decode(),
+                        "ts": record.timestamp,
+                        "y": answer[0] if len(answer) == 1 else answer,
+                        "model": name,
+                    }
+                    await producer.send(
+                        target,
+                        json.dumps(value, separators=(",", ":")).encode(),
+                        key=record.key,
+                        partition=tp.partition,
+                        timestamp_ms=record.timestamp,
+                        headers=[("streamer-source", f"{source}/{tp.partition}/{record.offset}".encode())],
+                    )
+            if time.monotonic() - committed > 1.0:
+                await producer.flush()
+                await consumer.commit()
+                committed = time.monotonic()
+    finally:
+        await producer.stop()
+        await consumer.stop()
+
+
+async def main() -> None:
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    await serve(**json.loads(sys.argv[1]), stopping=stopping)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
