@@ -1,4 +1,5 @@
-"""The loop that people write by hand: one ONNX Runtime call and one ``send`` per event, states in a dict.
+"""The loop that people write by hand, as the documentation of its parts shows them: ``async for`` over the consumer, one
+ONNX Runtime call and one ``send`` per event, keys partitioned by the producer, states in a dict.
 
 What the service is compared with, in the same run. It answers correctly while nothing fails; a crash loses its states,
 repeats predictions and may skip events. Run as ``python -m streamer.tools.bench.naive`` with a JSON document as argument.
@@ -34,36 +35,45 @@ async def serve(
     await consumer.start()
     await producer.start()
     committed = time.monotonic()
-    try:
-        while not stopping.is_set():
-            for tp, records in (await consumer.getmany(timeout_ms=100, max_records=500)).items():
-                for record in records:
-                    if value_format == "json":
-                        x = np.array(json.loads(record.value)["x"], np.float32)
-                    else:
-                        x = np.frombuffer(record.value, "<f4")
-                    state = states.get(record.key) or model.initial_states(1)
-                    (y, *_), states[record.key] = model.run(x[None, None, :], one, state)
-                    answer = y[0, 0].tolist()
-                    value = {
-                        "stream": record.key.decode(),
-                        "ts": record.timestamp,
-                        "y": answer[0] if len(answer) == 1 else answer,
-                        "model": name,
-                    }
-                    await producer.send(
-                        target,
-                        json.dumps(value, separators=(",", ":")).encode(),
-                        key=record.key,
-                        partition=tp.partition,
-                        timestamp_ms=record.timestamp,
-                        headers=[("streamer-source", f"{source}/{tp.partition}/{record.offset}".encode())],
-                    )
+
+    async def loop() -> None:
+        nonlocal committed
+        async for record in consumer:
+            if value_format == "json":
+                x = np.array(json.loads(record.value)["x"], np.float32)
+            else:
+                x = np.frombuffer(record.value, "<f4")
+            state = states.get(record.key) or model.initial_states(1)
+            (y, *_), states[record.key] = model.run(x[None, None, :], one, state)
+            answer = y[0, 0].tolist()
+            value = {
+                "stream": record.key.decode(),
+                "ts": record.timestamp,
+                "y": answer[0] if len(answer) == 1 else answer,
+                "model": name,
+            }
+            await producer.send(
+                target,
+                json.dumps(value).encode(),
+                key=record.key,
+                timestamp_ms=record.timestamp,
+                headers=[("streamer-source", f"{source}/{record.partition}/{record.offset}".encode())],
+            )
             if time.monotonic() - committed > 1.0:
                 await producer.flush()
                 await consumer.commit()
                 committed = time.monotonic()
+
+    serving = asyncio.create_task(loop())
+    stop = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
     finally:
+        serving.cancel()
+        stop.cancel()
+        await asyncio.gather(serving, stop, return_exceptions=True)
         await producer.stop()
         await consumer.stop()
 
