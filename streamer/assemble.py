@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from streamer.codec import Codec
 from streamer.errors import ConfigurationError
+from streamer.http import HttpServer
 from streamer.kafka.client import Connection
 from streamer.kafka.commit import CommitOptions, Committer, CommitTopics
 from streamer.kafka.group import Group
@@ -18,7 +23,10 @@ from streamer.processor import Identity, Limits, Processor
 from streamer.recovery import Recovery, Rules
 from streamer.service import Clock, Observer, Service, ServiceOptions
 from streamer.settings import Settings, WindowSection, security
+from streamer.telemetry import Telemetry
 from streamer.windows import WindowRule
+
+log = logging.getLogger("streamer")
 
 
 @dataclass(frozen=True)
@@ -236,3 +244,37 @@ def _service_options(settings: Settings) -> ServiceOptions:
         drain_timeout_ms=delivery.drain_timeout_ms,
         idle_ms=delivery.idle_ms,
     )
+
+
+@contextlib.asynccontextmanager
+async def observed(settings: Settings, telemetry: Telemetry, service: Service) -> AsyncIterator[str | None]:
+    """Metrics, health and status while the service runs; the URL, None when switched off. Called on the service's loop."""
+    if not settings.http.enabled:
+        yield None
+        return
+    loop = asyncio.get_running_loop()
+
+    async def look(key: bytes) -> dict[str, Any] | None:
+        return service.processor.describe(key)
+
+    def stream(key: bytes) -> dict[str, Any] | None:
+        return asyncio.run_coroutine_threadsafe(look(key), loop).result(2)
+
+    section = settings.http
+    server = HttpServer(section.host, section.port, telemetry, stuck_after_s=section.stuck_after_s, stream=stream)
+    beating = asyncio.create_task(_beat(telemetry))
+    try:
+        with server:
+            log.info("http on %s", server.url)
+            yield server.url
+    finally:
+        beating.cancel()
+
+
+async def _beat(telemetry: Telemetry, interval_s: float = 0.25) -> None:
+    """A sign of life that does not depend on Kafka, and how late the loop's timers are."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + interval_s
+        await asyncio.sleep(interval_s)
+        telemetry.beat(loop.time() - due)

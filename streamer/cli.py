@@ -12,21 +12,20 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from streamer.assemble import build, load_models, prepare
-from streamer.core import Epoch, Outgoing, Reject
+from streamer import __version__
+from streamer.assemble import build, load_models, observed, prepare
 from streamer.errors import StreamerError
-from streamer.processor import Processor
-from streamer.recovery import RestoreState
-from streamer.service import Service, Times
 from streamer.settings import Settings, describe, instance_id, load_settings
+from streamer.telemetry import Telemetry, configure_logs
 from streamer.tools.bench import bench_command
+from streamer.tools.demo import demo_command
 from streamer.tools.inspect import inspect as inspect_model
+from streamer.tools.produce import produce_command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 log = logging.getLogger("streamer")
@@ -35,38 +34,11 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings, T
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, before environment and file")]
 
 
-class LogObserver:
-    """Tells in the log what happens to partitions and commits; nothing per event."""
-
-    def polled(self, records: int, rejects: Sequence[Reject]) -> None: ...
-
-    def settled(self, processor: Processor, run_seconds: Sequence[float]) -> None: ...
-
-    def published(self, outgoing: Sequence[Outgoing], now_ms: int) -> None: ...
-
-    def tick(self, service: Service) -> None: ...
-
-    def committed(self, outcome: str, epoch: Epoch, times: Times, changelog_bytes: int) -> None:
-        if outcome != "committed":
-            log.warning("commit %s: %d events will be done again", outcome, epoch.events)
-
-    def assigned(self, partitions: Sequence[int]) -> None:
-        log.info("assigned partitions %s", list(partitions))
-
-    def restoring(self, partition: int, state: RestoreState) -> None: ...
-
-    def recovered(self, partitions: Sequence[int], kept: Sequence[int], seconds: float) -> None:
-        log.info("live after %.2f s: restored %s, kept %s", seconds, list(partitions), list(kept))
-
-    def failed(self, error: BaseException) -> None:
-        log.error("%s: %s", type(error).__name__, error)
-
-
 @app.command()
 def run(config: Config = None, overrides: Overrides = None) -> None:
     """Serve until SIGTERM or SIGINT, then commit what is open and leave the group."""
     settings, _ = load_settings(config, overrides or (), os.environ)
-    _log_to_stderr(settings.log.level)
+    configure_logs(settings.log.level, settings.log.format)
     asyncio.run(_serve(settings))
 
 
@@ -93,7 +65,9 @@ def inspect_command(
         print(f"{key}: {json.dumps(value, default=str)}")
 
 
+app.command("demo")(demo_command)
 app.command("bench")(bench_command)
+app.command("produce")(produce_command)
 
 
 async def _serve(settings: Settings) -> None:
@@ -103,12 +77,18 @@ async def _serve(settings: Settings) -> None:
             if not finding.passed:
                 log.warning("model %s: %s: %s", name, finding.name, finding.detail)
         model.warm((1, min(64, settings.batch.max_rows), settings.batch.max_rows))
-    service = build(await prepare(settings, models), LogObserver(), instance=instance_id(settings))
+    telemetry = Telemetry(
+        [(name, model.contract.version, model.sha256) for name, model, _ in models],
+        __version__,
+        summary_interval_s=settings.log.summary_interval_s,
+    )
+    service = build(await prepare(settings, models), telemetry, instance=instance_id(settings))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stopping.set)
     _collect_rarely()
-    await service.run()
+    async with observed(settings, telemetry, service):
+        await service.run()
 
 
 def _collect_rarely() -> None:
@@ -117,13 +97,6 @@ def _collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
-    logging.getLogger("aiokafka").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
 def main() -> None:

@@ -146,6 +146,8 @@ class Outgoing:
     """Input offset that each record answers (header ``streamer-source``)."""
     headers: dict[int, Headers] = field(default_factory=dict)
     """Row -> further headers"""
+    mode: str = "step"
+    """step | window: which kind of answer, for the metrics"""
 
     def __len__(self) -> int:
         return len(self.keys)

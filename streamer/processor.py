@@ -576,7 +576,9 @@ class Processor:
         for window, partition, value in zip(work.windows, work.window_partitions, values, strict=True):
             if value is not None:
                 source = int(window.offsets.max())
-                self._outgoing.append(Outgoing(partition, [window.stream], [value], [window.end_ms], [source]))
+                self._outgoing.append(
+                    Outgoing(partition, [window.stream], [value], [window.end_ms], [source], mode="window")
+                )
 
     def _call_windows(self, lane: Lane, work: _Work, chosen: I64, values: list[bytes | None]) -> None:
         windows = [work.windows[index] for index in chosen.tolist()]
@@ -632,6 +634,31 @@ class Processor:
         outgoing, rejects = self._outgoing, sorted(self._rejects, key=_log_order)
         self._outgoing, self._rejects = [], []
         return outgoing, rejects
+
+    def describe(self, stream: bytes) -> dict[str, Any] | None:
+        """Summary of one stream's state, for people; None when it has none here."""
+        for partition in self.table.partitions:
+            slot = self.table.find(partition, stream)
+            if slot is None:
+                continue
+            chosen = np.array([slot], np.int64)
+            models = {}
+            for lane in self._stepping:
+                assert lane.arena is not None
+                tensors = zip(lane.model.states, lane.arena.take(chosen), strict=True)
+                models[lane.name] = {
+                    "through_offset": int(lane.arena.through[slot]),
+                    "state_norms": {state.input: float(np.linalg.norm(value)) for state, value in tensors},
+                }
+            position = self.ledgers[partition].position if partition in self.ledgers else None
+            return {
+                "stream": stream.decode(errors="replace"),
+                "partition": partition,
+                "position": position,
+                "last_event_ms": int(self.table.last_ms[slot]),
+                "models": models,
+            }
+        return None
 
     @property
     def open_events(self) -> int:

@@ -23,6 +23,7 @@ from streamer.kafka.input import Input
 from streamer.processor import Processor
 from streamer.recovery import Recovery, RestoreState
 
+_PUBLISHING = 4
 _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
 
@@ -120,7 +121,7 @@ class _Open:
     """The epoch under construction and what was sent of it ahead of the commit."""
 
     times: Times = field(default_factory=Times)
-    publishing: asyncio.Task[None] | None = None
+    publishing: list[asyncio.Task[None]] = field(default_factory=list)
     started: float | None = None
 
 
@@ -263,14 +264,15 @@ class Service:
             await self._publish()
 
     async def _publish(self) -> None:
-        """Sends predictions as they settle; one send at a time keeps the order and bounds what is in flight."""
+        """Sends predictions as they settle, at most ``_PUBLISHING`` polls of them in flight."""
         outgoing, rejects = self.processor.results()
         if not outgoing and not rejects:
             return
-        if self._open.publishing is not None:
-            await self._open.publishing
+        publishing = self._open.publishing
+        while len(publishing) >= _PUBLISHING:
+            await publishing.pop(0)
         self._open.times.end("encode", self._clock.monotonic())
-        self._open.publishing = asyncio.create_task(self._publish_now(outgoing, rejects))
+        publishing.append(asyncio.create_task(self._publish_now(outgoing, rejects)))
 
     async def _publish_now(self, outgoing: list[Outgoing], rejects: list[Reject]) -> None:
         await self.committer.publish(outgoing, rejects)
@@ -311,8 +313,7 @@ class Service:
         before = self.committer.bytes_written
         outcome = "failed"
         try:
-            if opened.publishing is not None:
-                await opened.publishing
+            await asyncio.gather(*opened.publishing)
             self.warm.update(await self.committer.commit(epoch, ownership))
             outcome = "committed"
         except FencedError:
@@ -337,8 +338,7 @@ class Service:
         await self._finish_commit()
         await self._begin_commit()
         await self._finish_commit()
-        if self._open.publishing is not None:
-            await self._open.publishing
+        await asyncio.gather(*self._open.publishing)
 
     # rebalance and recovery
 
@@ -438,11 +438,12 @@ class Service:
         self.processor.abandon()
         self.warm.clear()
         self._idle.clear()
+        for task in self._open.publishing:
+            task.cancel()
         self._open = _Open()
         self.ready = False
-        for task in (self._commit,):
-            if task is not None and not task.done():
-                task.cancel()
+        if self._commit is not None:
+            self._commit.cancel()
         self._commit = None
 
     # idleness

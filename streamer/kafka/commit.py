@@ -197,6 +197,7 @@ class Committer:
         self.used_ids: set[str] = set()
         """Every transactional id of this process: recovery must never end a transaction of its own."""
         self.bytes_written = 0
+        self._submitting = asyncio.Lock()
 
     async def start(self) -> None:
         if self._options.delivery != "exactly-once":
@@ -218,11 +219,13 @@ class Committer:
 
     async def publish(self, outgoing: Sequence[Outgoing], rejects: Sequence[Reject]) -> None:
         """Predictions and rejects through the plain producer, acknowledged when it returns: before the commit that
-        counts them (``at-least-once``, ``ephemeral``). One call at a time, so that a stream's order is kept."""
+        counts them (``at-least-once``, ``ephemeral``). Calls may overlap: records are handed over in the order of the calls."""
         assert self._plain is not None
         try:
             async with asyncio.timeout(self._options.commit_timeout_ms / 1000):
-                await _delivered(await self._send_results(self._plain, outgoing, rejects))
+                async with self._submitting:
+                    sent = await self._send_results(self._plain, outgoing, rejects)
+                await _delivered(sent)
         except (TimeoutError, KafkaError, OSError) as error:
             raise self._connection.explain(error, "publishing predictions") from error
 

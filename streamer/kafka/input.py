@@ -70,7 +70,7 @@ class Input:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
-        self._topic = topic
+        self.topic = topic
         self._clock = clock
         self._fetch_min_bytes = fetch_min_bytes
         self._consumer = columnar(
@@ -112,13 +112,13 @@ class Input:
             fetched = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
         except kafka_errors.OffsetOutOfRangeError as error:
             raise DataLossError(
-                f"topic {self._topic!r}: a position is no longer in the log ({error}). Retention deleted records that were "
+                f"topic {self.topic!r}: a position is no longer in the log ({error}). Retention deleted records that were "
                 "not processed: raise the topic's retention, and start a new group to go on without them."
             ) from error
         except kafka_errors.RecordTooLargeError as error:
             raise self._connection.explain(error, "a record is larger than kafka.max_partition_fetch_bytes") from error
         except KafkaError as error:
-            raise self._connection.explain(error, f"reading {self._topic!r}") from error
+            raise self._connection.explain(error, f"reading {self.topic!r}") from error
         return [to_columns(tp.partition, records) for tp, records in fetched.items() if records]
 
     async def position(self, partition: int) -> int:
@@ -169,9 +169,9 @@ class Input:
                 return {tp.partition: offset for tp, offset in found.items()}
             except (TimeoutError, KafkaError) as error:
                 if attempt == 19 or not getattr(error, "retriable", True):
-                    raise self._connection.explain(error, f"offsets of {self._topic!r}") from error
+                    raise self._connection.explain(error, f"offsets of {self.topic!r}") from error
                 await asyncio.sleep(0.25)
         raise AssertionError("unreachable")
 
     def _tp(self, partition: int) -> TopicPartition:
-        return TopicPartition(self._topic, partition)
+        return TopicPartition(self.topic, partition)

@@ -30,7 +30,7 @@ import typer
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.model import Model
-from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload, send_open_loop
+from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload
 from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, watch_growth
 from streamer.tools.bench.reference import lstm_outputs
 
@@ -112,7 +112,7 @@ class Bench:
                 mark.update(at=time.monotonic(), cpu=cpu_seconds(worker.pids))
 
             worker.ready(options.bootstrap, target)
-            sender = subprocess.Popen(
+            sender = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "streamer.tools.bench.sender", json.dumps(_sender(options, source, plan))]
             )
             try:
@@ -269,7 +269,8 @@ class Worker:
         self._children = []
         for command, log in zip(commands, self._logs, strict=True):
             with log.open("wb") as file:
-                self._children.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+                child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - our own modules
+            self._children.append(child)
         self.pids = [child.pid for child in self._children]
 
     def alive(self) -> None:
@@ -297,7 +298,7 @@ class Worker:
             url = next((_url(line) for line in log.read_text().splitlines() if "http://" in line), None)
             if url is None:
                 continue
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310 - http only, from our own log
                 for line in answer.read().decode().splitlines():
                     if line and not line.startswith("#"):
                         name, _, value = line.rpartition(" ")
@@ -387,7 +388,9 @@ def bench_command(
         if rate:
             for each in [*deliveries, *(["naive"] if naive else [])]:
                 measured = bench.latency(each, formats[0])
-                say(f"{each} at {rate:,.0f} events/s: {measured['latency_ms']} at {measured['cores_at_rate']:.2f} cores")
+                say(
+                    f"{each} at {rate:,.0f} events/s: {measured['latency_ms']} at {measured['cores_at_rate']:.2f} cores"
+                )
                 for result in found:
                     if result["delivery"] == each and result["format"] == formats[0]:
                         result["latency_ms"] = measured["latency_ms"]

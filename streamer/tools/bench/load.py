@@ -61,7 +61,7 @@ class Plan:
 def create_topics(bootstrap: str, names: list[str], partitions: int, replication_factor: int = 1) -> None:
     """Raises KafkaUnavailableError when the cluster refuses."""
     kafka = require_confluent_kafka()
-    from confluent_kafka.admin import AdminClient, NewTopic  # noqa: PLC0415 - optional
+    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # noqa: PLC0415 - optional
 
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     config = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}

@@ -25,6 +25,7 @@ async def serve(
 ) -> None:
     """Until ``stopping``; ``value_format``: json | float32."""
     model = Model.load(model_path)
+    decode = _from_json if value_format == "json" else _from_float32
     name = f"{model.contract.name}@{model.contract.version}"
     states: dict[bytes, list[Any]] = {}
     one = np.ones(1, np.int32)
@@ -39,10 +40,7 @@ async def serve(
     async def loop() -> None:
         nonlocal committed
         async for record in consumer:
-            if value_format == "json":
-                x = np.array(json.loads(record.value)["x"], np.float32)
-            else:
-                x = np.frombuffer(record.value, "<f4")
+            x = decode(record.value)
             state = states.get(record.key) or model.initial_states(1)
             (y, *_), states[record.key] = model.run(x[None, None, :], one, state)
             answer = y[0, 0].tolist()
@@ -76,6 +74,14 @@ async def serve(
         await asyncio.gather(serving, stop, return_exceptions=True)
         await producer.stop()
         await consumer.stop()
+
+
+def _from_json(value: bytes) -> Any:
+    return np.array(json.loads(value)["x"], np.float32)
+
+
+def _from_float32(value: bytes) -> Any:
+    return np.frombuffer(value, "<f4")
 
 
 async def main() -> None:

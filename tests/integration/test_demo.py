@@ -1,0 +1,98 @@
+"""``streamer demo`` and ``streamer bench`` as people call them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamer.tools.demo import MODEL
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "streamer.cli"]
+
+
+def test_the_demo_loses_nothing_and_finds_the_anomalies() -> None:
+    done = subprocess.run(
+        [*COMMAND, "demo", "--json", "--seconds", "8"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["lost"] == 0
+    assert found["predictions"] == found["events"] == 16_000
+    assert found["streams"] == 200
+    assert found["auc"] >= 0.95
+
+
+def test_the_bench_verifies_what_it_measures(kafka: str) -> None:
+    done = subprocess.run(
+        [
+            *COMMAND,
+            "bench",
+            "--events",
+            "40000",
+            "--streams",
+            "500",
+            "--repeats",
+            "1",
+            "--rate-s",
+            "3",
+            "--format",
+            "json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "KAFKA_BOOTSTRAP": kafka},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    for result in [*document["results"], document["naive"]]:
+        assert result["verified"], result
+        assert result["repeated"] == 0
+        assert result["latency_ms"]["p50"] > 0
+    for result in document["results"]:
+        assert result["ratio_to_naive"]["min"] > 0
+        assert set(result["stage_us"]) == {"fetch", "decode", "wait", "run", "encode", "commit"}
+
+
+@pytest.mark.torch
+def test_the_demos_model_is_what_its_configuration_trains(tmp_path: Path) -> None:
+    folder = MODEL.parent
+    data = tmp_path / "telemetry.csv"
+    made = [*COMMAND, "produce", "--out", str(data), "--events", "60000", "--streams", "200", "--seed", "7"]
+    subprocess.run(made, check=True, capture_output=True, timeout=120)
+    train = [sys.executable, "-m", "export", "train", "--config", str(folder / "train.toml")]
+    done = subprocess.run(
+        [*train, "--data", str(data), "--out", str(tmp_path / "out"), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    mine = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    committed = json.loads((folder / "metrics.json").read_text())
+    auc = [_find(document, "test")["auc"] for document in (mine, committed)]
+    assert auc[0] == pytest.approx(auc[1], abs=0.01)
+    assert auc[1] >= 0.97
+
+
+def _find(document: object, name: str) -> dict[str, float]:
+    """The first object called ``name`` at any depth."""
+    queue = [document]
+    while queue:
+        each = queue.pop(0)
+        if isinstance(each, dict):
+            if isinstance(each.get(name), dict):
+                return each[name]
+            queue += each.values()
+        elif isinstance(each, list):
+            queue += each
+    raise AssertionError(f"no {name!r}")

@@ -1,0 +1,60 @@
+"""What the bench sends and compares with."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from streamer.model import Model
+from streamer.tools.bench import MODEL
+from streamer.tools.bench.load import POOL, Plan
+from streamer.tools.bench.reference import lstm_outputs
+from streamer.tools.demo import roc_auc
+
+
+def test_values_carry_the_pool_in_both_formats() -> None:
+    for value_format in ("json", "float32"):
+        plan = Plan(100, features=3, format=value_format)
+        value = plan.values()[7]
+        x = json.loads(value)["x"] if value_format == "json" else np.frombuffer(value, "<f4")
+        assert np.array_equal(np.asarray(x, np.float32), plan.pool()[7])
+
+
+def test_sequences_are_what_was_sent() -> None:
+    plan = Plan(30_000, streams=7, features=2)
+    streams = plan.streams_of()
+    assert sum(len(plan.sequence(stream, streams)) for stream in range(7)) == 30_000
+    third = np.flatnonzero(streams == 3)
+    assert np.array_equal(plan.sequence(3, streams)[-1], plan.pool()[third[-1] % POOL])
+
+
+def test_the_reference_is_the_model() -> None:
+    x = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    model = Model.load(MODEL)
+    (y,), _ = model.run(x[None], np.array([50], np.int32), model.initial_states(1))
+    assert np.abs(lstm_outputs(MODEL.with_name("weights.npz"), x) - y[0]).max() < 1e-6
+
+
+@pytest.mark.torch
+def test_the_reference_is_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    weights = MODEL.with_name("weights.npz")
+    with np.load(weights) as file:
+        named = {name: torch.from_numpy(file[name]) for name in file.files}
+    core, head = torch.nn.LSTM(16, 64, batch_first=True), torch.nn.Linear(64, 1)
+    core.load_state_dict({name.removeprefix("core."): t for name, t in named.items() if name.startswith("core.")})
+    head.load_state_dict({name.removeprefix("head."): t for name, t in named.items() if name.startswith("head.")})
+    x = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = head(core(x)[0])[0].numpy()
+    assert np.abs(lstm_outputs(weights, x[0].numpy()) - expected).max() < 1e-6
+
+
+def test_roc_auc_counts_ordered_pairs() -> None:
+    rng = np.random.default_rng(0)
+    positive, score = rng.random(60) < 0.3, rng.integers(0, 9, 60)
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[positive] for b in score[~positive]]
+    assert roc_auc(positive, score) == pytest.approx(np.mean(pairs))
+    assert np.isnan(roc_auc(np.zeros(4, bool), score[:4]))

@@ -1,0 +1,83 @@
+"""The HTTP server: health that follows the loop, JSON, a page without external resources."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from streamer.errors import ConfigurationError
+from streamer.http import HttpServer
+from streamer.telemetry import Telemetry
+
+
+def lookup(key: bytes) -> dict[str, Any] | None:
+    if key == b"slow":
+        raise TimeoutError
+    return {"stream": key.decode()} if key == "größe/1".encode() else None
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry([("lstm", "1", "ab" * 32)], "0")
+
+
+@pytest.fixture
+def url(telemetry: Telemetry) -> Iterator[str]:
+    with HttpServer("127.0.0.1", 0, telemetry, stuck_after_s=30, stream=lookup) as server:
+        yield server.url
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_livez_follows_the_loop(url: str, telemetry: Telemetry) -> None:
+    assert get(f"{url}/livez") == (200, "ok\n")
+    telemetry.beat_at = time.monotonic() - 31
+    code, text = get(f"{url}/livez")
+    assert code == 503
+    assert "silent" in text
+
+
+def test_readyz_waits_for_partitions_and_ends_with_the_drain(url: str, telemetry: Telemetry) -> None:
+    assert get(f"{url}/readyz")[0] == 503
+    telemetry.recovered([0], [], 0.1)
+    assert get(f"{url}/readyz")[0] == 200
+    telemetry.draining = True
+    assert get(f"{url}/readyz") == (503, "draining\n")
+
+
+def test_metrics_and_status(url: str) -> None:
+    assert "streamer_predictions_total 0.0" in get(f"{url}/metrics")[1]
+    status = json.loads(get(f"{url}/status")[1])
+    assert status["health"] == "starting"
+    assert status["models"] == [{"name": "lstm", "version": "1", "sha256": "ab" * 32}]
+
+
+def test_streams_are_found_by_their_key(url: str) -> None:
+    assert get(f"{url}/streams/gr%C3%B6%C3%9Fe%2F1") == (200, '{"stream": "gr\\u00f6\\u00dfe/1"}')
+    assert get(f"{url}/streams/other")[0] == 404
+    assert get(f"{url}/streams/slow")[0] == 503
+
+
+def test_the_page_needs_nothing_from_elsewhere(url: str) -> None:
+    code, page = get(f"{url}/")
+    assert code == 200
+    assert re.findall(r"https?://|src=|<link", page) == []
+
+
+def test_a_taken_port_is_one_sentence(url: str, telemetry: Telemetry) -> None:
+    port = int(url.rpartition(":")[2])
+    with pytest.raises(ConfigurationError, match=r"http\.port"):
+        HttpServer("127.0.0.1", port, telemetry, stuck_after_s=30, stream=lookup)

@@ -1,0 +1,63 @@
+"""What is counted: histograms over arrays, stages that sum to the whole, metrics that exist before anything happens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamer.core import Epoch, Outgoing, Reject
+from streamer.service import Times
+from streamer.telemetry import STAGES, Histogram, Telemetry
+
+MODELS = [("lstm", "1", "ab" * 32)]
+
+
+def samples(telemetry: Telemetry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(telemetry.metrics().decode())
+        for sample in family.samples
+    }
+
+
+def test_a_histogram_counts_each_value_up_to_its_bound() -> None:
+    histogram = Histogram([1.0, 2.0])
+    histogram.observe([0.5, 1.0, 1.5, 2.0, 9.0])
+    histogram.observe(np.empty(0))
+    assert histogram.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
+    assert histogram.sum == 14.0
+    assert histogram.quantile(0.5) == 2.0
+
+
+def test_stages_sum_to_the_whole_exactly() -> None:
+    readings = iter([10.0, 10.5, 10.75, 11.0, 13.0, 13.125, 14.0])
+    times = Times()
+    times.begin(next(readings))
+    for stage in STAGES:
+        times.end(stage, next(readings))
+    assert times.total == 4.0
+    telemetry = Telemetry(MODELS, "0")
+    telemetry.committed("committed", Epoch({0: 1}, [], [], [], 1), times, 7)
+    found = samples(telemetry)
+    assert sum(found["streamer_stage_seconds_sum", (("stage", stage),)] for stage in STAGES) == 4.0
+    assert found["streamer_checkpoint_bytes_total", ()] == 7
+
+
+def test_predictions_and_rejects_are_counted() -> None:
+    telemetry = Telemetry(MODELS, "0")
+    telemetry.published([Outgoing(0, [b"a", b"b"], [b"", b""], [1_000, 2_000], [0, 1])], now_ms=2_004)
+    telemetry.polled(2, [Reject(0, 5, "too_large", "", None, None, (), 0)])
+    found = samples(telemetry)
+    assert found["streamer_predictions_total", ()] == 2
+    assert found["streamer_records_total", ()] == 3
+    assert found["streamer_records_rejected_total", (("reason", "too_large"),)] == 1
+    assert found["streamer_prediction_latency_seconds_sum", (("mode", "step"),)] == pytest.approx(1.008)
+    assert found["streamer_prediction_latency_seconds_count", (("mode", "window"),)] == 0
+
+
+def test_zeros_exist_before_anything_happens() -> None:
+    found = samples(Telemetry(MODELS, "0"))
+    assert found["streamer_commits_total", (("outcome", "fenced"),)] == 0
+    assert found["streamer_windows_closed_total", (("reason", "limit"),)] == 0
+    assert found["streamer_model_info", (("name", "lstm"), ("sha256", "ab" * 32), ("version", "1"))] == 1
