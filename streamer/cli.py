@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,8 @@ def run(config: Config = None, overrides: Overrides = None) -> None:
     """Serve until SIGTERM or SIGINT, then commit what is open and leave the group."""
     settings, _ = load_settings(config, overrides or (), os.environ)
     configure_logs(settings.log.level, settings.log.format)
-    asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings))
 
 
 @app.command()
@@ -89,6 +91,15 @@ async def _serve(settings: Settings) -> None:
     _collect_rarely()
     async with observed(settings, telemetry, service):
         await service.run()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where the extra ``fast`` is installed: cheaper small reads and writes, the same behaviour."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _collect_rarely() -> None:

@@ -52,7 +52,7 @@ class ServiceOptions:
     commit_interval_ms: int = 100
     commit_min_gap_ms: int = 15
     checkpoint_bytes_per_second: int = 20_000_000
-    max_poll_records: int = 8192
+    max_poll_records: int = 16_384
     poll_timeout_ms: int = 50
     fetch_max_wait_ms: int = 5
     fetch_min_bytes: int = 100_000

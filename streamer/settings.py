@@ -200,7 +200,7 @@ class BatchSection(_Section):
     max_steps: int = Field(
         default=16, ge=1, le=4_096, description="Steps of one model call for streams that are behind"
     )
-    max_poll_records: int = Field(default=8_192, ge=1, le=100_000, description="Records of one poll")
+    max_poll_records: int = Field(default=16_384, ge=1, le=100_000, description="Records of one poll")
     threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime")
 
 
