@@ -27,6 +27,7 @@ from streamer.tools.bench import bench_command
 from streamer.tools.demo import demo_command
 from streamer.tools.inspect import inspect as inspect_model
 from streamer.tools.produce import produce_command
+from streamer.tools.streams import stream_app
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 log = logging.getLogger("streamer")
@@ -67,6 +68,7 @@ def inspect_command(
         print(f"{key}: {json.dumps(value, default=str)}")
 
 
+app.add_typer(stream_app, name="stream")
 app.command("demo")(demo_command)
 app.command("bench")(bench_command)
 app.command("produce")(produce_command)

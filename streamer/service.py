@@ -154,7 +154,6 @@ class Service:
         self.ownership: Ownership | None = None
         self._assignment: Ownership | None = None
         self._revoking: asyncio.Event | None = None
-        self._recovering: asyncio.Task[dict[int, object]] | None = None
         self.warm: dict[int, int] = {}
         self._commit: asyncio.Task[None] | None = None
         self._committed_at = 0.0
@@ -347,7 +346,6 @@ class Service:
         revoking = self._revoking
         assert revoking is not None
         try:
-            await self._cancel_recovery()
             await self._settle_all()
         except (FencedError, KafkaUnavailableError) as error:
             self._observer.failed(error)
@@ -376,6 +374,7 @@ class Service:
         self._observer.assigned(sorted(ownership.partitions))
         self.reader.assign({})
         try:
+            await self.committer.ready()
             found = await self._recovery.recover(ownership.partitions, self.warm)
         except KafkaUnavailableError as error:
             self._observer.failed(error)
@@ -422,12 +421,6 @@ class Service:
             except (FencedError, KafkaUnavailableError) as error:
                 self._observer.failed(error)
                 self._forget_all()
-
-    async def _cancel_recovery(self) -> None:
-        if self._recovering is not None:
-            self._recovering.cancel()
-            await asyncio.gather(self._recovering, return_exceptions=True)
-            self._recovering = None
 
     def _forget(self, partition: int) -> None:
         self.processor.revoke(partition)
@@ -485,7 +478,6 @@ class Service:
             self._observer.failed(KafkaUnavailableError("drain: the last commit did not finish in time"))
 
     async def _close(self) -> None:
-        await self._cancel_recovery()
         if self._commit is not None:
             self._commit.cancel()
             await asyncio.gather(self._commit, return_exceptions=True)

@@ -272,7 +272,7 @@ class Committer:
             await producer.send_offsets_to_transaction(offsets, group)
             await producer.commit_transaction()
         except _CommitFenced as error:
-            await producer.abort_transaction()
+            await self._replace()
             raise FencedError(str(error)) from error
         counts = {changelog.partition: len(changelog) for changelog in epoch.changelog}
         firsts: dict[int, int] = {}
@@ -369,8 +369,15 @@ class Committer:
             "linger_ms": 0,
         }
 
+    async def ready(self) -> None:
+        """Makes sure that no transaction of an earlier failure is open: recovery would wait for it, since it never ends
+        transactions of its own process. KafkaUnavailableError when the cluster does not answer."""
+        if self._options.delivery != "ephemeral" and self._transactional is None:
+            await self._new_transactional()
+
     async def _new_transactional(self) -> AIOKafkaProducer:
-        self.transactional_id = self._new_id()
+        """One id for the life of the process: initialising it again aborts what an earlier producer left open."""
+        self.transactional_id = self.transactional_id or self._new_id()
         self.used_ids.add(self.transactional_id)
         self._transactional = await self._connection.started(
             self._connection.producer(
@@ -383,14 +390,11 @@ class Committer:
         return self._transactional
 
     async def _replace(self) -> None:
-        """After any failure: abort if that is still possible, and never use this producer again."""
+        """After any failure: never use this producer again. Its own abort is not to be trusted: an error makes aiokafka
+        forget which partitions are in the transaction, then it sends no EndTxn, and the next transaction of the same
+        producer would commit the refused records. ``ready`` ends the transaction by initialising the id again."""
         producer, self._transactional = self._transactional, None
         if producer is not None:
-            try:
-                async with asyncio.timeout(5):
-                    await producer.abort_transaction()
-            except (TimeoutError, KafkaError, AssertionError, OSError):
-                pass  # the broker's time-out, or the successor, ends it
             await close(producer)
 
 

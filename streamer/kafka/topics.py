@@ -199,6 +199,15 @@ class Topics:
                 entries.update({entry[0]: entry[1] for entry in found[4]})
         return entries
 
+    async def partitions(self, topic: str) -> tuple[int, ...]:
+        """Partition numbers of a topic that must exist; KafkaUnavailableError when it does not."""
+        try:
+            if topic not in set(await self._admin.list_topics()):
+                raise KafkaUnavailableError(f"topic {topic!r} does not exist on {self._connection.bootstrap}")
+            return await self._partitions(topic)
+        except (TimeoutError, KafkaError, OSError) as error:
+            raise self._connection.explain(error, "looking at topics") from error
+
     async def _partitions(self, topic: str) -> tuple[int, ...]:
         for _ in range(50):  # a topic just created may have no leader yet
             described = await self._admin.describe_topics([topic])

@@ -1,0 +1,146 @@
+"""``streamer stream show | reset | end``: one stream, seen from outside.
+
+``show`` asks the instance that owns the stream, or reads the changelog. ``reset`` and ``end`` are records in the input
+topic, so they are ordered with the stream's events and replayed like them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streamer.assemble import connection
+from streamer.checkpoint import Kind
+from streamer.errors import ConfigurationError, KafkaUnavailableError
+from streamer.kafka.client import KafkaError
+from streamer.kafka.restore import RestoreChunk, Restorer
+from streamer.kafka.topics import Topics
+from streamer.settings import Settings, load_settings
+
+stream_app = typer.Typer(no_args_is_help=True, help="Look at one stream, reset it, end it.")
+
+Key = Annotated[str, typer.Argument(help="The stream: the key of its records")]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings, TOML")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value")]
+Partition = Annotated[
+    int | None, typer.Option(help="Partition of the stream; by default where Kafka's clients put its key")
+]
+
+
+@stream_app.command()
+def show(
+    key: Key,
+    config: Config = None,
+    overrides: Overrides = None,
+    url: Annotated[str | None, typer.Option(help="Address of the owning instance, http://HOST:PORT")] = None,
+) -> None:
+    """State, last event and offset of a stream as JSON: live from its instance, or the last checkpoint's."""
+    if url is not None:
+        found = ask(url, key)
+    else:
+        settings, _ = load_settings(config, overrides or (), os.environ)
+        found = asyncio.run(read_checkpoint(settings, key.encode()))
+    print(json.dumps(found))
+
+
+@stream_app.command()
+def reset(key: Key, config: Config = None, overrides: Overrides = None, partition: Partition = None) -> None:
+    """Back to the initial state, after the events that are in the log now."""
+    _command(key, "reset", config, overrides, partition)
+
+
+@stream_app.command()
+def end(key: Key, config: Config = None, overrides: Overrides = None, partition: Partition = None) -> None:
+    """Say that the stream's sequence ended: its window closes, its state is forgotten."""
+    _command(key, "end", config, overrides, partition)
+
+
+def _command(key: str, what: str, config: Path | None, overrides: list[str] | None, partition: int | None) -> None:
+    settings, _ = load_settings(config, overrides or (), os.environ)
+    where, offset = asyncio.run(send_command(settings, key.encode(), what, partition))
+    print(json.dumps({"topic": settings.input.topic, "partition": where, "offset": offset, "stream": key, "op": what}))
+
+
+def ask(url: str, key: str) -> dict[str, Any]:
+    """``/streams/KEY`` of a running instance. ConfigurationError when the stream is not there, KafkaUnavailableError
+    when nobody answers."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"--url {url!r} is no address: give http://HOST:PORT of an instance")
+    target = f"{url.rstrip('/')}/streams/{urllib.parse.quote(key, safe='')}"
+    try:
+        with urllib.request.urlopen(target, timeout=10) as answer:  # noqa: S310 - http(s) only, see above
+            document: dict[str, Any] = json.load(answer)
+            return document
+    except urllib.error.HTTPError as error:
+        raise ConfigurationError(
+            f"stream {key!r} is not at {url} ({error.code}): ask the instance that owns its partition"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise KafkaUnavailableError(f"{url} does not answer: {error}") from error
+
+
+async def read_checkpoint(settings: Settings, stream: bytes) -> dict[str, Any]:
+    """What the changelog knows of a stream; its state there is as old as the last checkpoint round."""
+    topic = settings.changelog_topic
+    if topic is None:
+        raise ConfigurationError('delivery.mode = "ephemeral" keeps no changelog: ask an instance, --url')
+    link = connection(settings)
+    async with Topics(link) as topics:
+        partitions = list(await topics.partitions(topic))
+    models: dict[str, Any] = {}
+    progress: dict[int, int] = {}
+    at: int | None = None
+
+    def look(chunk: RestoreChunk) -> None:
+        nonlocal at
+        if chunk.progress is not None:
+            progress[chunk.partition] = chunk.progress.position
+        for kind, removed in chunk.removed:
+            if removed == stream and kind is Kind.STATE:
+                models.clear()
+        for record in chunk.records:
+            if record.stream == stream and record.kind is Kind.STATE:
+                at = chunk.partition
+                models[record.model] = {
+                    "through_offset": record.through,
+                    "last_event_ms": record.last_ms,
+                    "state_bytes": len(record.state or b""),
+                    "model_id": record.model_id.hex(),
+                }
+        if stream in chunk.forgotten:
+            models.clear()
+
+    async with Restorer(link, topic, own_ids=set(), fetch_bytes=8_388_608) as restorer:
+        await restorer.read(await restorer.decided(partitions), on_chunk=look)
+    if not models or at is None:
+        raise ConfigurationError(
+            f"stream {stream.decode()!r} has no state in {topic!r}: it is unknown, forgotten, or younger than a round"
+        )
+    return {"stream": stream.decode(), "partition": at, "position": progress.get(at), "models": models, "from": topic}
+
+
+async def send_command(settings: Settings, stream: bytes, what: str, partition: int | None) -> tuple[int, int]:
+    """Writes the record; (partition, offset) where it lies."""
+    link = connection(settings)
+    async with Topics(link) as topics:
+        known = await topics.partitions(settings.input.topic)
+    if partition is not None and partition not in known:
+        raise ConfigurationError(f"--partition {partition}: {settings.input.topic!r} has {len(known)} partitions")
+    producer = await link.started(link.producer(acks="all"))
+    try:
+        sent = await producer.send_and_wait(
+            settings.input.topic, b"", key=stream, partition=partition, headers=[("streamer-op", what.encode())]
+        )
+        return sent.partition, sent.offset
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise link.explain(error, f"writing to {settings.input.topic!r}") from error
+    finally:
+        await producer.stop()
