@@ -64,14 +64,7 @@ RECIPE = Recipe(
     read=read,
     model=ModelSection(hidden=256, kind="lstm", vocabulary=VOCABULARY, embedding=48),
     training=TrainSection(
-        epochs=4,
-        rows=32,
-        steps=64,
-        segment_steps=4000,
-        optimiser="adamw",
-        weight_decay=0.05,
-        learning_rate=6e-3,
-        schedule="cosine",
+        epochs=4, segment_steps=4000, optimiser="adamw", weight_decay=0.05, learning_rate=6e-3, schedule="cosine"
     ),
     quick_model=ModelSection(hidden=64, kind="gru", vocabulary=VOCABULARY, embedding=16),
     quick_training=TrainSection(epochs=6, rows=16, steps=32, segment_steps=600, learning_rate=1e-2, schedule="cosine"),

@@ -133,8 +133,11 @@ async def _partitions(bootstrap: str, topic: str) -> list[int]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        (described,) = await admin.describe_topics([topic])
-        return [partition["partition"] for partition in described["partitions"]]
+        while True:  # the service under test may not have created it yet
+            (described,) = await admin.describe_topics([topic])
+            if described["partitions"]:
+                return [partition["partition"] for partition in described["partitions"]]
+            await asyncio.sleep(0.1)
     finally:
         await admin.close()
 
