@@ -64,6 +64,7 @@ class Windows:
         self._last_offset = -1
         self._timed = rule.kind in ("tumbling", "hopping")
         self._endless = rule.kind in ("count", "end")
+        self._full_count = rule.count if rule.kind == "count" else 0
         self._hop_ms = rule.hop_ms if rule.kind == "hopping" else rule.size_ms
         self._place = self._place_timed if self._timed else self._place_single if self._endless else self._place_session
         # The table of windows, by id. 72 bytes each; an object per window would take several hundred.
@@ -229,7 +230,7 @@ class Windows:
         elif time_ms > self._high[window]:
             self._high[window] = time_ms
         self._append(window, time_ms, slot)
-        if self._count[window] == self.rule.count:
+        if self._count[window] == self._full_count:
             self._close_stream(stream, "count", offset)
         elif self._count[window] >= self.rule.max_events and not self._replaying:
             self._close_stream(stream, "full", offset)

@@ -80,7 +80,9 @@ def actual(rule: WindowRule, rows: Sequence[Row], idle: Sequence[Idle], cuts: Se
         total.closed_through.update(added.closed_through)
         total.trimmed += added.trimmed
 
-    edges = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows)), *(at + 1 for at, _ in idle if at < len(rows))})
+    edges = sorted(
+        {0, len(rows), *(cut for cut in cuts if cut < len(rows)), *(at + 1 for at, _ in idle if at < len(rows))}
+    )
     for first, last in zip(edges, edges[1:], strict=False):
         before = windows.watermark
         take(windows.add(timed(rows[first:last])), first)

@@ -127,6 +127,8 @@ class Reference:
 
     def idle(self, watermark: int) -> Step:
         """Moves the watermark only when that closes a window."""
+        if watermark <= self.watermark:
+            return Step(moved=False)
         before, kept = self.watermark, {stream: list(events) for stream, events in self.events.items()}
         step = Step()
         self._move(watermark, self.last, step)
@@ -158,8 +160,7 @@ class Reference:
         return late
 
     def _move(self, watermark: int, offset: int, step: Step) -> None:
-        if watermark <= self.watermark:
-            return
+        watermark = max(watermark, self.watermark)  # an event far behind it may open a window that is too long already
         before = {stream: self.windows(stream) for stream in self.events}
         self.watermark = watermark
         for stream, windows in before.items():
@@ -192,9 +193,7 @@ def seen(added: Added) -> list[Closed]:
     for window in added.closed:
         assert window.x[:, 0].tolist() == window.offsets.tolist(), "features went astray"
         events = tuple(zip(window.times_ms.tolist(), window.offsets.tolist(), strict=True))
-        found.append(
-            Closed(window.end_ms, window.start_ms, window.stream.decode(), window.part, window.reason, events)
-        )
+        found.append(Closed(window.end_ms, window.start_ms, window.stream.decode(), window.part, window.reason, events))
     return found
 
 
