@@ -23,7 +23,8 @@ from streamer.errors import ConfigurationError
 
 OP_HEADER = "streamer-op"
 CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
-_OPS = {b"reset": Op.RESET, b"end": Op.END, b"generate": Op.GENERATE}
+_OPS = {b"reset": Op.RESET, b"end": Op.END}
+"""``generate`` is refused until the processor can roll out: as a command it would reset the stream."""
 _NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
 _MAX_TIME_MS = 253_402_300_799_000
 """9999-12-31: later event times are mistakes (microseconds, nanoseconds)."""
