@@ -192,3 +192,40 @@ async def test_kills_at_random_times(
         await check_oracle(kafka, topic, load.sent, exactly=delivery == "exactly-once")
         group[-1].signal(signal.SIGTERM)
         assert group[-1].child.wait(60) == 0
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.accept)])
+async def test_members_come_and_go(kafka, topic_name, create_topics, tmp_path: Path, rounds: int) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS})
+    load = Load(kafka, topic, 200)
+    with members() as group:
+        async with load.flowing():
+            group.append(Member(kafka, topic, "exactly-once", tmp_path, 0))
+            await group[0].says('"live"')
+            for number in range(1, rounds + 1):
+                group.append(Member(kafka, topic, "exactly-once", tmp_path, number))
+                await asyncio.sleep(2)  # the storm's rhythm: it may leave before, while or after it restores
+                group[-1].signal(signal.SIGTERM)
+                assert await asyncio.to_thread(group[-1].child.wait, 60) in (0, -signal.SIGTERM)
+        await check_oracle(kafka, topic, load.sent, exactly=True)
+        assert group[0].child.poll() is None
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+async def test_a_rolling_restart_loses_nothing(kafka, topic_name, create_topics, tmp_path: Path, delivery: str) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS})
+    load = Load(kafka, topic, 200)
+    with members() as group:
+        async with load.flowing():
+            for number in range(2):
+                group.append(Member(kafka, topic, delivery, tmp_path, number))
+                await group[-1].says('"live"')
+            for number in range(2):
+                group[number].signal(signal.SIGTERM)
+                assert await asyncio.to_thread(group[number].child.wait, 60) == 0
+                group.append(Member(kafka, topic, delivery, tmp_path, 2 + number))
+                await group[-1].says('"live"')
+        # an orderly stop repeats nothing, in either delivery
+        await check_oracle(kafka, topic, load.sent, exactly=True)
