@@ -110,3 +110,47 @@ async def test_windows_close_on_a_silent_topic(kafka, topic_name, create_topics,
         await produce(kafka, topic, [(1, b"a", event([0.0, 0.0, 0.0], ts=5_000), [])])
         await committed(recorder, 1)
         assert len(await read_all(kafka, f"{topic}.out")) == 1
+
+
+async def test_a_causal_and_a_bidirectional_model_answer_on_the_same_streams(
+    kafka, topic_name, create_topics, model: Model, tmp_path: Path
+) -> None:
+    from export.graph import export_model
+    from export.model import ModelConfig
+    from export.model import build as build_model
+
+    torch.manual_seed(1)
+    causal = build_model(ModelConfig(features=FEATURES, hidden=5, kind="gru", outputs=1)).eval()
+    export_model(causal, tmp_path / "gru.onnx", name="early", features=[f"f{i}" for i in range(FEATURES)])
+    early = Model.load(tmp_path / "gru.onnx")
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 2})
+    settings = make_settings(kafka, topic, topic_name("group"))
+    rows = [
+        (stream % 2, b"s%d" % stream, event(sequence(stream)[step].tolist(), ts=1_000 + step), [])
+        for step in range(4 + STREAMS)
+        for stream in range(STREAMS)
+        if step < 4 + stream
+    ]
+    rows += [(stream % 2, b"s%d" % stream, b"", [("streamer-op", b"end")]) for stream in range(STREAMS)]
+    third = len(rows) // 3
+    for part in (rows[:third], rows[third : 2 * third], rows[2 * third :]):  # a restart between the parts
+        recorder = Recorder()
+        parts = await prepare(settings, [("early", early, None), ("final", model, WindowRule("end"))])
+        service = build(Parts(settings, parts.models, parts.connection, parts.input), recorder, instance="a")
+        await produce(kafka, topic, part)
+        async with running(service):
+            await committed(recorder, len(part))
+    found = await read_all(kafka, f"{topic}.out")
+    finals = {read.key: read.document for read in found if "window" in read.document}
+    steps = [read for read in found if "window" not in read.document]
+    assert len(steps) == len(rows) - STREAMS
+    assert len(found) - len(steps) == len(finals) == STREAMS
+    for stream in range(STREAMS):
+        x, key = sequence(stream), b"s%d" % stream
+        mine = sorted((read for read in steps if read.key == key), key=lambda read: read.source)
+        (y, *_), _ = early.run(x[None], np.array([len(x)], np.int32), early.initial_states(1))
+        assert [read.document["y"] for read in mine] == pytest.approx(y[0, :, 0].tolist(), abs=1e-6)
+        assert np.allclose(finals[key]["y"], alone(model, x), atol=1e-6)
+        # early answers and the final one are tied by the offsets of the window
+        assert finals[key]["window"]["offsets"] == [mine[0].source[1], mine[-1].source[1]]
