@@ -207,6 +207,13 @@ class Ledger:
         self.idle = [(before, mark) for before, mark in self.idle if before > point]
         self.decisions = {offset: reason for offset, reason in self.decisions.items() if offset >= point}
 
+    def replay_from_position(self) -> None:
+        """Without a changelog nothing is ever replayed, so nothing need be kept for it."""
+        self.replay_point = self.position
+        self.idle.clear()
+        self.decisions.clear()
+        self.new_window_through.clear()
+
     def note_idle(self, watermark: int) -> None:
         """An idle advance that closed a window, at the current end of what was ingested."""
         if self.idle and self.idle[-1][0] == self.next_offset:

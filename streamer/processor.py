@@ -261,9 +261,8 @@ class Processor:
             if batch is None:
                 continue
             self._rejects += [reject for reject in batch.rejects if reject.offset >= ledger.live_from]
-            if self._windowing and len(batch):
+            if self._windowing:
                 closed = self._ingest_windows(batch, ledger)
-                self._data_watermark[batch.partition] = self.windows[batch.partition].watermark
                 windows += closed
                 window_partitions += [batch.partition] * len(closed)
             if ledger.replaying:
@@ -319,27 +318,25 @@ class Processor:
 
     def _ingest_windows(self, batch: EventBatch, ledger: Ledger) -> list[ClosedWindow]:
         """Assigns rows to windows; in replay in pieces, cut where the watermark once moved by idleness and at go-live."""
-        windows = self.windows[batch.partition]
-        closed: list[ClosedWindow] = []
-        count, first = len(batch), 0
-        while first < count:
-            if not windows.replaying:
-                last = count
-            else:
-                cuts = [before for before, _ in ledger.idle if before > int(batch.offsets[first])]
-                last = int(np.searchsorted(batch.offsets, min([*cuts, ledger.live_from])))
-            if last > first:
-                added = windows.add(batch, first, last, ledger.window_through if windows.replaying else None)
-                if not windows.replaying:
-                    closed += self._keep_closed(added.closed)
-                    self._late(batch, added.late)
-                    self.counters.short_windows += len(added.short)
-                    if added.closed_through:
-                        ledger.new_window_through.update(added.closed_through)
+        windows, first = self.windows[batch.partition], 0
+        while windows.replaying:
+            reached = int(batch.offsets[first]) if first < len(batch) else batch.next_offset
+            self._repeat_idle(windows, ledger, reached)
+            if first == len(batch) or not windows.replaying:
+                break
+            ends = [before for before, _ in ledger.idle if before > reached]
+            last = int(np.searchsorted(batch.offsets, min([*ends, ledger.live_from])))
+            windows.add(batch, first, last, ledger.window_through)
             first = last
-            if windows.replaying:
-                reached = int(batch.offsets[first]) if first < count else batch.next_offset
-                self._repeat_idle(windows, ledger, reached)
+        closed: list[ClosedWindow] = []
+        if first < len(batch):
+            added = windows.add(batch, first)
+            closed = self._keep_closed(added.closed)
+            self._late(batch, added.late)
+            self.counters.short_windows += len(added.short)
+            ledger.new_window_through.update(added.closed_through)
+        if windows.watermark != NO_WATERMARK:
+            self._data_watermark[batch.partition] = windows.watermark
         return closed
 
     def _repeat_idle(self, windows: Windows, ledger: Ledger, reached: int) -> None:
@@ -684,7 +681,7 @@ class Processor:
             ledger.moved = False
             positions[partition] = ledger.position
             if not self._durable:
-                ledger.replay_point = ledger.position
+                ledger.replay_from_position()
                 continue
             records = self._forget_records(partition, gone) + self._window_records(ledger)
             if due:

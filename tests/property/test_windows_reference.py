@@ -6,6 +6,7 @@ a batch gives what its records give one by one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -83,7 +84,7 @@ def actual(rule: WindowRule, rows: Sequence[Row], idle: Sequence[Idle], cuts: Se
     edges = sorted(
         {0, len(rows), *(cut for cut in cuts if cut < len(rows)), *(at + 1 for at, _ in idle if at < len(rows))}
     )
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         before = windows.watermark
         take(windows.add(timed(rows[first:last])), first)
         assert windows.watermark >= before

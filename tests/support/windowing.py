@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from simulated import MODULUS, POISON, advance
 
+from streamer.contract import Contract
 from streamer.core import EventBatch, Op, RecordBatch
+from streamer.errors import ModelRunError
 from streamer.windows import START, Added, WindowRule, Windows
 
 Row = tuple[int, str, int, "float | Op"]
@@ -201,3 +204,53 @@ def settled(rule: WindowRule, rows: Sequence[Row], features: int = 1) -> tuple[W
     """Fresh windows after ``rows`` in one batch."""
     windows = Windows(rule, features)
     return windows, windows.add(timed(rows))
+
+
+class FoldModel:
+    """A window model: y = the chain of ``simulated`` over the window's events, so contents and order both show."""
+
+    def __init__(self, sha256: str = "cd" * 32, *, per: str = "window") -> None:
+        shape: list[int | str] = ["batch", 1] if per == "window" else ["batch", "time", 1]
+        self.contract = Contract.from_fields(
+            {
+                "name": "fold",
+                "mode": "window",
+                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "lengths": "lengths",
+                "outputs": [{"name": "y", "shape": shape, "kind": "value", "per": per}],
+            }
+        )
+        self.states = self.contract.states
+        self.sha256 = sha256
+        self.max_steps: int | None = None
+        self.ragged = True
+        self.length_multiple = 1
+        self.state_bytes_per_stream = 0
+        self.calls: list[tuple[int, int]] = []
+        self._per = per
+
+    def initial_states(self, rows: int) -> list[np.ndarray]:
+        del rows
+        return []
+
+    def run(self, x: np.ndarray, lengths: np.ndarray, states: Sequence[np.ndarray]):
+        assert x.shape[0] >= 1
+        assert 1 <= int(lengths.min())
+        assert int(lengths.max()) == x.shape[1], "a call is as long as its longest row"
+        assert not states
+        self.calls.append((x.shape[0], x.shape[1]))
+        h, each = np.zeros(len(x)), np.zeros(x.shape, np.float32)
+        for step in range(x.shape[1]):
+            alive = lengths > step
+            if (x[alive, step] == POISON).any():
+                raise ModelRunError("poisoned")
+            h[alive] = (h[alive] * 31 + x[alive, step, 0] * 17 + 7) % MODULUS
+            each[:, step, 0] = h
+        return [h.astype(np.float32)[:, None] if self._per == "window" else each], []
+
+
+def fold(values: Iterable[float]) -> float:
+    state = 0.0
+    for value in values:
+        state = advance(state, value)
+    return state
