@@ -235,7 +235,7 @@ class FoldModel:
 
     def run(self, x: np.ndarray, lengths: np.ndarray, states: Sequence[np.ndarray]):
         assert x.shape[0] >= 1
-        assert 1 <= int(lengths.min())
+        assert int(lengths.min()) >= 1
         assert int(lengths.max()) == x.shape[1], "a call is as long as its longest row"
         assert not states
         self.calls.append((x.shape[0], x.shape[1]))
