@@ -7,7 +7,8 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated import ChainModel, records
+from simulated import ChainModel
+from window_reference import event_batch
 
 from streamer.checkpoint import Ledger
 from streamer.core import EventBatch
@@ -29,8 +30,9 @@ actions = st.lists(
 
 
 def batch(partition: int, first: int, streams: list[int]) -> EventBatch:
-    rows = [(offset, f"{partition}-{stream}", float(offset)) for offset, stream in enumerate(streams, first)]
-    return records(rows, partition)
+    made = event_batch([(f"{partition}-{stream}", 1, False) for stream in streams], first)
+    made.partition = made.records.partition = partition
+    return made
 
 
 @given(actions)
