@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,15 +48,24 @@ path = "model.onnx"
 
 
 @contextmanager
-def process(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(config: Path) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
+    """The service, and a check that it still runs: what it logged is the reason if not."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMER_")}
-    child = subprocess.Popen([*COMMAND, "run", "-c", str(config)], env=environment, stderr=subprocess.PIPE)
+    log = config.with_suffix(f".{uuid.uuid4().hex[:8]}.log")
+    with log.open("wb") as file:
+        child = subprocess.Popen([*COMMAND, "run", "-c", str(config)], env=environment, stderr=file)
+
+    def alive() -> None:
+        assert child.poll() is None, log.read_text()
+
     try:
-        yield child
+        yield child, alive
+    except TimeoutError as error:
+        raise AssertionError(f"no answers in time; the service said:\n{log.read_text()}") from error
     finally:
         if child.poll() is None:
             child.kill()
-        child.communicate()
+        child.wait()
 
 
 def features(index: int) -> list[float]:
@@ -86,12 +96,12 @@ async def test_killed_processes_lose_and_repeat_nothing(kafka, topic_name, creat
     config = settings_file(tmp_path, kafka, topic, topic_name("group"))
     for part in range(3):
         await produce(kafka, topic, rows(part * 600, 600))
-        with process(config) as child:
-            await read_all(kafka, f"{topic}.out", at_least=part * 600 + 200)
+        with process(config) as (child, alive):
+            await read_all(kafka, f"{topic}.out", at_least=part * 600 + 200, alive=alive)
             child.send_signal(signal.SIGKILL)
-    with process(config) as child:
+    with process(config) as (child, alive):
         await produce(kafka, topic, rows(1800, 120))  # the signal must find a process that serves
-        found = await read_all(kafka, f"{topic}.out", at_least=1920)
+        found = await read_all(kafka, f"{topic}.out", at_least=1920, alive=alive)
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
     counts = Counter(read.source for read in found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,18 +142,27 @@ async def _partitions(bootstrap: str, topic: str) -> list[int]:
         await admin.close()
 
 
-async def read_all(bootstrap: str, topic: str, *, at_least: int = 0, isolation: str = "read_committed") -> list[Read]:
-    """All records of a topic up to its end; waits until there are ``at_least`` (bounded by a deadline)."""
+async def read_all(
+    bootstrap: str,
+    topic: str,
+    *,
+    at_least: int = 0,
+    isolation: str = "read_committed",
+    alive: Callable[[], None] = lambda: None,
+) -> list[Read]:
+    """All records of a topic up to its end; waits until there are ``at_least`` (bounded by a deadline). ``alive`` raises
+    when there is nobody left to wait for."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, isolation_level=isolation, auto_offset_reset="earliest")
     await consumer.start()
     found: list[Read] = []
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(240):
             partitions = await _partitions(bootstrap, topic)
             tps = [TopicPartition(topic, partition) for partition in sorted(partitions)]
             consumer.assign(tps)
             await consumer.seek_to_beginning()
             while True:
+                alive()
                 for tp, records in (await consumer.getmany(timeout_ms=100)).items():
                     found += [Read(tp.partition, r.offset, r.key, r.value, dict(r.headers)) for r in records]
                 ends = await consumer.end_offsets(tps)

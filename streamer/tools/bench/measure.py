@@ -99,7 +99,8 @@ def watch_growth(
     kafka = require_confluent_kafka()
     reader = consumer(bootstrap)
     parts = [kafka.TopicPartition(topic, partition) for partition in range(partitions)]
-    samples: list[tuple[float, int, float, float]] = []
+    # the topic is new, so what a first look finds has grown since now
+    samples = [(time.monotonic(), 0, cpu_seconds(pids), cpu_seconds(broker_pids))]
     rss = 0
     deadline = time.monotonic() + timeout_s
     try:
@@ -118,8 +119,10 @@ def watch_growth(
     finally:
         reader.close()
     last = samples[-1][1]
-    first = next(sample for sample in samples if sample[1] >= last / 10)
     done = next(sample for sample in samples if sample[1] == last)
+    # a short run may grow at once between two looks: then it counts from the look before
+    first = next((sample for sample in samples if last / 10 <= sample[1] < last), None)
+    first = first or next(sample for sample in reversed(samples) if sample[1] < last)
     count = (done[1] - first[1]) * events / last  # without markers
     seconds = max(done[0] - first[0], _TICK_S)
     return Span(
