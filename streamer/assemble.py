@@ -67,6 +67,7 @@ def connection(settings: Settings) -> Connection:
         request_timeout_ms=kafka.request_timeout_ms,
         retry_backoff_ms=kafka.retry_backoff_ms,
         connect_timeout_ms=kafka.connect_timeout_ms,
+        metadata_max_age_ms=kafka.metadata_max_age_ms,
         options=security(kafka),
     )
 
@@ -146,6 +147,7 @@ def build(
             link,
             kafka.group,
             settings.input.topic,
+            len(parts.input.partitions),
             on_revoked=service.on_revoked,
             on_assigned=service.on_assigned,
             owned=service.owned,

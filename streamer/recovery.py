@@ -1,11 +1,12 @@
 """Taking partitions over: decide what is open, read the changelog into the processor, check it against the log.
 
-One call of ``recover`` handles the partitions of one assignment; partitions whose changelog did not move since this
-process last wrote it keep their warm state.
+``unchanged`` tells which partitions keep their warm state, since their changelog did not move; ``restore`` brings the
+others back, each as soon as it is ready.
 """
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from streamer.kafka.restore import RestoreChunk, Restorer
 from streamer.processor import Processor
 
 LOG_CHECK_MS = 5_000
+PROBE_BYTES = 65_536
+"""A broker sends the first record batch whole, however large it is."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class RestoreState:
 
 
 class Recovery:
-    """Brings partitions into a processor. The caller owns the processor and runs nothing on it meanwhile, except that
-    ``load`` of one chunk at a time may interleave with live work of other partitions."""
+    """Brings partitions into a processor, beside the live work of other partitions: only ``load`` and ``unload`` are
+    called here, between two model calls. The caller has revoked what it restores."""
 
     def __init__(
         self,
@@ -74,37 +77,44 @@ class Recovery:
         self._own_ids = own_ids
         self._on_progress = on_progress
 
-    async def recover(self, partitions: Iterable[int], warm: Mapping[int, int]) -> dict[int, Ledger | None]:
-        """Ledgers of ``partitions``; None for one that is unchanged since this process last wrote it.
+    async def unchanged(self, warm: Mapping[int, int]) -> set[int]:
+        """Partitions of ``warm`` (partition -> where its changelog ended) that nobody else has written since."""
+        if not warm or self._rules.changelog is None:
+            return set(warm)
+        async with self._restorer(self._rules.changelog) as restorer:
+            return await restorer.unchanged(warm)
 
-        ``warm``: partition -> expected end of its changelog. Raises DataLossError when the changelog does not fit."""
+    async def restore(self, partitions: Iterable[int], on_ready: Callable[[int, Ledger, int], None]) -> None:
+        """``on_ready`` gets every partition once: its ledger and where its changelog ends.
+
+        Raises DataLossError when the changelog does not fit."""
         wanted = sorted(partitions)
-        if not wanted:
-            return {}
         if self._rules.changelog is None:
-            return await self._without_changelog(wanted, warm)
-        async with Restorer(
-            self._connection,
-            self._rules.changelog,
-            own_ids=self._own_ids(),
-            fetch_bytes=self._rules.fetch_bytes,
-        ) as restorer:
-            ends = await restorer.decided(wanted)
-            kept = [partition for partition in wanted if partition in warm and ends[partition] == warm[partition]]
-            cold = [partition for partition in wanted if partition not in kept]
-            for partition in cold:
-                self._processor.revoke(partition)
-            states = {partition: RestoreState(end=ends[partition]) for partition in cold}
+            for partition, ledger in (await self._without_changelog(wanted)).items():
+                on_ready(partition, ledger, 0)
+            return
+        try:
+            async with self._restorer(self._rules.changelog) as restorer, asyncio.TaskGroup() as tasks:
+                async for ends in restorer.decided(wanted):
+                    tasks.create_task(self._restore(restorer, ends, on_ready))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
 
-            def apply(chunk: RestoreChunk) -> None:
-                self._apply(states[chunk.partition], chunk)
+    def _restorer(self, changelog: str) -> Restorer:
+        return Restorer(self._connection, changelog, own_ids=self._own_ids(), fetch_bytes=self._rules.fetch_bytes)
 
-            if cold:
-                await restorer.read({partition: ends[partition] for partition in cold}, on_chunk=apply)
-        result: dict[int, Ledger | None] = dict.fromkeys(kept)
-        if cold:
-            result.update(await self._ledgers(states))
-        return result
+    async def _restore(
+        self, restorer: Restorer, ends: dict[int, int], on_ready: Callable[[int, Ledger, int], None]
+    ) -> None:
+        states = {partition: RestoreState(end=end) for partition, end in ends.items()}
+
+        def apply(chunk: RestoreChunk) -> None:
+            self._apply(states[chunk.partition], chunk)
+
+        async for complete in restorer.read(ends, on_chunk=apply):
+            ledgers = await self._ledgers({partition: states[partition] for partition in complete})
+            for partition, ledger in ledgers.items():
+                on_ready(partition, ledger, ends[partition])
 
     def _apply(self, state: RestoreState, chunk: RestoreChunk) -> None:
         processor, partition = self._processor, chunk.partition
@@ -130,20 +140,23 @@ class Recovery:
         state.bytes_read += chunk.bytes_read
         self._on_progress(partition, state)
 
-    async def _ledgers(self, states: Mapping[int, RestoreState]) -> dict[int, Ledger | None]:
+    async def _ledgers(self, states: Mapping[int, RestoreState]) -> dict[int, Ledger]:
         begins = await self._reader.beginnings(states)
         ends = await self._reader.ends(states)
         fresh = [partition for partition, state in states.items() if state.progress is None]
         starts = await self._first_starts(fresh, begins, ends)
-        result: dict[int, Ledger | None] = {}
+        result: dict[int, Ledger] = {}
+        known: dict[int, Progress] = {}
         for partition, state in states.items():
             if state.progress is None:
                 result[partition] = Ledger.fresh(starts[partition])
-                result[partition].moved = True  # type: ignore[union-attr]  # the start itself must be durable
+                result[partition].moved = True  # the start itself must be durable
                 continue
             self._check(partition, state.progress, begins[partition], ends[partition])
-            await self._check_log(partition, state.progress, begins[partition])
+            if state.progress.position > begins[partition]:
+                known[partition] = state.progress
             result[partition] = Ledger.restored(state.progress, state.forgotten, state.window_through)
+        await self._check_log(known)
         return result
 
     async def _first_starts(
@@ -168,15 +181,10 @@ class Recovery:
             first = await self._reader.at_time(partitions, int(start))
         return {**first, **{partition: max(offset, begins[partition]) for partition, offset in known.items()}}
 
-    async def _without_changelog(self, partitions: list[int], warm: Mapping[int, int]) -> dict[int, Ledger | None]:
-        cold = [partition for partition in partitions if partition not in warm]
-        for partition in cold:
-            self._processor.revoke(partition)
-        begins, ends = await self._reader.beginnings(cold), await self._reader.ends(cold)
-        starts = await self._first_starts(cold, begins, ends)
-        result: dict[int, Ledger | None] = {partition: None for partition in partitions if partition in warm}
-        result.update({partition: Ledger.fresh(starts[partition]) for partition in cold})
-        return result
+    async def _without_changelog(self, partitions: list[int]) -> dict[int, Ledger]:
+        begins, ends = await self._reader.beginnings(partitions), await self._reader.ends(partitions)
+        starts = await self._first_starts(partitions, begins, ends)
+        return {partition: Ledger.fresh(starts[partition]) for partition in partitions}
 
     def _check(self, partition: int, progress: Progress, begin: int, end: int) -> None:
         identity = self._processor.identity
@@ -213,33 +221,38 @@ class Recovery:
                 "Use a new kafka.group to begin anew."
             )
 
-    async def _check_log(self, partition: int, progress: Progress, begin: int) -> None:
+    async def _check_log(self, known: Mapping[int, Progress]) -> None:
         """The record before the position must be the one that was processed, where it still exists."""
-        before = progress.position - 1
-        if before < begin:
+        if not known:
             return
         probe = Input(
             self._connection,
             self._rules.input,
             fetch_min_bytes=1,
             fetch_max_wait_ms=50,
-            fetch_max_bytes=self._rules.fetch_bytes,
-            max_partition_fetch_bytes=self._rules.fetch_bytes,
+            fetch_max_bytes=PROBE_BYTES,
+            max_partition_fetch_bytes=PROBE_BYTES,
         )
         await probe.start()
         try:
-            probe.assign({partition: before})
+            waiting = {partition: progress.position - 1 for partition, progress in known.items()}
+            probe.assign(waiting)
             waited_ms = 0
-            while waited_ms < LOG_CHECK_MS and probe.next_fetch_offset(partition) <= before:
-                for batch in await probe.poll(1, 100):
-                    if batch.offsets[0] != before:
-                        return
-                    if zlib.crc32(batch.values[0] or b"", zlib.crc32(batch.keys[0] or b"")) != progress.checksum:
+            while waiting and waited_ms < LOG_CHECK_MS:
+                for batch in await probe.poll(len(waiting), 100):
+                    before = waiting.pop(batch.partition, None)
+                    if before is None or batch.offsets[0] != before:
+                        continue
+                    checksum = zlib.crc32(batch.values[0] or b"", zlib.crc32(batch.keys[0] or b""))
+                    if checksum != known[batch.partition].checksum:
                         raise DataLossError(
-                            f"partition {partition} of {self._rules.input!r}: the record at offset {before} is not the one "
-                            "that was processed: the topic was replaced. Use a new kafka.group to begin anew."
+                            f"partition {batch.partition} of {self._rules.input!r}: the record at offset {before} is not "
+                            "the one that was processed: the topic was replaced. Use a new kafka.group to begin anew."
                         )
-                    return
+                for partition, before in list(waiting.items()):
+                    if probe.next_fetch_offset(partition) > before:  # a marker, or compacted away
+                        del waiting[partition]
+                probe.pause(set(known) - set(waiting))
                 waited_ms += 100
         finally:
             await probe.stop()

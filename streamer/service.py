@@ -1,7 +1,8 @@
 """The asyncio shell: fetch, hand over, run, commit, repeat; signals, drain, health. Nothing about sequences is decided here.
 
 One task (``run``) owns the processor. A commit runs beside it while the next epoch is fetched and run; group callbacks
-only set flags and wait. During a rebalance nothing is fetched; afterwards new partitions are recovered, kept ones go on.
+only set flags and wait. During a rebalance nothing is fetched; afterwards kept partitions go on, and new ones join them
+one by one as they are recovered.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from streamer.checkpoint import Ledger
 from streamer.codec import Codec
 from streamer.core import I64, Epoch, EventBatch, Outgoing, Reject
 from streamer.errors import FencedError, KafkaUnavailableError
@@ -125,6 +127,18 @@ class _Open:
     started: float | None = None
 
 
+@dataclass
+class _Restoring:
+    """A recovery that runs beside the loop."""
+
+    began: float
+    cold: frozenset[int]
+    kept: list[int]
+    found: dict[int, Ledger] = field(default_factory=dict)
+    """Partitions that are ready and that the loop has not taken up yet."""
+    task: asyncio.Task[None] | None = None
+
+
 class Service:
     """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process."""
 
@@ -159,6 +173,7 @@ class Service:
         self._committed_at = 0.0
         self._sliced_at = 0.0
         self._open = _Open()
+        self._restoring: _Restoring | None = None
         self._fenced = 0
         self._idle: dict[int, _Idle] = {}
         self.outage_since: float | None = None
@@ -167,7 +182,7 @@ class Service:
     # group callbacks: set flags, wait, nothing else
 
     def owned(self) -> frozenset[int]:
-        return frozenset(self.processor.ledgers)
+        return self.ownership.partitions if self.ownership else frozenset()
 
     async def on_revoked(self) -> None:
         """Awaited by the group before it goes on: the open epoch is committed or given up within one deadline."""
@@ -208,11 +223,13 @@ class Service:
             await self._hand_over()
         elif self._assignment is not None:
             await self._adopt()
-        elif not self.processor.ledgers:
-            await asyncio.sleep(0.01)
         else:
             try:
-                await self._step()
+                self._take_over()
+                if self.processor.ledgers:
+                    await self._step()
+                else:
+                    await asyncio.sleep(0.01)
             except (FencedError, KafkaUnavailableError) as error:
                 await self._fail(error)
 
@@ -230,7 +247,7 @@ class Service:
             times.end("decode", clock.monotonic())
             await self._process(decoded)
         elif batches:  # a rebalance began while the poll was out: these records belong to whoever comes next
-            self.reader.assign({part: ledger.next_offset for part, ledger in self.processor.ledgers.items()})
+            self._fetch_from_here()
             return
         await self._watch_idle(bool(batches))
         await self._maybe_commit(drained=sum(map(len, batches)) < self.options.max_poll_records)
@@ -349,7 +366,7 @@ class Service:
             await self._settle_all()
         except (FencedError, KafkaUnavailableError) as error:
             self._observer.failed(error)
-            self._forget_all()
+            await self._forget_all()
         finally:
             if self.options.delivery == "ephemeral":
                 self._idle.clear()
@@ -361,13 +378,13 @@ class Service:
             await asyncio.sleep(0.01)
 
     async def _adopt(self) -> None:
-        """After an assignment: drop what is gone, recover what is new, keep what did not change."""
+        """After an assignment: drop what is gone, keep what did not change, begin to recover the rest."""
         ownership, self._assignment = self._assignment, None
         assert ownership is not None
         began = self._clock.monotonic()
         await self._drop_commit()
-        gone = set(self.processor.ledgers) - ownership.partitions
-        for partition in gone:
+        await self._stop_restoring()
+        for partition in set(self.processor.ledgers) - ownership.partitions:
             self._forget(partition)
         self.ownership = ownership
         self.ready = False
@@ -375,28 +392,66 @@ class Service:
         self.reader.assign({})
         try:
             await self.committer.ready()
-            found = await self._recovery.recover(ownership.partitions, self.warm)
+            kept = await self._recovery.unchanged({p: self.warm[p] for p in self.processor.ledgers if p in self.warm})
         except KafkaUnavailableError as error:
             self._observer.failed(error)
             self.outage_since = self.outage_since or began
-            self._forget_all()
+            await self._forget_all()
             await asyncio.sleep(self.options.retry_ms / 1000)
             self._assignment = self._assignment or ownership
             return
-        kept = [partition for partition, ledger in found.items() if ledger is None]
-        for partition, ledger in found.items():
-            if ledger is not None:
-                self.processor.assign(partition, ledger)
-        self.reader.assign({part: ledger.next_offset for part, ledger in self.processor.ledgers.items()})
+        cold = ownership.partitions - kept
+        for partition in cold:
+            self._forget(partition)
+        self._fetch_from_here()
         self._idle.clear()
         self._open = _Open()
-        self.ready = True
-        self._observer.recovered(sorted(set(found) - set(kept)), kept, self._clock.monotonic() - began)
+        self._restoring = restoring = _Restoring(began, cold, sorted(kept))
+
+        def found(partition: int, ledger: Ledger, end: int) -> None:
+            restoring.found[partition] = ledger
+            self.warm[partition] = end
+
+        restoring.task = asyncio.create_task(self._recovery.restore(cold, found))
+
+    def _take_over(self) -> None:
+        """Takes up the partitions that are recovered by now. Raises what ended the recovery."""
+        restoring = self._restoring
+        if restoring is None or restoring.task is None:
+            return
+        done = restoring.task.done()
+        if restoring.found:
+            for partition, ledger in restoring.found.items():
+                self.processor.assign(partition, ledger)
+            restoring.found.clear()
+            self._fetch_from_here()
+        if done:
+            restoring.task.result()
+            self._restoring = None
+            self.ready = True
+            seconds = self._clock.monotonic() - restoring.began
+            self._observer.recovered(sorted(restoring.cold), restoring.kept, seconds)
+
+    async def _stop_restoring(self) -> None:
+        """Gives up a recovery that is under way; what of it is complete stays."""
+        restoring, self._restoring = self._restoring, None
+        if restoring is None or restoring.task is None:
+            return
+        restoring.task.cancel()
+        await asyncio.gather(restoring.task, return_exceptions=True)
+        for partition, ledger in restoring.found.items():
+            self.processor.assign(partition, ledger)
+        for partition in restoring.cold - self.processor.ledgers.keys():
+            self._forget(partition)
+
+    def _fetch_from_here(self) -> None:
+        """Fetches what is owned and ready, each partition from its next offset; what was prefetched is dropped."""
+        self.reader.assign({part: ledger.next_offset for part, ledger in self.processor.ledgers.items()})
 
     async def _fail(self, error: FencedError | KafkaUnavailableError) -> None:
         """A commit failed: never go on with state that ran ahead of the log. Drop it, and recover what is still ours."""
         self._observer.failed(error)
-        self._forget_all()
+        await self._forget_all()
         if isinstance(error, FencedError):
             self._fenced += 1
             if self._fenced >= self.options.max_fenced:
@@ -420,14 +475,15 @@ class Service:
                 await commit
             except (FencedError, KafkaUnavailableError) as error:
                 self._observer.failed(error)
-                self._forget_all()
+                await self._forget_all()
 
     def _forget(self, partition: int) -> None:
         self.processor.revoke(partition)
         self.warm.pop(partition, None)
         self._idle.pop(partition, None)
 
-    def _forget_all(self) -> None:
+    async def _forget_all(self) -> None:
+        await self._stop_restoring()
         self.processor.abandon()
         self.warm.clear()
         self._idle.clear()
@@ -478,6 +534,7 @@ class Service:
             self._observer.failed(KafkaUnavailableError("drain: the last commit did not finish in time"))
 
     async def _close(self) -> None:
+        await self._stop_restoring()
         if self._commit is not None:
             self._commit.cancel()
             await asyncio.gather(self._commit, return_exceptions=True)

@@ -62,6 +62,9 @@ class KafkaSection(_Section):
     rebalance_timeout_ms: int = Field(default=60_000, ge=5_000, le=600_000, description="Bound on a member's hand-over")
     request_timeout_ms: int = Field(default=40_000, ge=1_000, le=300_000, description="Bound on one request")
     connect_timeout_ms: int = Field(default=30_000, ge=500, le=600_000, description="Bound on connecting at start")
+    metadata_max_age_ms: int = Field(
+        default=60_000, ge=100, le=600_000, description="How often leaders and partition counts are looked up anew"
+    )
     retry_backoff_ms: int = Field(default=100, ge=1, le=10_000, description="Wait before a request is tried again")
     fetch_max_wait_ms: int = Field(default=5, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes")
     fetch_min_bytes: int = Field(

@@ -46,6 +46,7 @@ class Connection:
     request_timeout_ms: int = 40_000
     retry_backoff_ms: int = 100
     connect_timeout_ms: int = 30_000
+    metadata_max_age_ms: int = 60_000
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def _common(self) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Connection:
             "client_id": self.client_id,
             "request_timeout_ms": self.request_timeout_ms,
             "retry_backoff_ms": self.retry_backoff_ms,
+            "metadata_max_age_ms": self.metadata_max_age_ms,
             **self.options,
         }
 

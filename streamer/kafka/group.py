@@ -15,6 +15,7 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
+from streamer.errors import ConfigurationError
 from streamer.kafka.client import Connection, KafkaError, close
 
 _VERSION = 0
@@ -115,6 +116,7 @@ class Group(ConsumerRebalanceListener):
         connection: Connection,
         group: str,
         topic: str,
+        partitions: int,
         *,
         on_revoked: Callable[[], Awaitable[None]],
         on_assigned: Callable[[Ownership], None],
@@ -126,6 +128,7 @@ class Group(ConsumerRebalanceListener):
     ) -> None:
         self._connection = connection
         self._topic = topic
+        self._partitions = partitions
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._error: BaseException | None = None
@@ -150,13 +153,20 @@ class Group(ConsumerRebalanceListener):
         await close(self._consumer)
 
     def check(self) -> None:
-        """Raises what a callback raised, or why the group cannot be joined."""
+        """Raises what a callback raised, why the group cannot be joined, or that the input is not what it was."""
         if self._error is not None:
             raise self._connection.explain(self._error, "group callback") from self._error
         try:
             self._consumer._coordinator.check_errors()
         except KafkaError as error:
             raise self._connection.explain(error, "joining the group") from error
+        known = self._consumer._client.cluster.partitions_for_topic(self._topic)
+        if known is not None and len(known) > self._partitions:
+            raise ConfigurationError(
+                f"input topic {self._topic!r} gained partitions ({self._partitions} at start, {len(known)} now): new events "
+                "of a stream may lie apart from its state. Give a new kafka.group, output.topic and dead_letter.topic; the "
+                "old ones have the old count."
+            )
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, int | None]:
         """Committed offsets of the group, None where there is none."""

@@ -1,4 +1,5 @@
 """Reading a changelog at take-over: first wait until every transaction of previous owners is decided, then read.
+Partitions that are decided at once are not held up by the others.
 
 The last stable offset reaches the high watermark seen after the assignment when no such transaction is open. One that
 stays open for a second belongs to an owner that died inside it: the record at the last stable offset names its
@@ -8,7 +9,7 @@ transactional id, and initialising that id ends it at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from aiokafka import TopicPartition
@@ -22,6 +23,7 @@ from streamer.kafka.input import Input
 
 _UNDECIDED_S = 1.0
 _POLL_S = 0.02
+_STUCK_S = 60.0
 
 
 @dataclass(slots=True)
@@ -49,14 +51,20 @@ class Restorer:
         self._connection = connection
         self._topic = changelog
         self._own_ids = own_ids
-        options = {
-            "fetch_min_bytes": 1,
-            "fetch_max_wait_ms": 20,
-            "fetch_max_bytes": fetch_bytes,
-            "max_partition_fetch_bytes": fetch_bytes,
-        }
-        self._committed = Input(connection, changelog, **options)  # type: ignore[arg-type]
-        self._raw = Input(connection, changelog, **options, isolation_level="read_uncommitted")  # type: ignore[arg-type]
+        self._fetch_bytes = fetch_bytes
+        self._committed = self._input("read_committed")
+        self._raw = self._input("read_uncommitted")
+
+    def _input(self, isolation_level: str) -> Input:
+        return Input(
+            self._connection,
+            self._topic,
+            fetch_min_bytes=1,
+            fetch_max_wait_ms=20,
+            fetch_max_bytes=self._fetch_bytes,
+            max_partition_fetch_bytes=self._fetch_bytes,
+            isolation_level=isolation_level,
+        )
 
     async def __aenter__(self) -> Restorer:
         await self._committed.start()
@@ -67,27 +75,35 @@ class Restorer:
         await self._committed.stop()
         await self._raw.stop()
 
-    async def decided(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Waits until all that was written before this call is decided; returns the ends to read up to."""
+    async def unchanged(self, ends: Mapping[int, int]) -> set[int]:
+        """Partitions that end where ``ends`` says, with nothing undecided behind it."""
+        written = await self._raw.ends(ends)
+        stable = await self._committed.ends(ends)
+        return {partition for partition, end in ends.items() if stable[partition] == written[partition] == end}
+
+    async def stable_ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Where the committed part of every partition ends now, for those who only look."""
+        return await self._committed.ends(partitions)
+
+    async def decided(self, partitions: Iterable[int]) -> AsyncIterator[dict[int, int]]:
+        """Waits until all that was written before this call is decided; yields ends to read up to, in groups as they
+        become known: at first, usually, all partitions."""
         waiting = await self._raw.ends(partitions)
-        ends: dict[int, int] = {}
         loop = asyncio.get_running_loop()
         since = loop.time()
         fenced: set[str] = set()
         while waiting:
             stable = await self._committed.ends(waiting)
-            for partition, end in stable.items():
-                if end >= waiting[partition]:
-                    ends[partition] = end
-                    del waiting[partition]
-            if not waiting:
-                break
-            if loop.time() - since > _UNDECIDED_S:
-                for partition in list(waiting):
+            decided = {partition: end for partition, end in stable.items() if end >= waiting[partition]}
+            if decided:
+                yield decided
+            waiting = {partition: end for partition, end in waiting.items() if partition not in decided}
+            if waiting and loop.time() - since > _UNDECIDED_S:
+                for partition in waiting:
                     await self._end_transaction(partition, stable[partition], fenced)
                 since = loop.time()
-            await asyncio.sleep(_POLL_S)
-        return ends
+            if waiting:
+                await asyncio.sleep(_POLL_S)
 
     async def _end_transaction(self, partition: int, offset: int, fenced: set[str]) -> None:
         """Initialises the transactional id that the record at the last stable offset names: once, never our own."""
@@ -111,39 +127,48 @@ class Restorer:
             await close(producer)
 
     async def read(
-        self, ends: dict[int, int], *, on_chunk: Callable[[RestoreChunk], None], max_records: int = 10_000
-    ) -> None:
-        """Reads every partition from its beginning to its end; ``on_chunk`` gets at least one chunk per partition.
+        self, ends: dict[int, int], *, on_chunk: Callable[[RestoreChunk], None], max_records: int = 2_000
+    ) -> AsyncIterator[list[int]]:
+        """Reads every partition from its beginning to its end; ``on_chunk`` gets at least one chunk per partition. Yields
+        partitions as they are complete. A chunk is small, since live partitions wait while it is applied.
 
         Raises DataLossError for records that are corrupt or foreign."""
         begins = await self._committed.beginnings(ends)
         empty = [partition for partition in ends if begins[partition] >= ends[partition]]
         for partition in empty:
             on_chunk(RestoreChunk(partition, [], {}, set(), None, ends[partition], ends[partition], 0))
-        open_parts = {partition: begins[partition] for partition in ends if partition not in empty}
-        if not open_parts:
+        if empty:
+            yield empty
+        positions = {partition: begins[partition] for partition in ends if partition not in empty}
+        if not positions:
             return
-        self._committed.assign(open_parts)
-        idle_since = asyncio.get_running_loop().time()
-        while open_parts:
-            batches = await self._committed.poll(max_records, 100)
-            for batch in batches:
-                on_chunk(_chunk(batch, self._next(batch.partition), ends[batch.partition]))
-            for partition in list(open_parts):
-                position = self._next(partition)
-                if position > open_parts[partition]:
-                    open_parts[partition], idle_since = position, asyncio.get_running_loop().time()
-                if position >= ends[partition]:  # markers and compaction: the last record may lie before the end
-                    on_chunk(RestoreChunk(partition, [], {}, set(), None, position, ends[partition], 0))
-                    del open_parts[partition]
-                    self._committed.pause([partition])
-            if asyncio.get_running_loop().time() - idle_since > 60:
-                raise KafkaUnavailableError(
-                    f"changelog {self._topic!r}: no progress for 60 s while restoring {open_parts}"
-                )
-
-    def _next(self, partition: int) -> int:
-        return self._committed.next_fetch_offset(partition)
+        reader = self._input("read_committed")
+        await reader.start()
+        try:
+            reader.assign(positions)
+            moved_at = asyncio.get_running_loop().time()
+            while positions:
+                for batch in await reader.poll(max_records, 100):
+                    next_offset = reader.next_fetch_offset(batch.partition)
+                    on_chunk(_chunk(batch, next_offset, ends[batch.partition]))
+                done = []
+                for partition in list(positions):
+                    position = reader.next_fetch_offset(partition)
+                    if position > positions[partition]:
+                        positions[partition], moved_at = position, asyncio.get_running_loop().time()
+                    if position >= ends[partition]:  # markers and compaction: the last record may lie before the end
+                        on_chunk(RestoreChunk(partition, [], {}, set(), None, position, ends[partition], 0))
+                        del positions[partition]
+                        done.append(partition)
+                if done:
+                    reader.pause(done)
+                    yield done
+                if positions and asyncio.get_running_loop().time() - moved_at > _STUCK_S:
+                    raise KafkaUnavailableError(
+                        f"changelog {self._topic!r}: no progress for {_STUCK_S:.0f} s while restoring {positions}"
+                    )
+        finally:
+            await reader.stop()
 
 
 def _chunk(batch: RecordBatch, done: int, end: int) -> RestoreChunk:

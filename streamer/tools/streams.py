@@ -119,7 +119,8 @@ async def read_checkpoint(settings: Settings, stream: bytes) -> dict[str, Any]:
             models.clear()
 
     async with Restorer(link, topic, own_ids=set(), fetch_bytes=8_388_608) as restorer:
-        await restorer.read(await restorer.decided(partitions), on_chunk=look)
+        async for _ in restorer.read(await restorer.stable_ends(partitions), on_chunk=look):
+            pass
     if not models or at is None:
         raise ConfigurationError(
             f"stream {stream.decode()!r} has no state in {topic!r}: it is unknown, forgotten, or younger than a round"

@@ -113,7 +113,7 @@ async def grown(bootstrap: str, topic: str, than: int) -> None:
 
 
 async def check_oracle(bootstrap: str, topic: str, sent: int, *, exactly: bool) -> None:
-    found = await read_all(bootstrap, f"{topic}.out", at_least=sent)
+    found = await read_all(bootstrap, f"{topic}.out", at_least=sent, distinct=True)
     counts = Counter(read.source for read in found)
     assert len(counts) == sent, "predictions are lost"
     if exactly:

@@ -147,11 +147,12 @@ async def read_all(
     topic: str,
     *,
     at_least: int = 0,
+    distinct: bool = False,
     isolation: str = "read_committed",
     alive: Callable[[], None] = lambda: None,
 ) -> list[Read]:
-    """All records of a topic up to its end; waits until there are ``at_least`` (bounded by a deadline). ``alive`` raises
-    when there is nobody left to wait for."""
+    """All records of a topic up to its end; waits until there are ``at_least`` (bounded by a deadline), or, ``distinct``,
+    records of so many different events. ``alive`` raises when there is nobody left to wait for."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, isolation_level=isolation, auto_offset_reset="earliest")
     await consumer.start()
     found: list[Read] = []
@@ -167,7 +168,7 @@ async def read_all(
                     found += [Read(tp.partition, r.offset, r.key, r.value, dict(r.headers)) for r in records]
                 ends = await consumer.end_offsets(tps)
                 done = all([await consumer.position(tp) >= ends[tp] for tp in tps])
-                if done and len(found) >= at_least:
+                if done and (len({read.source for read in found}) if distinct else len(found)) >= at_least:
                     return found
     finally:
         await consumer.stop()
