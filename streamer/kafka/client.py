@@ -37,6 +37,11 @@ _RETRIABLE_AT_START = (
 )
 
 
+def retriable(error: BaseException) -> bool:
+    """Whether another try, perhaps at another broker, may succeed."""
+    return isinstance(error, _RETRIABLE_AT_START)
+
+
 @dataclass(frozen=True)
 class Connection:
     """Address and security of the cluster. ``options``: keyword arguments that every aiokafka client takes."""
@@ -78,7 +83,7 @@ class Connection:
                 return client
             except Exception as error:
                 last = asyncio.get_running_loop().time() + 0.5 >= deadline
-                if not isinstance(error, _RETRIABLE_AT_START) or last:
+                if not retriable(error) or last:
                     await close(client)
                     raise self.explain(error, "connecting") from error
                 await asyncio.sleep(0.25)

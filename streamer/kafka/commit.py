@@ -395,6 +395,9 @@ class Committer:
         producer would commit the refused records. ``ready`` ends the transaction by initialising the id again."""
         producer, self._transactional = self._transactional, None
         if producer is not None:
+            ended = producer._txn_manager.wait_for_transaction_end()
+            if ended.done() and not ended.cancelled():
+                ended.exception()  # known already; asyncio would log it once more
             await close(producer)
 
 

@@ -24,7 +24,7 @@ from aiokafka.protocol.types import (
 )
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError
-from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.client import Connection, KafkaError, close, retriable
 
 _PARTITION = (
     ("error_code", Int16),
@@ -159,32 +159,42 @@ class Topics:
         if plain_broker:
             partitions = await self._partitions(input_topic)
             return InputTopic(input_topic, partitions, "", {})
-        try:
-            existing = set(await self._admin.list_topics())
-            if input_topic not in existing:
-                raise KafkaUnavailableError(
-                    f"input topic {input_topic!r} does not exist on {self._connection.bootstrap}: create it, or correct input.topic"
-                )
-            partitions = await self._partitions(input_topic)
-            replicas = replication_factor if replication_factor > 0 else await self._replicas(input_topic)
-            missing = []
-            for need in needs:
-                if need.name in existing:
-                    await self._verify(need, len(partitions))
-                elif create:
-                    await self._create(need, len(partitions), replicas)
-                else:
-                    missing.append(need)
-            if missing:
-                names = ", ".join(f"{need.name!r} ({need.what})" for need in missing)
-                raise KafkaUnavailableError(
-                    f"missing topics: {names}. Create them with {len(partitions)} partitions, or set topics.create = true"
-                )
-            topic_id = await self._topic_id(input_topic)
-            limits = {need.name: result_sizes(await self.config(need.name)) for need in needs}
-            return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic), limits)
-        except (TimeoutError, KafkaError, OSError) as error:
-            raise self._connection.explain(error, "checking topics") from error
+        deadline = asyncio.get_running_loop().time() + self._connection.connect_timeout_ms / 1000
+        while True:
+            try:
+                return await self._prepare(input_topic, needs, create=create, replication_factor=replication_factor)
+            except (TimeoutError, KafkaError, OSError) as error:
+                # one broker of several may be away: the client asks another one next time
+                if not retriable(error) or asyncio.get_running_loop().time() >= deadline:
+                    raise self._connection.explain(error, "checking topics") from error
+            await asyncio.sleep(0.25)
+
+    async def _prepare(
+        self, input_topic: str, needs: list[TopicNeed], *, create: bool, replication_factor: int
+    ) -> InputTopic:
+        existing = set(await self._admin.list_topics())
+        if input_topic not in existing:
+            raise KafkaUnavailableError(
+                f"input topic {input_topic!r} does not exist on {self._connection.bootstrap}: create it, or correct input.topic"
+            )
+        partitions = await self._partitions(input_topic)
+        replicas = replication_factor if replication_factor > 0 else await self._replicas(input_topic)
+        missing = []
+        for need in needs:
+            if need.name in existing:
+                await self._verify(need, len(partitions))
+            elif create:
+                await self._create(need, len(partitions), replicas)
+            else:
+                missing.append(need)
+        if missing:
+            names = ", ".join(f"{need.name!r} ({need.what})" for need in missing)
+            raise KafkaUnavailableError(
+                f"missing topics: {names}. Create them with {len(partitions)} partitions, or set topics.create = true"
+            )
+        topic_id = await self._topic_id(input_topic)
+        limits = {need.name: result_sizes(await self.config(need.name)) for need in needs}
+        return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic), limits)
 
     async def config(self, topic: str) -> dict[str, str]:
         """The topic's effective configuration; empty when the client may not describe it."""

@@ -22,7 +22,7 @@ async def coordinator(bootstrap: str, key: str, kind: int) -> int:
     try:
         client = admin._client
         while True:
-            answer = await client.send(client.get_random_node(), FindCoordinatorRequest(key, kind))
+            answer = await client.send(client.get_random_node(), FindCoordinatorRequest(key, kind))  # all run here
             if answer.error_code == 0:
                 return int(answer.coordinator_id)
             await asyncio.sleep(0.1)

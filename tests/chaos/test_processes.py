@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
-from serving import event, read_all
+from serving import Read, event, read_all
 
 from streamer.model import Model
 from streamer.tools.bench import MODEL
@@ -113,7 +113,10 @@ async def grown(bootstrap: str, topic: str, than: int) -> None:
 
 
 async def check_oracle(bootstrap: str, topic: str, sent: int, *, exactly: bool) -> None:
-    found = await read_all(bootstrap, f"{topic}.out", at_least=sent, distinct=True)
+    check_answers(await read_all(bootstrap, f"{topic}.out", at_least=sent, distinct=True), sent, exactly=exactly)
+
+
+def check_answers(found: Sequence[Read], sent: int, *, exactly: bool) -> None:
     counts = Counter(read.source for read in found)
     assert len(counts) == sent, "predictions are lost"
     if exactly:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from simulated import ChainModel
 
 from streamer.assemble import Parts, build, prepare
@@ -134,9 +135,10 @@ async def _partitions(bootstrap: str, topic: str) -> list[int]:
     await admin.start()
     try:
         while True:  # the service under test may not have created it yet
-            (described,) = await admin.describe_topics([topic])
-            if described["partitions"]:
-                return [partition["partition"] for partition in described["partitions"]]
+            with contextlib.suppress(KafkaError):  # the client may ask a broker that a test has stopped
+                (described,) = await admin.describe_topics([topic])
+                if described["partitions"]:
+                    return [partition["partition"] for partition in described["partitions"]]
             await asyncio.sleep(0.1)
     finally:
         await admin.close()
@@ -166,7 +168,10 @@ async def read_all(
                 alive()
                 for tp, records in (await consumer.getmany(timeout_ms=100)).items():
                     found += [Read(tp.partition, r.offset, r.key, r.value, dict(r.headers)) for r in records]
-                ends = await consumer.end_offsets(tps)
+                try:
+                    ends = await consumer.end_offsets(tps)
+                except KafkaError:  # no leader at the moment
+                    continue
                 done = all([await consumer.position(tp) >= ends[tp] for tp in tps])
                 if done and (len({read.source for read in found}) if distinct else len(found)) >= at_least:
                     return found

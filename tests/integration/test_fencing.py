@@ -1,0 +1,169 @@
+"""What keeps a member that lost its partitions from writing: every rule of the commit, tried against a real broker."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
+from serving import event, make_service, make_settings, produce, read_all, running
+from simulated import advance
+from test_recovery import open_transaction
+from test_service import PARTITIONS, check, rows, wait_for
+
+from streamer.checkpoint import Kind, encode_stream, stream_key
+from streamer.core import Changelog, Epoch
+from streamer.errors import FencedError
+from streamer.kafka.commit import TRANSACTION_HEADER
+from streamer.kafka.group import Ownership
+
+KEY = stream_key(Kind.STATE, "chain", b"zombie")
+
+
+def slice_of_an_unfinished_round(partition: int, position: int) -> Epoch:
+    """No event, no prediction, an unmoved position: all that would be left of a transaction without offsets."""
+    changelog = Changelog(partition, [(KEY, encode_stream(KEY, 0, 0, b"12345678", b"1234"))])
+    return Epoch({partition: position}, [], [], [changelog], 0, 0)
+
+
+@contextlib.asynccontextmanager
+async def two_members(kafka, topic: str, group: str):
+    """The first with the ownership that it had before the second came."""
+    settings = make_settings(kafka, topic, group)
+    first, one = await make_service(settings, instance="one")
+    second, two = await make_service(settings, instance="two")
+    async with running(first):
+        await produce(kafka, topic, rows(0, 400))
+        await wait_for(lambda: one.committed_events >= 400, one)
+        before = first.ownership
+        assert before is not None
+        async with running(second):
+            await wait_for(lambda: bool(two.recoveries) and len(one.recoveries) >= 2, one, two)
+            yield first, one, second, two, before
+
+
+@pytest.mark.parametrize("partition", [0, PARTITIONS - 1])
+async def test_a_stale_member_writes_nothing_not_even_an_unmoved_slice(
+    kafka, topic_name, create_topics, partition: int
+) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS})
+    async with two_members(kafka, topic, topic_name("group")) as (first, one, _, two, before):
+        position = 100
+        with pytest.raises(FencedError, match="illegal generation"):
+            await first.committer.commit(slice_of_an_unfinished_round(partition, position), before)
+        # the member itself is not harmed: it goes on with what is its own now
+        await produce(kafka, topic, rows(400, 400))
+        await wait_for(lambda: one.committed_events + two.committed_events >= 800, one, two)
+        changelog = await read_all(kafka, str(first.committer._topics.changelog))
+        assert KEY not in {read.key for read in changelog}
+    check(await read_all(kafka, f"{topic}.out", at_least=800), 800)
+
+
+async def test_a_member_without_a_generation_commits_nothing(kafka, topic_name, create_topics) -> None:
+    """After an eviction the client's generation is -1 and its member id empty: the broker would let that through."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS})
+    async with two_members(kafka, topic, topic_name("group")) as (first, *_):
+        nobody = Ownership(-1, "", frozenset(range(PARTITIONS)))
+        with pytest.raises(FencedError):
+            await first.committer.commit(slice_of_an_unfinished_round(0, 0), nobody)
+
+
+async def test_offsets_go_last_and_for_every_partition(kafka, topic_name, create_topics, monkeypatch) -> None:
+    """Sent before the last record is acknowledged, a transaction could commit after its partitions had moved."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS})
+    order: list[str] = []
+    touched: list[tuple[set[int], set[int]]] = []
+    send, offsets = AIOKafkaProducer.send_batch, AIOKafkaProducer.send_offsets_to_transaction
+    partitions: set[int] = set()
+
+    async def send_batch(self, batch, to, *, partition):
+        future = await send(self, batch, to, partition=partition)
+        order.append("sent")
+        partitions.add(partition)
+        future.add_done_callback(lambda _: order.append("acknowledged"))
+        return future
+
+    async def send_offsets(self, positions, group):
+        assert order.count("sent") == order.count("acknowledged") > 0
+        touched.append((set(partitions), {tp.partition for tp in positions}))
+        partitions.clear()
+        return await offsets(self, positions, group)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send_batch", send_batch)
+    monkeypatch.setattr(AIOKafkaProducer, "send_offsets_to_transaction", send_offsets)
+    service, recorder = await make_service(make_settings(kafka, topic, topic_name("group")))
+    async with running(service):
+        producing = AIOKafkaProducer(bootstrap_servers=kafka)
+        await producing.start()
+        for index in range(400):
+            await producing.send(topic, event([float(index % 11)]), key=b"s%d" % (index % 8), partition=index % 2)
+        await producing.stop()
+        # rounds of partitions that got nothing new are written too
+        await wait_for(lambda: recorder.committed_events >= 400, recorder)
+    assert touched
+    assert all(written <= committed for written, committed in touched)
+
+
+async def test_the_undecided_transactions_owner_is_ended_and_no_other(kafka, topic_name, create_topics) -> None:
+    """Not the one that the newest committed record names: that may be a live owner, or oneself."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    settings = make_settings(kafka, topic, topic_name("group"))
+    service, recorder = await make_service(settings)
+    async with running(service):
+        await produce(kafka, topic, [(0, b"a", event([1.0]), [])])
+        await wait_for(lambda: recorder.committed_events >= 1, recorder)
+    changelog = settings.changelog_topic
+    assert changelog
+    alive = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic_name("alive"))
+    await alive.start()
+    try:
+        key = stream_key(Kind.STATE, "gone", b"b")
+        header = [(TRANSACTION_HEADER, alive._txn_manager.transactional_id.encode())]
+        async with alive.transaction():  # the newest committed record is the live one's
+            value = encode_stream(key, 0, 0, b"12345678", b"1234")
+            await alive.send_and_wait(changelog, value, key=key, partition=0, headers=header)
+        async with open_transaction(kafka, topic_name("dead"), changelog, 0, named=True) as dead:
+            service, recorder = await make_service(settings, instance="b")
+            async with running(service):
+                await wait_for(lambda: bool(recorder.recoveries), recorder)
+            with pytest.raises((kafka_errors.KafkaError, AssertionError)):
+                await dead.commit_transaction()
+        async with alive.transaction():  # nobody has fenced it
+            await alive.send_and_wait(topic, event([2.0]), key=b"a", partition=0)
+    finally:
+        await alive.stop()
+    service, recorder = await make_service(settings, instance="c")
+    async with running(service):
+        await wait_for(lambda: recorder.committed_events >= 1, recorder)
+    found = await read_all(kafka, f"{topic}.out", at_least=2)
+    assert [read.document["y"] for read in found] == [advance(0, 1), advance(advance(0, 1), 2)]
+
+
+def test_what_is_sealed_does_not_change_with_the_next_run() -> None:
+    """A slice that is encoded later, when the next run has changed the arena, holds a state beyond its position."""
+    from simulated import ChainModel, records
+
+    from streamer.checkpoint import Ledger
+    from streamer.processor import Limits, Processor
+
+    processor = Processor([("chain", ChainModel(), None)], Limits(max_ingest_rows=16, checkpoint_interval_ms=0))  # type: ignore[list-item]
+    processor.assign(0, Ledger.fresh(0))
+
+    def run(offset: int) -> Epoch:
+        processor.ingest([records([(offset, "a", 3.0)])])
+        for _ in processor.run():
+            pass
+        epoch = processor.seal(1_000 * offset)
+        assert epoch is not None
+        return epoch
+
+    first = run(0)
+    copied = [bytes(value or b"") for _, value in first.changelog[0].records]
+    assert any(len(value) > 20 for value in copied)
+    run(1)
+    assert [value or b"" for _, value in first.changelog[0].records] == copied
