@@ -142,3 +142,51 @@ def test_inspect_tells_what_the_file_declares(tmp_path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert '"state_bytes_per_stream": 32' in done.stdout
+
+
+async def test_a_signal_under_load_drains_and_loses_nothing(kafka, topic_name, create_topics, tmp_path) -> None:
+    topic, count = topic_name("in"), 40_000
+    await create_topics(kafka, {topic: PARTITIONS, f"{topic}.out": PARTITIONS})
+    config = settings_file(tmp_path, kafka, topic, topic_name("group"))
+    config.write_text(config.read_text() + "[batch]\nmax_poll_records = 100\n")
+    one = event(features(0))
+    await produce(kafka, topic, ((index % 2, b"s%d" % (index % STREAMS), one, []) for index in range(count)))
+    answered: list[int] = []
+    while not answered or answered[-1] < count:
+        with process(config) as (child, alive):
+            least = answered[-1] + 1 if answered else 1
+            await read_all(kafka, f"{topic}.out", at_least=least, to_end=False, alive=alive)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(60) == 0
+        found = await read_all(kafka, f"{topic}.out")
+        answered.append(len(found))
+    assert len(answered) > 1, "the signal came after the load"
+    assert set(Counter(read.source for read in found).values()) == {1}
+    assert len(found) == count
+
+
+async def test_records_of_ten_megabytes_are_refused_and_the_rest_goes_on(
+    kafka, topic_name, create_topics, tmp_path
+) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS}, {"max.message.bytes": "12000000"})
+    config = settings_file(tmp_path, kafka, topic, topic_name("group"))
+    huge = (0, b"s0", b"9" * 10_000_000, [])
+    await produce(kafka, topic, [*rows(0, 24), huge, *rows(24, 24), huge, *rows(48, 24)])
+    with process(config) as (child, alive):
+        found = await read_all(kafka, f"{topic}.out", at_least=72, alive=alive)
+        refused = await read_all(kafka, f"{topic}.dlq", at_least=2, alive=alive)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
+    assert len(found) == 72
+    assert [read.headers["streamer-error"] for read in refused] == [b"too_large"] * 2
+    assert all(read.headers["streamer-truncated"] == b"10000000" for read in refused)
+
+
+def test_a_model_that_lies_about_its_shapes_is_refused_before_kafka_is_joined(tmp_path) -> None:
+    save(lstm(FEATURES), tmp_path / "model.onnx", lstm_fields(FEATURES, hidden=5))
+    config = settings_file(tmp_path, "127.0.0.1:9", "in", "g")
+    done = subprocess.run([*COMMAND, "run", "-c", str(config)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert "h" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -15,32 +12,14 @@ pytest.importorskip("onnx")
 
 import torch
 from msgspec import structs
+from training import run, servers
 
-from export import recipes, train
+from export import recipes
 from export.memorytasks import ADDING_BASELINE, copy_baseline, split_of
 from export.recipes import characters
 from export.train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
 
 pytestmark = pytest.mark.torch
-
-SERVERS = """
-name = "servers"
-task = "forecast"
-[data]
-path = "train.npz"
-test_path = "test.npz"
-split = "time"
-classes = ["normal", "anomaly"]
-[model]
-kind = "{kind}"
-hidden = 64
-[training]
-epochs = {epochs}
-rows = 48
-steps = 48
-segment_steps = 1800
-patience = 4
-"""
 
 VOWELS = """
 name = "vowels"
@@ -61,32 +40,6 @@ optimiser = "adamw"
 weight_decay = 1e-3
 schedule = "cosine"
 """
-
-
-def run(folder: Path, text: str) -> dict[str, Any]:
-    (folder / "train.toml").write_text(text)
-    assert train.main(["--config", str(folder / "train.toml"), "--out", str(folder / "out")]) == 0
-    metrics: dict[str, Any] = json.loads((folder / "out" / "metrics.json").read_text())
-    assert metrics["verification"]["passed"]
-    return metrics
-
-
-def servers(folder: Path, data_dir: Path, kind: str, epochs: int) -> dict[str, Any]:
-    """Twelve servers of 19 metrics each; the test file is judged, the training file split by time."""
-    with np.load(data_dir / "asd" / "asd.npz") as archive:
-        for part in ("train", "test"):
-            x = [archive[f"omi-{i}_{part}"] for i in range(1, 13)]
-            label = [
-                archive[f"omi-{i}_label"] if part == "test" else np.zeros(len(x[i - 1]), int) for i in range(1, 13)
-            ]
-            np.savez(
-                folder / f"{part}.npz",
-                stream=np.repeat([f"omi-{i}" for i in range(1, 13)], [len(rows) for rows in x]),
-                time_ms=np.concatenate([np.arange(len(rows)) * 300_000 for rows in x]),
-                x=np.concatenate(x),
-                label=np.concatenate(label),
-            )
-    return run(folder, SERVERS.format(kind=kind, epochs=epochs))
 
 
 def test_a_forecaster_of_real_servers_finds_anomalies(tmp_path: Path, data_dir: Path) -> None:
