@@ -76,6 +76,8 @@ class Recovery:
         self._group = group
         self._own_ids = own_ids
         self._on_progress = on_progress
+        self.undecided_s = 0.0
+        """How long the last recovery waited for transactions of previous owners."""
 
     async def unchanged(self, warm: Mapping[int, int]) -> set[int]:
         """Partitions of ``warm`` (partition -> where its changelog ended) that nobody else has written since."""
@@ -89,6 +91,7 @@ class Recovery:
 
         Raises DataLossError when the changelog does not fit."""
         wanted = sorted(partitions)
+        self.undecided_s, began = 0.0, asyncio.get_running_loop().time()
         if self._rules.changelog is None:
             for partition, ledger in (await self._without_changelog(wanted)).items():
                 on_ready(partition, ledger, 0)
@@ -96,6 +99,7 @@ class Recovery:
         try:
             async with self._restorer(self._rules.changelog) as restorer, asyncio.TaskGroup() as tasks:
                 async for ends in restorer.decided(wanted):
+                    self.undecided_s = asyncio.get_running_loop().time() - began
                     tasks.create_task(self._restore(restorer, ends, on_ready))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group

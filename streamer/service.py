@@ -137,6 +137,7 @@ class _Restoring:
     found: dict[int, Ledger] = field(default_factory=dict)
     """Partitions that are ready and that the loop has not taken up yet."""
     task: asyncio.Task[None] | None = None
+    restored: float | None = None
 
 
 class Service:
@@ -178,6 +179,9 @@ class Service:
         self._idle: dict[int, _Idle] = {}
         self.outage_since: float | None = None
         self.ready = False
+        """Every partition that we own is restored and replayed."""
+        self.recovery_s: dict[str, float] = {}
+        """Of the last recovery: wait (for transactions of others), restore, replay."""
 
     # group callbacks: set flags, wait, nothing else
 
@@ -415,7 +419,8 @@ class Service:
         restoring.task = asyncio.create_task(self._recovery.restore(cold, found))
 
     def _take_over(self) -> None:
-        """Takes up the partitions that are recovered by now. Raises what ended the recovery."""
+        """Takes up the partitions that are restored by now; all are live when the last replay has ended. Raises what ended
+        the recovery."""
         restoring = self._restoring
         if restoring is None or restoring.task is None:
             return
@@ -425,12 +430,22 @@ class Service:
                 self.processor.assign(partition, ledger)
             restoring.found.clear()
             self._fetch_from_here()
-        if done:
-            restoring.task.result()
-            self._restoring = None
-            self.ready = True
-            seconds = self._clock.monotonic() - restoring.began
-            self._observer.recovered(sorted(restoring.cold), restoring.kept, seconds)
+        if not done:
+            return
+        restoring.task.result()
+        now = self._clock.monotonic()
+        restoring.restored = restoring.restored or now
+        if any(ledger.replaying for ledger in self.processor.ledgers.values()):
+            return
+        self._restoring = None
+        self.ready = True
+        waited = self._recovery.undecided_s
+        self.recovery_s = {
+            "wait": waited,
+            "restore": restoring.restored - restoring.began - waited,
+            "replay": now - restoring.restored,
+        }
+        self._observer.recovered(sorted(restoring.cold), restoring.kept, now - restoring.began)
 
     async def _stop_restoring(self) -> None:
         """Gives up a recovery that is under way; what of it is complete stays."""

@@ -232,3 +232,23 @@ async def test_a_rolling_restart_loses_nothing(kafka, topic_name, create_topics,
                 await group[-1].says('"live"')
         # an orderly stop repeats nothing, in either delivery
         await check_oracle(kafka, topic, load.sent, exactly=True)
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+async def test_a_signal_under_load_drains_within_its_deadline(
+    kafka, topic_name, create_topics, tmp_path: Path, delivery: str
+) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS})
+    load = Load(kafka, topic, 2_000)
+    with members() as group:
+        async with load.flowing():
+            for number in range(3):
+                group.append(Member(kafka, topic, delivery, tmp_path, number))
+                await group[number].says('"live"')
+                await grown(kafka, topic, await count_committed(kafka, topic))
+                group[number].signal(signal.SIGTERM)
+                assert await asyncio.to_thread(group[number].child.wait, 60) == 0
+            group.append(Member(kafka, topic, delivery, tmp_path, 3))
+            await group[3].says('"live"')
+        await check_oracle(kafka, topic, load.sent, exactly=True)

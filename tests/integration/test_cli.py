@@ -144,27 +144,6 @@ def test_inspect_tells_what_the_file_declares(tmp_path) -> None:
     assert '"state_bytes_per_stream": 32' in done.stdout
 
 
-async def test_a_signal_under_load_drains_and_loses_nothing(kafka, topic_name, create_topics, tmp_path) -> None:
-    topic, count = topic_name("in"), 40_000
-    await create_topics(kafka, {topic: PARTITIONS, f"{topic}.out": PARTITIONS})
-    config = settings_file(tmp_path, kafka, topic, topic_name("group"))
-    config.write_text(config.read_text() + "[batch]\nmax_poll_records = 100\n")
-    one = event(features(0))
-    await produce(kafka, topic, ((index % 2, b"s%d" % (index % STREAMS), one, []) for index in range(count)))
-    answered: list[int] = []
-    while not answered or answered[-1] < count:
-        with process(config) as (child, alive):
-            least = answered[-1] + 1 if answered else 1
-            await read_all(kafka, f"{topic}.out", at_least=least, to_end=False, alive=alive)
-            child.send_signal(signal.SIGTERM)
-            assert child.wait(60) == 0
-        found = await read_all(kafka, f"{topic}.out")
-        answered.append(len(found))
-    assert len(answered) > 1, "the signal came after the load"
-    assert set(Counter(read.source for read in found).values()) == {1}
-    assert len(found) == count
-
-
 async def test_records_of_ten_megabytes_are_refused_and_the_rest_goes_on(
     kafka, topic_name, create_topics, tmp_path
 ) -> None:

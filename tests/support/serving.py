@@ -150,13 +150,11 @@ async def read_all(
     *,
     at_least: int = 0,
     distinct: bool = False,
-    to_end: bool = True,
     isolation: str = "read_committed",
     alive: Callable[[], None] = lambda: None,
 ) -> list[Read]:
     """All records of a topic up to its end; waits until there are ``at_least`` (bounded by a deadline), or, ``distinct``,
-    records of so many different events. Without ``to_end`` that many are enough.
-    ``alive`` raises when there is nobody left to wait for."""
+    records of so many different events. ``alive`` raises when there is nobody left to wait for."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, isolation_level=isolation, auto_offset_reset="earliest")
     await consumer.start()
     found: list[Read] = []
@@ -175,9 +173,7 @@ async def read_all(
                 except KafkaError:  # no leader at the moment
                     continue
                 done = all([await consumer.position(tp) >= ends[tp] for tp in tps])
-                if (done or not to_end) and (
-                    len({read.source for read in found}) if distinct else len(found)
-                ) >= at_least:
+                if done and (len({read.source for read in found}) if distinct else len(found)) >= at_least:
                     return found
     finally:
         await consumer.stop()
