@@ -24,6 +24,9 @@ from streamer.tools.bench import MODEL
 pytestmark = pytest.mark.chaos
 
 PARTITIONS, STREAMS, FEATURES = 4, 40, 16
+DELIVERIES = pytest.mark.parametrize(
+    "delivery", ["exactly-once", pytest.param("at-least-once", marks=pytest.mark.accept)]
+)
 
 
 def features(index: int) -> list[float]:
@@ -140,7 +143,7 @@ def check_answers(found: Sequence[Read], sent: int, *, exactly: bool) -> None:
             assert list(got) == sorted(got), "order within a stream"
 
 
-@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+@DELIVERIES
 async def test_a_frozen_member_is_fenced_when_it_wakes(
     kafka, topic_name, create_topics, tmp_path: Path, delivery: str
 ) -> None:
@@ -215,7 +218,7 @@ async def test_members_come_and_go(kafka, topic_name, create_topics, tmp_path: P
         assert group[0].child.poll() is None
 
 
-@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+@DELIVERIES
 async def test_a_rolling_restart_loses_nothing(kafka, topic_name, create_topics, tmp_path: Path, delivery: str) -> None:
     topic = topic_name("in")
     await create_topics(kafka, {topic: PARTITIONS})
@@ -234,7 +237,7 @@ async def test_a_rolling_restart_loses_nothing(kafka, topic_name, create_topics,
         await check_oracle(kafka, topic, load.sent, exactly=True)
 
 
-@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+@DELIVERIES
 async def test_a_signal_under_load_drains_within_its_deadline(
     kafka, topic_name, create_topics, tmp_path: Path, delivery: str
 ) -> None:
