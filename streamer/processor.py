@@ -78,6 +78,13 @@ class Lane:
     arena: Arena | None = None
     rule: WindowRule | None = None
 
+    def scores(self, outputs: Sequence[F32]) -> list[tuple[str, F32]]:
+        return [
+            (self.name, y)
+            for y, output in zip(outputs, self.model.contract.outputs, strict=True)
+            if output.kind == "score"
+        ]
+
 
 @dataclass(slots=True)
 class Counters:
@@ -92,6 +99,8 @@ class Counters:
     evicted: dict[str, int] = field(default_factory=dict)
     windows: dict[str, int] = field(default_factory=dict)
     short_windows: int = 0
+    scores: list[tuple[str, F32]] = field(default_factory=list)
+    """(model name, scores that were published) per output of kind score"""
 
 
 @dataclass(slots=True)
@@ -488,6 +497,7 @@ class Processor:
         if not keys:
             return
         values = lane.encoder.steps(keys, times, outputs)
+        self.counters.scores += lane.scores(outputs)
         for segment in work.segments:
             batch, begin, end = segment.batch, segment.begin, segment.end
             if rows is None:
@@ -606,6 +616,7 @@ class Processor:
                 for result, output in zip(results, lane.model.contract.outputs, strict=True)
             ]
             values[index] = lane.encoder.window(window, parts)
+            self.counters.scores += lane.scores(parts)
         self.counters.runs.append((len(windows), x.shape[1], int(lengths.sum())))
 
     def _refuse_window(self, lane: Lane, work: _Work, index: int, detail: str) -> None:

@@ -94,6 +94,8 @@ class Telemetry(Collector):
         self.padding = Histogram([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0])
         self.commits = Histogram(latency)
         self.restores = Histogram([0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0])
+        scores = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
+        self.scores = {name: Histogram(scores) for name, *_ in models}
         self.loop_lag = Histogram([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0])
         self.records = self.predictions = self.late = self.checkpoint_bytes = self.rebalances = 0
         self.rejected = dict.fromkeys(REJECT_REASONS, 0)
@@ -106,7 +108,7 @@ class Telemetry(Collector):
         self.draining = False
         self.errors: deque[dict[str, Any]] = deque(maxlen=_ERRORS_KEPT)
         self._gauges: dict[str, float] = dict.fromkeys(
-            ("pending_events", "streams_resident", "state_bytes", "windows_open"), 0.0
+            ("pending_events", "streams_resident", "streams_limit", "state_bytes", "windows_open"), 0.0
         )
         self._partitions: dict[int, dict[str, Any]] = {}
         self._restoring: dict[int, dict[str, Any]] = {}
@@ -136,6 +138,8 @@ class Telemetry(Collector):
             for reason, count in theirs.items():
                 mine[reason] = mine.get(reason, 0) + count
         self.late += counters.late
+        for model, scores in counters.scores:
+            self.scores[model].observe(scores)
         processor.counters = type(counters)()
 
     def published(self, outgoing: Sequence[Outgoing], now_ms: int) -> None:
@@ -215,6 +219,7 @@ class Telemetry(Collector):
         self._gauges = {
             "pending_events": float(processor.open_events),
             "streams_resident": float(processor.table.used),
+            "streams_limit": float(processor.max_streams),
             "state_bytes": float(
                 processor.table.used * sum(lane.arena.bytes_per_stream for lane in processor.lanes if lane.arena)
             ),
@@ -286,10 +291,12 @@ class Telemetry(Collector):
         for name, help_text in (
             ("pending_events", "Events settled and not yet committed"),
             ("streams_resident", "Streams with a slot in the arena"),
+            ("streams_limit", "Streams that fit into state.max_bytes; beyond it the oldest go"),
             ("state_bytes", "Raw state of the resident streams"),
             ("windows_open", "Open windows"),
         ):
             yield GaugeMetricFamily(f"streamer_{name}", help_text, self._gauges[name])
+        yield GaugeMetricFamily("streamer_ready", "1 when all partitions owned are restored, as /readyz", self.ready)
         yield GaugeMetricFamily(
             "streamer_last_commit_timestamp_seconds", "Time of the last commit, Unix epoch", self.last_commit_s
         )
@@ -309,6 +316,7 @@ class Telemetry(Collector):
             "stage_seconds", "Where an epoch spends its time; stages sum to the whole", "stage", self.stages
         )
         yield _histograms("prediction_latency_seconds", "Record timestamp to commit", "mode", self.latency)
+        yield _histograms("score", "Scores that were published", "model", self.scores)
         models = GaugeMetricFamily("streamer_model_info", "Served models", labels=["name", "version", "sha256"])
         for labels in self._models:
             models.add_metric(list(labels), 1)

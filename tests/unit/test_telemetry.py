@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.core import Epoch, Outgoing, Reject
+from streamer.processor import Counters
 from streamer.service import Times
 from streamer.telemetry import STAGES, Histogram, Telemetry
 
@@ -61,3 +64,20 @@ def test_zeros_exist_before_anything_happens() -> None:
     assert found["streamer_commits_total", (("outcome", "fenced"),)] == 0
     assert found["streamer_windows_closed_total", (("reason", "limit"),)] == 0
     assert found["streamer_model_info", (("name", "lstm"), ("sha256", "ab" * 32), ("version", "1"))] == 1
+
+
+def test_scores_are_counted_per_model_and_once() -> None:
+    telemetry = Telemetry(MODELS, "0")
+    processor = SimpleNamespace(counters=Counters(scores=[("lstm", np.float32([[0.015], [7.0]]))]))
+    for _ in range(2):  # the second reading finds nothing new
+        telemetry.settled(processor, [])
+    found = samples(telemetry)
+    assert found["streamer_score_bucket", (("le", "0.02"), ("model", "lstm"))] == 1
+    assert found["streamer_score_count", (("model", "lstm"),)] == 2
+
+
+def test_ready_tells_what_readyz_tells() -> None:
+    telemetry = Telemetry(MODELS, "0")
+    assert samples(telemetry)["streamer_ready", ()] == 0
+    telemetry.recovered([0], [], 0.1)
+    assert samples(telemetry)["streamer_ready", ()] == 1
