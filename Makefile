@@ -50,12 +50,17 @@ kafka: ## A local Kafka until Ctrl-C (ARGS="--nodes 3", ARGS="--port 9092 --data
 chaos: $(DEVELOP) ## Faults injected on a real Kafka, short and long
 	@$(PY) -m pytest -m chaos $(ARGS)
 
-requirements: $(DEVELOP) ## Pin the image's dependencies anew, with their hashes (deploy/requirements.txt)
+COMPILE := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links
+
+requirements: $(DEVELOP) ## Pin the image's dependencies anew, with their hashes (deploy/requirements*.txt)
 	@$(PIP) --group pin
 	@{ echo "# Everything the image installs, for any platform and Python >= 3.11. Made by: make requirements"; \
-	  $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
-	    --no-emit-index-url --no-emit-find-links --extra fast pyproject.toml; } > $(VENV)/requirements.txt
-	@mv $(VENV)/requirements.txt deploy/requirements.txt
+	  $(COMPILE) --extra demo --extra fast pyproject.toml; } > $(VENV)/requirements.txt
+	@{ echo "# What builds the wheel that the image installs. Made by: make requirements"; \
+	  $(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	    | $(COMPILE) -; } > $(VENV)/requirements-build.txt
+	@mv $(VENV)/requirements.txt $(VENV)/requirements-build.txt deploy/
 
 clean: ## Remove the environment, caches and build outputs (Kafka's jars stay in the user's cache)
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

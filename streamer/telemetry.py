@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import structlog
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -120,6 +120,7 @@ class Telemetry(Collector):
         self._rate_mark = (time.monotonic(), 0)
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
+        ProcessCollector(registry=self.registry)  # memory, processor time and open files of this process
 
     # the observer
 
