@@ -4,4 +4,10 @@ Library use needs no Kafka: ``Model`` loads an exported file, a codec turns reco
 ``Processor`` runs the model over them with one state per stream.
 """
 
+import os
+
+# ONNX Runtime's wheels for Linux report usage to their maker unless this is set before they are loaded. A service in
+# somebody's network sends nothing that it was not asked to send.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __version__ = "0.1.0"

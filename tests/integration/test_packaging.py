@@ -46,9 +46,9 @@ def test_wheel_keeps_torch_in_an_extra_and_installs_the_command(wheel):
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
 
 
-def pinned() -> dict[str, int]:
+def pinned(name: str = "requirements.txt") -> dict[str, int]:
     """Name -> number of hashes, of every requirement of the image."""
-    text = (ROOT / "deploy" / "requirements.txt").read_text().replace("\\\n", " ")
+    text = (ROOT / "deploy" / name).read_text().replace("\\\n", " ")
     found: dict[str, int] = {}
     for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
         match = re.match(r"([a-z0-9.-]+)==[^ ;]+( ;[^-]*)?((?: +--hash=sha256:[0-9a-f]{64})+)$", line)
@@ -57,16 +57,20 @@ def pinned() -> dict[str, int]:
     return found
 
 
-def test_image_requirements_are_hashed_and_name_no_address():
-    assert min(pinned().values()) >= 1
-    text = (ROOT / "deploy" / "requirements.txt").read_text()
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
+def test_image_requirements_are_hashed_and_name_no_address(name):
+    assert min(pinned(name).values()) >= 1
+    text = (ROOT / "deploy" / name).read_text()
     assert "://" not in text
     assert "index-url" not in text
 
 
 def test_image_requirements_hold_every_dependency_and_no_torch():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["fast"]]
-    names = {re.split(r"[<>=]", requirement)[0] for requirement in wanted}
-    assert names <= set(pinned())
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, extras = document["project"], document["project"]["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["fast"], *extras["demo"]]
+    assert {re.split(r"[<>=]", requirement)[0] for requirement in wanted} <= set(pinned())
+    assert {re.split(r"[<>=]", each)[0] for each in document["build-system"]["requires"]} <= set(
+        pinned("requirements-build.txt")
+    )
     assert not {"torch", "onnx", "triton"} & set(pinned())
