@@ -93,9 +93,9 @@ async def running(service: Service) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def produce(
-    bootstrap: str, topic: str, rows: Iterable[tuple[int, bytes | None, bytes | None, list[tuple[str, bytes]]]]
+    bootstrap: str, topic: str, rows: Iterable[tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]]
 ) -> None:
-    """Rows (partition, key, value, headers), in order and acknowledged."""
+    """Rows (partition, key, value, headers), in order and acknowledged. Partition None: where Kafka's clients put the key."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", max_request_size=20_000_000)
     await producer.start()
     try:
