@@ -268,9 +268,10 @@ def produce_command(
         streams=streams, events=events, rate=rate, skew=skew, gaps=gaps, gap_ms=gap_ms, disorder_ms=disorder_ms,
         broken=broken, end_marks=end_marks, format=value_format, features=features, anomaly_rate=anomaly_rate, seed=seed,
     )  # fmt: skip
-    source: Source = FileSource(file, options) if file else TelemetrySource(options)
+    # Without a file run_load makes the source: of the plan as --duration-s bounds it.
+    source: Source | None = FileSource(file, options) if file else None
     if out is not None:
-        _write(out, source, options, as_json)
+        _write(out, source or TelemetrySource(options), options, as_json)
         return
     if topic is None:
         raise ConfigurationError("give a --topic to send to, or a file to write with --out")

@@ -120,7 +120,7 @@ path = "{MODEL}"
         await asyncio.to_thread(settle)
         async with reading(kafka, f"{topic}.out") as reader:
             with process(command, tmp_path / "load.log") as load:
-                while len(reader.sources) < 5 * RATE:
+                while len(reader.sources) < 5 * RATE:  # noqa: ASYNC110 - the reader is told nothing else
                     await asyncio.sleep(0.05)
                 calm_ms = np.percentile(reader.latencies_ms[-2 * RATE :], 99)
                 for number in range(2):
@@ -128,7 +128,7 @@ path = "{MODEL}"
                 assert await asyncio.to_thread(load.child.wait, 90) == 0
                 sent = json.loads(load.log.read_text().splitlines()[-1])["events"]
             async with asyncio.timeout(60):
-                while len(reader.sources) < sent:
+                while len(reader.sources) < sent:  # noqa: ASYNC110 - the same
                     await asyncio.sleep(0.05)
         for each in replicas:
             assert each.stop() == 0
