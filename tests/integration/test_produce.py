@@ -195,6 +195,13 @@ def test_command_sends_and_prints_one_json_object(broker, topic_name):
     assert len(read_all(broker.bootstrap, topic, 200)) == 200
 
 
+def test_command_ends_after_its_duration(broker, topic_name):
+    arguments = ("--rate", "200", "--duration-s", "0.5", "--json")
+    done = command("--bootstrap", broker.bootstrap, "--topic", topic_name(), *arguments)
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["events"] == 100
+
+
 def test_command_writes_a_training_file_without_a_broker(tmp_path):
     path = tmp_path / "train.npz"
     result = command("--out", str(path), "--events", "1000", "--json")
