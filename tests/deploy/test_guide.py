@@ -204,8 +204,13 @@ async def test_the_input_expired(site: Site) -> None:
 
 async def test_the_number_of_partitions_changed(site: Site) -> None:
     title = "The number of partitions changed"
-    async with administration(site.bootstrap) as admin:
-        await admin.create_partitions({site.topic: NewPartitions(4)})
+    with site.running("streamer run -c settings.toml --set kafka.metadata_max_age_ms=500") as service:
+        service.answers("/readyz")
+        async with administration(site.bootstrap) as admin:
+            await admin.create_partitions({site.topic: NewPartitions(4)})
+        assert service.child.wait(60) == 2
+        assert "gained partitions" in SECTIONS[title]
+        assert "gained partitions" in service.log.read_text()
     site.refused(title, 2)
     (remedy,) = blocks(title)
     await site.serve(remedy, output=f"{site.topic}.out-2", answers=60)
