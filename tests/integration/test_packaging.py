@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -74,3 +75,10 @@ def test_image_requirements_hold_every_dependency_and_no_torch():
         pinned("requirements-build.txt")
     )
     assert not {"torch", "onnx", "triton"} & set(pinned())
+
+
+def test_onnx_runtime_is_told_to_report_nothing_before_it_is_loaded():
+    script = "import os, sys, streamer; print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "False"], done.stderr
