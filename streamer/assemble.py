@@ -61,6 +61,8 @@ def window_rule(name: str, section: WindowSection) -> WindowRule:
 
 def connection(settings: Settings) -> Connection:
     kafka = settings.kafka
+    if kafka.security_protocol == "SASL_PLAINTEXT" and kafka.sasl_mechanism == "PLAIN":
+        log.warning("kafka.security_protocol = SASL_PLAINTEXT sends the password in the clear: use SASL_SSL or SCRAM")
     return Connection(
         bootstrap=kafka.bootstrap,
         client_id=kafka.client_id,

@@ -407,14 +407,28 @@ def security(section: KafkaSection) -> dict[str, Any]:
 def _context(section: KafkaSection) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=section.ssl_cafile)
-        if section.ssl_certfile is not None:
-            password = _secret(section.ssl_key_password, section.ssl_key_password_file, "kafka.ssl_key_password")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"kafka.ssl_cafile = {section.ssl_cafile}: cannot be used: {_reason(error)}"
+        ) from error
+    if section.ssl_certfile is not None:
+        password = _secret(section.ssl_key_password, section.ssl_key_password_file, "kafka.ssl_key_password")
+        try:
             # an empty password instead of none: OpenSSL would ask for it at the terminal
             context.load_cert_chain(section.ssl_certfile, section.ssl_keyfile, password or "")
-    except (OSError, ssl.SSLError, ValueError) as error:
-        files = [str(file) for file in (section.ssl_cafile, section.ssl_certfile, section.ssl_keyfile) if file]
-        raise ConfigurationError(f"kafka TLS files {files} cannot be used: {error}") from error
+        except (OSError, ValueError) as error:
+            hint = "" if isinstance(error, FileNotFoundError) else ", or kafka.ssl_key_password does not open the key"
+            files = f"kafka.ssl_certfile = {section.ssl_certfile}"
+            files += f", kafka.ssl_keyfile = {section.ssl_keyfile}" if section.ssl_keyfile else ""
+            raise ConfigurationError(f"{files}: cannot be used: {_reason(error)}{hint}") from error
     return context
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What OpenSSL or the system says, without the place in its source."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "not a PEM file with what is needed").replace("_", " ").lower()
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:

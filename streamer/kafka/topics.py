@@ -138,6 +138,11 @@ class Topics:
 
     async def __aenter__(self) -> Topics:
         await self._connection.started(self._admin)
+        try:
+            await self._connection.tried()
+        except BaseException:
+            await close(self._admin)
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -175,7 +180,8 @@ class Topics:
         existing = set(await self._admin.list_topics())
         if input_topic not in existing:
             raise KafkaUnavailableError(
-                f"input topic {input_topic!r} does not exist on {self._connection.bootstrap}: create it, or correct input.topic"
+                f"input topic {input_topic!r} does not exist on {self._connection.bootstrap}, or this client may not "
+                "describe it: create it, correct input.topic, or grant READ"
             )
         partitions = await self._partitions(input_topic)
         replicas = replication_factor if replication_factor > 0 else await self._replicas(input_topic)

@@ -261,6 +261,9 @@ def produce_command(
     client_property: Annotated[
         list[str] | None, typer.Option("--property", help="KEY=VALUE for librdkafka (security), repeatable.")
     ] = None,
+    property_file: Annotated[
+        Path | None, typer.Option(help="File with a KEY=VALUE for librdkafka per line: the place for passwords.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as one JSON object.")] = False,
 ) -> None:
     """Send synthetic telemetry with labelled anomalies, or a file's events, to a topic at a steady rate."""
@@ -275,14 +278,12 @@ def produce_command(
         return
     if topic is None:
         raise ConfigurationError("give a --topic to send to, or a file to write with --out")
-    pairs = [text.partition("=") for text in client_property or []]
-    if any(not equals for _, equals, _ in pairs):
-        raise ConfigurationError("--property takes KEY=VALUE")
+    properties = _properties(client_property or [], property_file)
     total = events if events is not None else round(rate * duration_s) if duration_s and rate else None
     with _Bar(total) as bar:
         summary = run_load(
             bootstrap, topic, options, source=source, duration_s=duration_s, create_partitions=create,
-            properties={key: value for key, _, value in pairs}, progress=bar,
+            properties=properties, progress=bar,
         )  # fmt: skip
     values = summary.as_dict()
     lag = values["send_lag_ms"]
@@ -294,6 +295,26 @@ def produce_command(
     print(json.dumps(values) if as_json else text)
     if summary.failed:
         raise KafkaUnavailableError(f"{summary.failed} records were not acknowledged: {summary.error or 'timed out'}")
+
+
+def _properties(given: list[str], file: Path | None) -> dict[str, str]:
+    """Settings of librdkafka. A password among the flags is refused: all users can read process arguments."""
+    pairs = [text.partition("=") for text in given]
+    if any(not equals for _, equals, _ in pairs):
+        raise ConfigurationError("--property takes KEY=VALUE")
+    public = [key for key, _, _ in pairs if "password" in key or key.endswith((".pem", ".secret"))]
+    if public:
+        raise ConfigurationError(f"--property {public[0]}: all users can read flags, write it into a --property-file")
+    lines: list[str] = []
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"--property-file {file}: cannot be read as text") from error
+    kept = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    if any(not equals for _, equals, _ in kept):
+        raise ConfigurationError(f"--property-file {file}: every line is KEY=VALUE")
+    return {key.strip(): value.strip() for key, _, value in [*kept, *pairs]}
 
 
 def _write(out: Path, source: Source, options: LoadOptions, as_json: bool) -> None:
