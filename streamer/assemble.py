@@ -253,9 +253,6 @@ def _service_options(settings: Settings) -> ServiceOptions:
 @contextlib.asynccontextmanager
 async def observed(settings: Settings, telemetry: Telemetry, service: Service) -> AsyncIterator[str | None]:
     """Metrics, health and status while the service runs; the URL, None when switched off. Called on the service's loop."""
-    if not settings.http.enabled:
-        yield None
-        return
     loop = asyncio.get_running_loop()
 
     async def look(key: bytes) -> dict[str, Any] | None:
@@ -264,15 +261,29 @@ async def observed(settings: Settings, telemetry: Telemetry, service: Service) -
     def stream(key: bytes) -> dict[str, Any] | None:
         return asyncio.run_coroutine_threadsafe(look(key), loop).result(2)
 
-    section = settings.http
-    server = HttpServer(section.host, section.port, telemetry, stuck_after_s=section.stuck_after_s, stream=stream)
     beating = asyncio.create_task(_beat(telemetry))
+    section = settings.http
     try:
+        if not section.enabled:
+            yield None
+            return
+        server = HttpServer(section.host, section.port, telemetry, stuck_after_s=section.stuck_after_s, stream=stream)
         with server:
             log.info("http on %s", server.url)
             yield server.url
     finally:
         beating.cancel()
+
+
+def facts(settings: Settings, instance: str) -> dict[str, str]:
+    """What people want to know of an instance on the status page. Chosen by name: no setting gets there by itself."""
+    return {
+        "group": settings.kafka.group,
+        "instance": instance,
+        "input": settings.input.topic,
+        "output": settings.output.topic,
+        "delivery": settings.delivery.mode,
+    }
 
 
 async def _beat(telemetry: Telemetry, interval_s: float = 0.25) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import logging
 import os
 import signal
 import sys
@@ -19,10 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from streamer import __version__
-from streamer.assemble import build, load_models, observed, prepare
+from streamer.assemble import build, facts, load_models, observed, prepare
 from streamer.errors import StreamerError
 from streamer.settings import Settings, describe, instance_id, load_settings
-from streamer.telemetry import Telemetry, configure_logs
+from streamer.telemetry import Telemetry, configure_logs, log
 from streamer.tools.bench import bench_command
 from streamer.tools.demo import demo_command
 from streamer.tools.inspect import inspect as inspect_model
@@ -30,7 +29,6 @@ from streamer.tools.produce import produce_command
 from streamer.tools.streams import stream_app
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-log = logging.getLogger("streamer")
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings, TOML; none: flags and environment only")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, before environment and file")]
@@ -40,9 +38,21 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 def run(config: Config = None, overrides: Overrides = None) -> None:
     """Serve until SIGTERM or SIGINT, then commit what is open and leave the group."""
     settings, _ = load_settings(config, overrides or (), os.environ)
-    configure_logs(settings.log.level, settings.log.format)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
+    as_json = configure_logs(settings.log.level, settings.log.format)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings))
+    except StreamerError as error:
+        if not as_json:
+            raise
+        log.error("stopped", exit_code=error.exit_code, error=str(error))
+        raise typer.Exit(error.exit_code) from error
+    except Exception:
+        if not as_json:
+            raise
+        log.exception("crashed", exit_code=1)  # one line, with the traceback in it
+        raise typer.Exit(1) from None
+    log.info("stopped", exit_code=0)
 
 
 @app.command()
@@ -79,18 +89,26 @@ async def _serve(settings: Settings) -> None:
     for name, model, _ in models:
         for finding in model.findings:
             if not finding.passed:
-                log.warning("model %s: %s: %s", name, finding.name, finding.detail)
+                log.warning("model", name=name, finding=finding.name, detail=finding.detail)
         model.warm((1, min(64, settings.batch.max_rows), settings.batch.max_rows))
+    instance = instance_id(settings)
     telemetry = Telemetry(
         [(name, model.contract.version, model.sha256) for name, model, _ in models],
         __version__,
+        facts=facts(settings, instance),
         summary_interval_s=settings.log.summary_interval_s,
     )
-    service = build(await prepare(settings, models), telemetry, instance=instance_id(settings))
+    service = build(await prepare(settings, models), telemetry, instance=instance)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stopping.set)
     _collect_rarely()
+    log.info(
+        "started",
+        version=__version__,
+        models={name: model.sha256 for name, model, _ in models},
+        **facts(settings, instance),
+    )
     async with observed(settings, telemetry, service):
         await service.run()
 

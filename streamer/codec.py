@@ -356,10 +356,14 @@ class Codec:
             next_offset=records.offsets[-1] + 1,
             rejects=[records.reject(row, *bad[row]) for row in sorted(bad)],
         )
-        for row, headers in records.headers.items():
-            carried = [header for header in headers if header[0] in CARRIED_HEADERS]
-            if carried and row not in bad:
-                batch.headers[int(np.searchsorted(offsets, records.offsets[row]))] = carried
+        if records.headers:
+            carried = {
+                records.offsets[row]: found
+                for row, headers in records.headers.items()
+                if row not in bad and (found := [header for header in headers if header[0] in CARRIED_HEADERS])
+            }
+            places = np.searchsorted(offsets, list(carried)).tolist()
+            batch.headers = dict(zip(places, carried.values(), strict=True))
         return batch
 
     def _check_numbers(

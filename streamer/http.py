@@ -3,7 +3,10 @@ loop is seen. Loopback unless configured otherwise."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +18,20 @@ from urllib.parse import unquote
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from streamer.errors import ConfigurationError
+
+PAGE = resources.files("streamer").joinpath("status.html").read_bytes()
+
+
+def _policy(page: bytes) -> str:
+    """The page's own script and style, by their hashes, and its own address: whatever an error text holds, it stays text."""
+    rules = ["default-src 'none'", "connect-src 'self'", "base-uri 'none'", "frame-ancestors 'none'"]
+    for kind in ("script", "style"):
+        (inside,) = re.findall(rb"<%b>(.*?)</%b>" % (kind.encode(), kind.encode()), page, re.DOTALL)
+        rules.append(f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(inside).digest()).decode()}'")
+    return "; ".join(rules)
+
+
+POLICY = _policy(PAGE)
 
 
 class Source(Protocol):
@@ -83,22 +100,27 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._answer(200, self.source.metrics(), CONTENT_TYPE_LATEST)
         elif path == "/livez":
-            silent_s = time.monotonic() - self.source.beat_at
-            self._verdict(silent_s < self.stuck_after_s, f"the event loop was silent for {silent_s:.1f} s")
+            self._verdict(
+                self._silent_s() < self.stuck_after_s, f"the event loop is silent for {self._silent_s():.1f} s"
+            )
         elif path == "/readyz":
             self._verdict(
                 self.source.ready and not self.source.draining,
                 "draining" if self.source.draining else "partitions are not restored yet",
             )
         elif path == "/status":
-            self._json(200, self.source.status())
+            silent_s = round(self._silent_s(), 1)
+            stuck = {"health": "stuck", "stuck_s": silent_s} if silent_s >= self.stuck_after_s else {}
+            self._json(200, self.source.status() | stuck)
         elif path.startswith("/streams/"):
             self._stream(unquote(path.removeprefix("/streams/")))
         elif path == "/":
-            page = resources.files("streamer").joinpath("status.html").read_bytes()
-            self._answer(200, page, "text/html; charset=utf-8")
+            self._answer(200, PAGE, "text/html; charset=utf-8")
         else:
             self._json(404, {"error": "not here; see /status, /metrics, /livez, /readyz, /streams/KEY"})
+
+    def _silent_s(self) -> float:
+        return time.monotonic() - self.source.beat_at
 
     def _stream(self, key: str) -> None:
         try:
@@ -122,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Security-Policy", POLICY)
         self.end_headers()
         self.wfile.write(body)
 

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from streamer.core import Epoch, Outgoing, Reject
+from streamer.errors import KafkaUnavailableError
 from streamer.processor import Processor
 
 STAGES = ("fetch", "decode", "wait", "run", "encode", "commit")
@@ -32,6 +33,13 @@ WINDOW_REASONS = ("time", "count", "end", "full", "span", "limit")
 OUTCOMES = ("committed", "fenced", "failed")
 _ERRORS_KEPT = 20
 _SNAPSHOT_S = 0.5
+_RATE_S = 2.0
+_MARK_S, _MARKS = 10.0, 7
+"""Percentiles for people are over the last minute: marks are set every 10 s, and the oldest of 7 is where it begins."""
+_REPEAT_S = 60.0
+"""The same error again is counted, and logged once in this time."""
+_SILENT_S = 10.0
+"""Fetches are answered every few milliseconds, with or without records; without an answer for this long Kafka is away."""
 
 log = structlog.stdlib.get_logger("streamer")
 
@@ -43,6 +51,7 @@ class Histogram:
         self.bounds = np.asarray(bounds, np.float64)
         self.counts = np.zeros(len(bounds) + 1, np.int64)
         self.sum = 0.0
+        self._marks = deque([self.counts.copy()], maxlen=_MARKS)
 
     def observe(self, values: Any) -> None:
         """``values``: any number of floats."""
@@ -56,12 +65,27 @@ class Histogram:
     def count(self) -> int:
         return int(self.counts.sum())
 
-    def quantile(self, share: float) -> float:
-        """Upper bound of the bucket that holds the quantile; 0 without values."""
-        if not self.count:
-            return 0.0
-        place = int(np.searchsorted(np.cumsum(self.counts), share * self.count))
-        return float(self.bounds[min(place, len(self.bounds) - 1)])
+    def mark(self) -> None:
+        """Called every ``_MARK_S``: what is older than the oldest mark is not recent."""
+        self._marks.append(self.counts.copy())
+
+    def recent(self, shares: Sequence[float]) -> dict[str, float | None]:
+        """Quantiles since the oldest mark, ``{"p50": seconds}``; None where nothing happened since."""
+        counts = self.counts - self._marks[0]
+        return {f"p{share * 100:g}": self._quantile(counts, share) for share in shares}
+
+    def _quantile(self, counts: Any, share: float) -> float | None:
+        """Linear inside the bucket that holds the quantile, as Prometheus does; the open bucket gives its lower bound."""
+        totals = np.cumsum(counts)
+        if not totals[-1]:
+            return None
+        rank = share * totals[-1]
+        place = int(np.searchsorted(totals, rank))
+        if place >= len(self.bounds):
+            return float(self.bounds[-1])
+        low = self.bounds[place - 1] if place else 0.0
+        below = totals[place - 1] if place else 0
+        return float(low + (self.bounds[place] - low) * (rank - below) / counts[place])
 
     def buckets(self) -> list[tuple[str, float]]:
         totals = np.cumsum(self.counts).tolist()
@@ -80,12 +104,22 @@ class Telemetry(Collector):
     """Observer of the service, collector of Prometheus, source of ``/status``. Written by the loop, read by any thread."""
 
     def __init__(
-        self, models: Sequence[tuple[str, str, str]], version: str, *, summary_interval_s: float = 60.0
+        self,
+        models: Sequence[tuple[str, str, str]],
+        version: str,
+        *,
+        facts: Mapping[str, str] | None = None,
+        summary_interval_s: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """``models``: (name, version, sha256) of what is served."""
+        """``models``: (name, version, sha256) of what is served. ``facts``: what people want to know of this instance
+        (group, topics); shown as it is, so it holds no secrets. The clocks are arguments for tests."""
         self._models = list(models)
         self._version = version
+        self._facts = dict(facts or {})
         self._summary_interval_s = summary_interval_s
+        self._monotonic, self._wall = monotonic, wall
         latency = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
         self.latency = {mode: Histogram(latency) for mode in ("step", "window")}
         self.stages = {stage: Histogram(latency) for stage in STAGES}
@@ -103,21 +137,28 @@ class Telemetry(Collector):
         self.closed = dict.fromkeys(WINDOW_REASONS, 0)
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
         self.last_commit_s = 0.0
-        self.beat_at = time.monotonic()
         self.ready = False
         self.draining = False
         self.errors: deque[dict[str, Any]] = deque(maxlen=_ERRORS_KEPT)
-        self._gauges: dict[str, float] = dict.fromkeys(
-            ("pending_events", "streams_resident", "streams_limit", "state_bytes", "windows_open"), 0.0
+        self._errors_logged: dict[tuple[str, str], float] = {}
+        self._outage_s: float | None = None
+        self._assigned: list[int] | None = None
+        self._gauges: dict[str, int] = dict.fromkeys(
+            ("pending_events", "streams_resident", "streams_limit", "state_bytes", "windows_open"), 0
         )
         self._partitions: dict[int, dict[str, Any]] = {}
         self._restoring: dict[int, dict[str, Any]] = {}
+        self._begun: dict[tuple[str, int], tuple[float, int]] = {}
+        self._rounds: dict[int, int] = {}
+        self._round_ended: list[int] = []
+        self._round_bytes = 0
         self._topic = ""
+        now = monotonic()
+        self._started = self.beat_at = self._summary_at = self._marked_at = now
         self._snapshot_at = 0.0
-        self._summary_at = time.monotonic()
-        self._summary_predictions = 0
-        self._rate = 0.0
-        self._rate_mark = (time.monotonic(), 0)
+        self._summarised = (0, 0, 0)
+        self._rates = (0.0, 0.0)
+        self._rate_mark = (now, 0, 0)
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)  # memory, processor time and open files of this process
@@ -158,85 +199,169 @@ class Telemetry(Collector):
             histogram.observe(getattr(times, stage))
         self.commits.observe(times.commit)
         self.checkpoint_bytes += changelog_bytes
-        self.last_commit_s = time.time()
+        self.last_commit_s = self._wall()
+        self._outage_s = None
 
     def assigned(self, partitions: Sequence[int]) -> None:
         self.rebalances += 1
         self.ready = False
+        self._assigned = list(partitions)
         self._restoring = {}
-        log.info("assigned", partitions=list(partitions))
+        self._partitions = {partition: {"state": "waiting"} for partition in partitions}
+        log.info("rebalance", partitions=list(partitions))
 
     def restoring(self, partition: int, state: Any) -> None:
-        now = time.monotonic()
-        entry = self._restoring.setdefault(partition, {"began": now})
-        seconds = max(now - entry["began"], 1e-3)
-        begin = state.begin or 0
-        rate = (state.done - begin) / seconds
-        entry.update(
-            remaining=state.remaining,
-            share=(state.done - begin) / max(state.end - begin, 1),
-            bytes_read=state.bytes_read,
-            records_per_second=rate,
-            eta_s=state.remaining / rate if rate else None,
-        )
+        now, begin = self._monotonic(), state.begin or 0
+        self._restoring[partition] = {
+            "state": "restoring" if state.remaining else "restored",
+            **self._progress(("restore", partition), now, state.done - begin, state.end - begin),
+            "bytes_read": state.bytes_read,
+        }
+
+    def _progress(self, what: tuple[str, int], now: float, done: int, total: int) -> dict[str, Any]:
+        """How far a restore or replay is; the time that is left follows from the pace since it began."""
+        began, at = self._begun.setdefault(what, (now, done))
+        pace = (done - at) / (now - began) if now > began else 0.0
+        remaining = max(total - done, 0)
+        return {
+            "share": min(done / total, 1.0) if total > 0 else 1.0,
+            "remaining": remaining,
+            "eta_s": remaining / pace if pace > 0 else None,
+        }
 
     def recovered(self, partitions: Sequence[int], kept: Sequence[int], seconds: float) -> None:
         self.restores.observe(seconds)
+        read = sum(entry["bytes_read"] for entry in self._restoring.values())
         self._restoring = {}
+        self._begun = {}
+        self._rounds = {}
+        self._outage_s = None
         self.ready = True
-        log.info("live", restored=list(partitions), kept=list(kept), seconds=round(seconds, 3))
+        self._snapshot_at = 0.0  # look again before the first commit, so that its checkpoint round is seen
+        log.info("live", restored=list(partitions), kept=list(kept), seconds=round(seconds, 3), changelog_bytes=read)
 
     def failed(self, error: BaseException) -> None:
-        self.errors.append({"at_ms": int(time.time() * 1000), "kind": type(error).__name__, "text": str(error)})
-        log.error("failed", kind=type(error).__name__, error=str(error))
+        """Kept for the status page and logged; the same error again is counted there, and logged once a minute."""
+        now, kind, text = self._monotonic(), type(error).__name__, str(error)
+        if isinstance(error, KafkaUnavailableError):
+            self._outage_s = self._outage_s or self._wall()
+        known = next((entry for entry in self.errors if (entry["kind"], entry["text"]) == (kind, text)), None)
+        count = 0
+        if known is not None:
+            self.errors.remove(known)
+            count = known["count"]
+        self.errors.append({"at_ms": int(self._wall() * 1000), "kind": kind, "text": text, "count": count + 1})
+        logged = self._errors_logged
+        if now - logged.get((kind, text), -_REPEAT_S) >= _REPEAT_S:
+            if len(logged) >= _ERRORS_KEPT:
+                logged.pop(min(logged, key=logged.__getitem__))
+            logged[kind, text] = now
+            log.error("failed", kind=kind, error=text, times=count + 1)
 
     def tick(self, service: Any) -> None:
         """Every turn of the loop; looks at the processor twice a second."""
-        now = time.monotonic()
+        now = self._monotonic()
         self.beat_at = now
         if now - self._snapshot_at < _SNAPSHOT_S:
             return
         self._snapshot_at = now
         self.ready = bool(service.ready)
         self.draining = service.stopping.is_set()
-        self._look(service)
-        since, predictions = self._rate_mark
-        if now - since >= 2.0:
-            self._rate = (self.predictions - predictions) / (now - since)
-            self._rate_mark = (now, self.predictions)
-        if now - self._summary_at >= self._summary_interval_s:
-            seconds, count = now - self._summary_at, self.predictions - self._summary_predictions
-            self._summary_at, self._summary_predictions = now, self.predictions
-            lag = sum(part["lag"] for part in self._partitions.values())
-            log.info("summary", predictions=count, per_second=round(count / seconds, 1), lag=lag, **self._gauges)
+        self._look(service, now)
+        self._age(now)
 
     def beat(self, late_s: float) -> None:
-        """From a timer on the loop: it was ``late_s`` later than asked."""
-        self.beat_at = time.monotonic()
+        """From a timer on the loop, which also runs during restores and outages: it was ``late_s`` later than asked."""
+        self.beat_at = self._monotonic()
         self.loop_lag.observe(max(late_s, 0.0))
+        self._age(self.beat_at)
 
-    def _look(self, service: Any) -> None:
-        processor = service.processor
+    def _age(self, now: float) -> None:
+        """What depends on the time alone: rates, what counts as recent, the summary line."""
+        since, records, predictions = self._rate_mark
+        if now - since >= _RATE_S:
+            seconds = now - since
+            self._rates = ((self.records - records) / seconds, (self.predictions - predictions) / seconds)
+            self._rate_mark = (now, self.records, self.predictions)
+        if now - self._marked_at >= _MARK_S:
+            self._marked_at = now
+            for histogram in (*self.latency.values(), *self.stages.values()):
+                histogram.mark()
+        if now - self._summary_at >= self._summary_interval_s:
+            self._summarise(now - self._summary_at)
+            self._summary_at = now
+
+    def _summarise(self, seconds: float) -> None:
+        counted = (self.records, self.predictions, sum(self.rejected.values()))
+        records, predictions, rejected = (new - old for new, old in zip(counted, self._summarised, strict=True))
+        self._summarised = counted
+        log.info(
+            "summary",
+            health=self.health,
+            seconds=round(seconds, 1),
+            records=records,
+            predictions=predictions,
+            rejected=rejected,
+            per_second=round(predictions / seconds, 1),
+            lag=self._lag(),
+            latency_s={mode: found.recent((0.5, 0.99)) for mode, found in self.latency.items() if found.count},
+            **self._gauges,
+        )
+
+    def _lag(self) -> int | None:
+        """Records behind the end of the log; None while that is not known (restore, outage)."""
+        found = [part.get("lag") for part in self._partitions.values()]
+        known = [lag for lag in found if lag is not None]
+        return sum(known) if found and len(known) == len(found) else None
+
+    def _look(self, service: Any, now: float) -> None:
+        processor, reader = service.processor, service.reader
+        used = processor.table.used
         self._gauges = {
-            "pending_events": float(processor.open_events),
-            "streams_resident": float(processor.table.used),
-            "streams_limit": float(processor.max_streams),
-            "state_bytes": float(
-                processor.table.used * sum(lane.arena.bytes_per_stream for lane in processor.lanes if lane.arena)
-            ),
-            "windows_open": float(sum(windows.open_windows for windows in processor.windows.values())),
+            "pending_events": processor.open_events,
+            "streams_resident": used,
+            "streams_limit": processor.max_streams,
+            "state_bytes": used * sum(lane.arena.bytes_per_stream for lane in processor.lanes if lane.arena),
+            "windows_open": sum(windows.open_windows for windows in processor.windows.values()),
         }
-        self._topic = service.reader.topic
-        found = {}
-        for partition, ledger in processor.ledgers.items():
-            end = service.reader.log_end(partition)
-            found[partition] = {
-                "state": "replaying" if ledger.replaying else "live",
-                "position": ledger.position,
-                "lag": max((end or ledger.next_offset) - ledger.next_offset, 0),
-                "replay_records": ledger.position - ledger.replay_point,
+        self._topic = reader.topic
+        heard_s = [reader.confirmed_at_ms(partition) / 1000 for partition in processor.ledgers]
+        if any(heard_s) and self._wall() - max(heard_s) > _SILENT_S:
+            self._outage_s = self._outage_s or max(heard_s)
+        elif any(heard_s) and self.ready and self._outage_s and min(filter(None, heard_s)) > self._outage_s:
+            self._outage_s = None
+        if self.ready:
+            self._partitions = {
+                partition: self._partition(partition, ledger, reader.log_end(partition), now)
+                for partition, ledger in processor.ledgers.items()
             }
-        self._partitions = found
+            self._note_rounds(processor.ledgers)
+
+    def _partition(self, partition: int, ledger: Any, end: int | None, now: float) -> dict[str, Any]:
+        found = {
+            "state": "replaying" if ledger.replaying else "live",
+            "position": ledger.position,
+            "lag": max((end or ledger.next_offset) - ledger.next_offset, 0),
+            "replay_records": ledger.position - ledger.replay_point,
+        }
+        if ledger.replaying:
+            done, total = ledger.next_offset - ledger.replay_point, ledger.live_from - ledger.replay_point
+            found |= self._progress(("replay", partition), now, done, total)
+        return found
+
+    def _note_rounds(self, ledgers: Mapping[int, Any]) -> None:
+        """One line when the checkpoint rounds of all partitions are written: they begin together."""
+        for partition, ledger in ledgers.items():
+            if ledger.checkpointed > self._rounds.setdefault(partition, ledger.checkpointed):
+                self._rounds[partition] = ledger.checkpointed
+                self._round_ended.append(partition)
+        if self._round_ended and not any(ledger.round_open for ledger in ledgers.values()):
+            spent, self._round_bytes = self.checkpoint_bytes - self._round_bytes, self.checkpoint_bytes
+            replay = max(ledger.position - ledger.replay_point for ledger in ledgers.values())
+            log.info(
+                "checkpoint", partitions=sorted(set(self._round_ended)), bytes=spent, longest_replay_records=replay
+            )
+            self._round_ended = []
 
     def _count_rejects(self, rejects: Sequence[Reject]) -> None:
         for reject in rejects:
@@ -248,35 +373,50 @@ class Telemetry(Collector):
         """Prometheus text format."""
         return generate_latest(self.registry)
 
+    @property
+    def health(self) -> str:
+        """starting | waiting | restoring | replaying | live | outage | draining"""
+        if self.draining:
+            return "draining"
+        if self._outage_s is not None:
+            return "outage"
+        if self._assigned is None:
+            return "starting"
+        if not self._assigned:
+            return "waiting"
+        if not self.ready:
+            return "restoring"
+        return "replaying" if any(p["state"] == "replaying" for p in self._shown().values()) else "live"
+
+    def _shown(self) -> dict[int, dict[str, Any]]:
+        """Partitions as people see them; copies, since another thread reads."""
+        return {**self._partitions, **self._restoring}
+
     def status(self) -> dict[str, Any]:
         """Plain values for JSON: what the person on call asks first."""
-        health = (
-            "draining" if self.draining else "live" if self.ready else "restoring" if self._restoring else "starting"
-        )
-        restoring = {
-            str(partition): {"state": "restoring", **{k: v for k, v in entry.items() if k != "began"}}
-            for partition, entry in self._restoring.items()
-        }
+        wall, shown = self._wall(), self._shown()
         return {
-            "health": health,
+            "health": self.health,
+            "outage_s": round(wall - self._outage_s, 1) if self._outage_s is not None else None,
             "version": self._version,
+            "up_s": round(self._monotonic() - self._started, 1),
+            **self._facts,
             "models": [{"name": name, "version": version, "sha256": digest} for name, version, digest in self._models],
-            "partitions": {**{str(p): values for p, values in self._partitions.items()}, **restoring},
+            "partitions": {str(partition): values for partition, values in sorted(shown.items())},
+            "lag": self._lag(),
+            "records": self.records,
+            "records_per_second": round(self._rates[0], 1),
             "predictions": self.predictions,
-            "predictions_per_second": round(self._rate, 1),
+            "predictions_per_second": round(self._rates[1], 1),
             "rejected": {reason: count for reason, count in self.rejected.items() if count},
-            "latency_s": {
-                mode: {f"p{int(q * 100)}": found.quantile(q) for q in (0.5, 0.95, 0.99)}
-                for mode, found in self.latency.items()
-                if found.count
-            },
-            "stage_s": {
-                stage: {"p50": found.quantile(0.5), "p99": found.quantile(0.99)} for stage, found in self.stages.items()
-            },
+            "latency_s": {mode: found.recent((0.5, 0.95, 0.99)) for mode, found in self.latency.items() if found.count},
+            "stage_s": {stage: found.recent((0.5, 0.95, 0.99)) for stage, found in self.stages.items()},
             **self._gauges,
+            "streams_evicted": {reason: count for reason, count in self.evicted.items() if count},
             "windows_closed": {reason: count for reason, count in self.closed.items() if count},
-            "last_commit_s_ago": round(time.time() - self.last_commit_s, 1) if self.last_commit_s else None,
-            "errors": list(self.errors),
+            "events_late": self.late,
+            "last_commit_s_ago": round(max(wall - self.last_commit_s, 0.0), 1) if self.last_commit_s else None,
+            "errors": [{**error, "s_ago": round(wall - error["at_ms"] / 1000, 1)} for error in list(self.errors)],
         }
 
     def collect(self) -> Iterator[Metric]:
@@ -329,7 +469,8 @@ class Telemetry(Collector):
     def _by_partition(self, name: str, help_text: str, key: str) -> Metric:
         family = GaugeMetricFamily(f"streamer_{name}", help_text, labels=["topic", "partition"])
         for partition, values in sorted(self._partitions.items()):
-            family.add_metric([self._topic, str(partition)], values[key])
+            if key in values:
+                family.add_metric([self._topic, str(partition)], values[key])
         return family
 
 
@@ -355,8 +496,26 @@ def _histograms(name: str, help_text: str, label: str, values: dict[str, Histogr
     return family
 
 
-def configure_logs(level: str, style: str = "auto") -> None:
-    """Logs on stderr, one line each: JSON unless stderr is a terminal. ``style``: auto | json | console."""
+class _Repeats(logging.Filter):
+    """Lets a message of the Kafka client through once a minute: while brokers are away it says the same many times."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._monotonic = monotonic
+        self._last: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("aiokafka"):
+            return True
+        now, key = self._monotonic(), (record.name, str(record.msg))
+        if now - self._last.get(key, -_REPEAT_S) < _REPEAT_S:
+            return False
+        self._last[key] = now  # as many as the client has messages: its texts are templates
+        return True
+
+
+def configure_logs(level: str, style: str = "auto") -> bool:
+    """Logs on stderr, one line each: JSON unless stderr is a terminal. ``style``: auto | json | console. Whether JSON."""
     plain = style == "console" or (style == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
@@ -381,5 +540,8 @@ def configure_logs(level: str, style: str = "auto") -> None:
             ],
         )
     )
+    handler.addFilter(_Repeats())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # never below: at level debug the client writes whole requests, the password of SASL PLAIN among them
     logging.getLogger("aiokafka").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    return not plain

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.table import Table
 
 from streamer import __version__
-from streamer.assemble import build, load_models, observed, prepare
+from streamer.assemble import build, facts, load_models, observed, prepare
 from streamer.core import F32, I64
 from streamer.errors import ConfigurationError
 from streamer.service import Service
@@ -193,7 +193,9 @@ async def _run(demo: Demo, bootstrap: str, console: Console) -> dict[str, Any]:
     models = load_models(settings)
     model = models[0][1]
     model.warm((1, 64, demo.streams))
-    telemetry = Telemetry([("anomaly", model.contract.version, model.sha256)], __version__)
+    telemetry = Telemetry(
+        [("anomaly", model.contract.version, model.sha256)], __version__, facts=facts(settings, "demo")
+    )
     service = build(await prepare(settings, models, mock=True), telemetry, instance="demo")
     async with observed(settings, telemetry, service) as url:
         serving = asyncio.create_task(service.run())

@@ -15,6 +15,7 @@ DEBIAN_PACKAGES = {
     "promtool": "prometheus",
     "chromium": "chromium",
     "go": "golang-go",
+    "chromedriver": "chromium-driver",
 }
 
 

@@ -30,7 +30,21 @@ def test_a_histogram_counts_each_value_up_to_its_bound() -> None:
     histogram.observe(np.empty(0))
     assert histogram.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
     assert histogram.sum == 14.0
-    assert histogram.quantile(0.5) == 2.0
+    assert histogram.recent([0.2, 0.5, 0.99]) == {"p20": 0.5, "p50": 1.25, "p99": 2.0}
+
+
+def test_percentiles_for_people_are_of_the_last_minute() -> None:
+    histogram = Histogram([1.0, 2.0, 4.0])
+    histogram.observe([3.0] * 100)
+    histogram.mark()
+    histogram.observe([0.5])
+    for _ in range(5):
+        assert histogram.recent([0.5])["p50"] > 2
+        histogram.mark()
+    histogram.mark()
+    assert histogram.recent([0.5]) == {"p50": 0.5}, "what was before the oldest mark still counts"
+    histogram.mark()
+    assert histogram.recent([0.5]) == {"p50": None}
 
 
 def test_stages_sum_to_the_whole_exactly() -> None:

@@ -1,0 +1,289 @@
+"""What is logged and what the status says, over a clock that the test moves: a line per round, rebalance, recovery and
+error, a summary every minute, none per event."""
+
+from __future__ import annotations
+
+import json
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from simulated import ChainModel
+
+from streamer.checkpoint import Ledger
+from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch
+from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.processor import Limits, Processor
+from streamer.recovery import RestoreState
+from streamer.service import Times
+from streamer.telemetry import Telemetry, _Repeats, configure_logs
+
+
+class Watch:
+    """A clock in seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Bench:
+    """A telemetry, and the parts of a service that it looks at: a real processor, and a log whose end is told."""
+
+    def __init__(self, partitions: int = 2) -> None:
+        self.watch = Watch()
+        self.telemetry = Telemetry([("chain", "1", "ab" * 32)], "0", monotonic=self.watch, wall=self.watch)
+        limits = Limits(checkpoint_interval_ms=10_000)
+        self.processor = Processor([("chain", ChainModel(), None)], limits)  # type: ignore[list-item]
+        self.heard_s = self.watch.now_s
+        self.ends: dict[int, int] = {}
+        reader = SimpleNamespace(
+            topic="in", log_end=self.ends.get, confirmed_at_ms=lambda partition: int(self.heard_s * 1000)
+        )
+        stopping = SimpleNamespace(is_set=lambda: False)
+        self.service = SimpleNamespace(processor=self.processor, reader=reader, ready=True, stopping=stopping)
+        self.telemetry.assigned(list(range(partitions)))
+        for partition in range(partitions):
+            self.processor.assign(partition, Ledger.fresh(0))
+        self.telemetry.recovered(list(range(partitions)), [], 0.5)
+        self.pass_time(0.25)
+
+    def pass_time(self, seconds: float, *, heard: bool = True) -> None:
+        """The loop turns and its timer beats, four times a second."""
+        for _ in range(round(seconds * 4)):
+            self.watch.now_s += 0.25
+            if heard:
+                self.heard_s = self.watch.now_s
+            self.telemetry.tick(self.service)
+            self.telemetry.beat(0.0)
+
+    def events(self, count: int) -> None:
+        """``count`` events on every partition, through to the commit."""
+        for partition, ledger in self.processor.ledgers.items():
+            first, stamp = ledger.next_offset, int(self.watch.now_s * 1000)
+            offsets = list(range(first, first + count))
+            keys = [b"s%d" % (offset % 5) for offset in offsets]
+            records = RecordBatch(partition, offsets, [stamp] * count, list(keys), [b""] * count)
+            times = np.full(count, stamp, np.int64)
+            x = np.ones((count, 1), np.float32)
+            self.processor.ingest(
+                [
+                    EventBatch(
+                        partition, np.array(offsets), times, [stamp] * count, keys, x, None, records, first + count
+                    )
+                ]
+            )
+            for _ in self.processor.run():
+                pass
+        self.telemetry.polled(count * len(self.processor.ledgers), [])
+        self.telemetry.settled(self.processor, [0.001])
+        epoch = self.processor.seal(int(self.watch.now_s * 1000))
+        assert epoch is not None
+        self.telemetry.committed("committed", epoch, Times(commit=0.01), 1_000)
+        self.telemetry.published(epoch.outgoing, int(self.watch.now_s * 1000) + 12)
+
+
+def named(lines: list[Any], event: str) -> list[Any]:
+    return [line for line in lines if line["event"] == event]
+
+
+def test_a_summary_every_minute_and_no_line_per_event() -> None:
+    bench = Bench()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(5 * 60):
+            bench.events(20)
+            bench.pass_time(1)
+    summaries = named(lines, "summary")
+    assert len(summaries) == 5
+    assert [(line["health"], line["predictions"], line["per_second"]) for line in summaries] == [
+        ("live", 2_400, 40.0)
+    ] * 5
+    assert summaries[0]["streams_resident"] == 10
+    assert 0.01 < summaries[0]["latency_s"]["step"]["p50"] <= 0.02
+    assert len(named(lines, "checkpoint")) == 30
+    assert len(lines) == 35
+
+
+def test_a_round_is_one_line_however_many_partitions_it_covers() -> None:
+    bench = Bench(partitions=3)
+    bench.pass_time(1)
+    with structlog.testing.capture_logs() as lines:
+        bench.events(4)
+        bench.pass_time(11)
+        bench.events(4)
+        bench.pass_time(1)
+    (line,) = named(lines, "checkpoint")[-1:]
+    assert line["partitions"] == [0, 1, 2]
+    assert line["bytes"] > 0
+    assert line["longest_replay_records"] <= 8
+
+
+def test_rebalance_and_recovery_are_a_line_each() -> None:
+    bench = Bench()
+    with structlog.testing.capture_logs() as lines:
+        bench.telemetry.assigned([0, 3])
+        bench.telemetry.restoring(3, RestoreState(done=50, begin=0, end=100, bytes_read=700))
+        bench.telemetry.restoring(3, RestoreState(done=100, begin=0, end=100, bytes_read=1_400))
+        bench.telemetry.recovered([3], [0], 1.25)
+    assert [line["event"] for line in lines] == ["rebalance", "live"]
+    assert lines[0]["partitions"] == [0, 3]
+    assert {key: lines[1][key] for key in ("restored", "kept", "seconds", "changelog_bytes")} == {
+        "restored": [3], "kept": [0], "seconds": 1.25, "changelog_bytes": 1_400,
+    }  # fmt: skip
+
+
+def test_an_error_that_repeats_is_counted_and_logged_once_a_minute() -> None:
+    bench = Bench()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(300):
+            bench.telemetry.failed(KafkaUnavailableError("no broker answers"))
+            bench.watch.now_s += 0.5
+        bench.telemetry.failed(FencedError("refused"))
+    assert [(line["error"], line["times"]) for line in named(lines, "failed")] == [
+        ("no broker answers", 1), ("no broker answers", 121), ("no broker answers", 241), ("refused", 1),
+    ]  # fmt: skip
+    errors = bench.telemetry.status()["errors"]
+    assert [(error["text"], error["count"]) for error in errors] == [("no broker answers", 300), ("refused", 1)]
+    assert [error["s_ago"] for error in errors] == [0.5, 0.0]
+
+
+def test_errors_that_all_differ_stay_bounded() -> None:
+    bench = Bench()
+    for number in range(1_000):
+        bench.telemetry.failed(FencedError(f"refused {number}"))
+    assert len(bench.telemetry.status()["errors"]) == 20
+    assert len(bench.telemetry._errors_logged) == 20
+
+
+def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
+    bench = Bench()
+    bench.telemetry.assigned([0, 1])
+    assert bench.telemetry.status()["health"] == "restoring"
+    assert bench.telemetry.status()["lag"] is None
+    for done in (0, 150, 315):
+        bench.telemetry.restoring(0, RestoreState(done=done, begin=0, end=500))
+        bench.watch.now_s += 1
+    found = bench.telemetry.status()["partitions"]
+    assert found["0"]["share"] == pytest.approx(0.63)
+    assert found["0"]["eta_s"] == pytest.approx(185 / 157.5)
+    assert found["1"] == {"state": "waiting"}
+    bench.telemetry.restoring(0, RestoreState(done=500, begin=0, end=500))
+    assert bench.telemetry.status()["partitions"]["0"]["state"] == "restored"
+
+
+def test_a_replay_tells_how_far_it_is() -> None:
+    bench = Bench(partitions=1)
+    ledger = bench.processor.ledgers[0]
+    ledger.replay_point, ledger.next_offset, ledger.live_from, ledger.position = 100, 100, 200, 200
+    bench.ends[0] = 230
+    bench.pass_time(1)
+    ledger.next_offset = 125
+    bench.pass_time(1)
+    status = bench.telemetry.status()
+    assert status["health"] == "replaying"
+    assert status["partitions"]["0"]["share"] == pytest.approx(0.25)
+    assert status["partitions"]["0"]["eta_s"] == pytest.approx(75 / (25 / 1.5)), (
+        "25 of 100 in the 1.5 s since it was first seen"
+    )
+    assert status["lag"] == 105
+
+
+def test_kafka_that_does_not_answer_is_told_before_anything_fails() -> None:
+    bench = Bench()
+    bench.pass_time(5)
+    assert bench.telemetry.status()["health"] == "live"
+    bench.pass_time(11, heard=False)
+    status = bench.telemetry.status()
+    assert status["health"] == "outage"
+    assert status["outage_s"] == pytest.approx(11, abs=0.3)
+    bench.pass_time(1)
+    assert bench.telemetry.status()["health"] == "live"
+
+
+def test_an_outage_ends_with_the_recovery() -> None:
+    bench = Bench()
+    bench.telemetry.failed(KafkaUnavailableError("gone"))
+    bench.service.ready = False
+    bench.pass_time(3, heard=False)
+    assert bench.telemetry.status()["health"] == "outage"
+    bench.telemetry.assigned([0, 1])
+    assert bench.telemetry.status()["health"] == "outage"
+    bench.telemetry.recovered([0, 1], [], 0.1)
+    assert bench.telemetry.status()["health"] == "live"
+
+
+def test_health_before_the_first_partitions_and_without_any() -> None:
+    telemetry = Telemetry([], "0")
+    assert telemetry.status()["health"] == "starting"
+    telemetry.assigned([])
+    telemetry.recovered([], [], 0.0)
+    assert telemetry.status()["health"] == "waiting"
+
+
+def test_a_failed_commit_is_a_line() -> None:
+    bench = Bench()
+    with structlog.testing.capture_logs() as lines:
+        bench.telemetry.committed("fenced", Epoch({0: 3}, [], [], [], 3), Times(), 0)
+        bench.telemetry.published([Outgoing(0, [], [], [], [])], 0)
+    assert [(line["event"], line["outcome"], line["events"]) for line in lines] == [("commit_not_done", "fenced", 3)]
+
+
+@pytest.fixture
+def logs(capsys: pytest.CaptureFixture[str]):
+    """Logs as ``streamer run`` sets them up; afterwards as they were."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def lines(style: str) -> list[str]:
+        configure_logs("info", style)
+        structlog.stdlib.get_logger("streamer").info("summary", predictions=3)
+        logging.getLogger("streamer").info("http on %s", "http://127.0.0.1:1")
+        logging.getLogger("asyncio").error("first line\nsecond line")
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError:
+            structlog.stdlib.get_logger("streamer").exception("crashed")
+        return capsys.readouterr().err.splitlines()
+
+    yield lines
+    root.handlers[:], root.level = before, level
+    structlog.reset_defaults()
+
+
+def test_logs_are_one_json_object_per_line_where_no_terminal_reads_them(logs) -> None:
+    documents = [json.loads(line) for line in logs("auto")]
+    assert [document["event"] for document in documents] == [
+        "summary", "http on http://127.0.0.1:1", "first line\nsecond line", "crashed",
+    ]  # fmt: skip
+    assert [document["level"] for document in documents] == ["info", "info", "error", "error"]
+    assert documents[0]["predictions"] == 3
+    assert "RuntimeError: broken" in documents[3]["exception"]
+    assert all(document["timestamp"].endswith("Z") and document["logger"] for document in documents)
+
+
+def test_a_terminal_gets_text(logs) -> None:
+    first = logs("console")[0]
+    assert "summary" in first
+    with pytest.raises(ValueError, match=r"Expecting|Extra"):
+        json.loads(first)
+
+
+def test_what_the_kafka_client_repeats_is_said_once_a_minute() -> None:
+    watch = Watch()
+    repeats = _Repeats(watch)
+
+    def passes(name: str, text: str, *values: object) -> bool:
+        return repeats.filter(logging.LogRecord(name, logging.ERROR, "", 0, text, values, None))
+
+    assert passes("aiokafka.consumer.fetcher", "Failed fetch messages from %s: %s", 1, "gone")
+    assert not passes("aiokafka.consumer.fetcher", "Failed fetch messages from %s: %s", 2, "gone")
+    assert passes("aiokafka.consumer.fetcher", "other")
+    assert passes("streamer", "ours")
+    assert passes("streamer", "ours")
+    watch.now_s += 60
+    assert passes("aiokafka.consumer.fetcher", "Failed fetch messages from %s: %s", 1, "gone")
