@@ -89,7 +89,8 @@ class JsonDecoder:
         xs = [row.x for row in rows]
         if set(map(len, xs)) != {self._features}:
             return None
-        x = np.fromiter(chain.from_iterable(xs), np.float32, count * self._features).reshape(count, self._features)
+        with np.errstate(over="ignore"):  # becomes infinite, and is rejected as that
+            x = np.fromiter(chain.from_iterable(xs), np.float32, count * self._features).reshape(count, self._features)
         times = _times([row.ts or 0 for row in rows])
         return None if times is None else (x, times, {})
 

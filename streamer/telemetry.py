@@ -141,6 +141,7 @@ class Telemetry(Collector):
         self.draining = False
         self.errors: deque[dict[str, Any]] = deque(maxlen=_ERRORS_KEPT)
         self._errors_logged: dict[tuple[str, str], float] = {}
+        self._heard_s = 0.0
         self._outage_s: float | None = None
         self._assigned: list[int] | None = None
         self._gauges: dict[str, int] = dict.fromkeys(
@@ -206,8 +207,7 @@ class Telemetry(Collector):
         self.rebalances += 1
         self.ready = False
         self._assigned = list(partitions)
-        self._restoring = {}
-        self._partitions = {partition: {"state": "waiting"} for partition in partitions}
+        self._restoring, self._begun, self._partitions, self._rounds = {}, {}, {}, {}
         log.info("rebalance", partitions=list(partitions))
 
     def restoring(self, partition: int, state: Any) -> None:
@@ -233,8 +233,6 @@ class Telemetry(Collector):
         self.restores.observe(seconds)
         read = sum(entry["bytes_read"] for entry in self._restoring.values())
         self._restoring = {}
-        self._begun = {}
-        self._rounds = {}
         self._outage_s = None
         self.ready = True
         self._snapshot_at = 0.0  # look again before the first commit, so that its checkpoint round is seen
@@ -243,8 +241,9 @@ class Telemetry(Collector):
     def failed(self, error: BaseException) -> None:
         """Kept for the status page and logged; the same error again is counted there, and logged once a minute."""
         now, kind, text = self._monotonic(), type(error).__name__, str(error)
-        if isinstance(error, KafkaUnavailableError):
-            self._outage_s = self._outage_s or self._wall()
+        if isinstance(error, KafkaUnavailableError) and self._outage_s is None:
+            wall, heard_s = self._wall(), max(self._heard_s, self.last_commit_s)
+            self._outage_s = heard_s if wall - heard_s < _REPEAT_S else wall
         known = next((entry for entry in self.errors if (entry["kind"], entry["text"]) == (kind, text)), None)
         count = 0
         if known is not None:
@@ -310,15 +309,14 @@ class Telemetry(Collector):
 
     def _lag(self) -> int | None:
         """Records behind the end of the log; None while that is not known (restore, outage)."""
-        found = [part.get("lag") for part in self._partitions.values()]
-        known = [lag for lag in found if lag is not None]
-        return sum(known) if found and len(known) == len(found) else None
+        known = [part["lag"] for part in self._partitions.values()]
+        return sum(known) if known and len(known) == len(self._assigned or ()) else None
 
     def _look(self, service: Any, now: float) -> None:
         processor, reader = service.processor, service.reader
         used = processor.table.used
         self._gauges = {
-            "pending_events": processor.open_events,
+            "pending_events": processor.open_events if processor.ledgers else 0,  # what was given up is not pending
             "streams_resident": used,
             "streams_limit": processor.max_streams,
             "state_bytes": used * sum(lane.arena.bytes_per_stream for lane in processor.lanes if lane.arena),
@@ -326,16 +324,17 @@ class Telemetry(Collector):
         }
         self._topic = reader.topic
         heard_s = [reader.confirmed_at_ms(partition) / 1000 for partition in processor.ledgers]
-        if any(heard_s) and self._wall() - max(heard_s) > _SILENT_S:
-            self._outage_s = self._outage_s or max(heard_s)
-        elif any(heard_s) and self.ready and self._outage_s and min(filter(None, heard_s)) > self._outage_s:
-            self._outage_s = None
-        if self.ready:
-            self._partitions = {
-                partition: self._partition(partition, ledger, reader.log_end(partition), now)
-                for partition, ledger in processor.ledgers.items()
-            }
-            self._note_rounds(processor.ledgers)
+        if any(heard_s):
+            self._heard_s = max(heard_s)
+            if self._wall() - self._heard_s > _SILENT_S:
+                self._outage_s = self._outage_s or self._heard_s
+            elif self.ready and self._outage_s and min(filter(None, heard_s)) > self._outage_s:
+                self._outage_s = None
+        self._partitions = {
+            partition: self._partition(partition, ledger, reader.log_end(partition), now)
+            for partition, ledger in processor.ledgers.items()
+        }
+        self._note_rounds(processor.ledgers)
 
     def _partition(self, partition: int, ledger: Any, end: int | None, now: float) -> dict[str, Any]:
         found = {
@@ -389,8 +388,10 @@ class Telemetry(Collector):
         return "replaying" if any(p["state"] == "replaying" for p in self._shown().values()) else "live"
 
     def _shown(self) -> dict[int, dict[str, Any]]:
-        """Partitions as people see them; copies, since another thread reads."""
-        return {**self._partitions, **self._restoring}
+        """Partitions as people see them: those that are ready run while others are restored. A copy, since another
+        thread reads."""
+        waiting = {partition: {"state": "waiting"} for partition in self._assigned or ()}
+        return {**waiting, **self._restoring, **self._partitions}
 
     def status(self) -> dict[str, Any]:
         """Plain values for JSON: what the person on call asks first."""
@@ -469,8 +470,7 @@ class Telemetry(Collector):
     def _by_partition(self, name: str, help_text: str, key: str) -> Metric:
         family = GaugeMetricFamily(f"streamer_{name}", help_text, labels=["topic", "partition"])
         for partition, values in sorted(self._partitions.items()):
-            if key in values:
-                family.add_metric([self._topic, str(partition)], values[key])
+            family.add_metric([self._topic, str(partition)], values[key])
         return family
 
 
@@ -542,6 +542,7 @@ def configure_logs(level: str, style: str = "auto") -> bool:
     )
     handler.addFilter(_Repeats())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)  # else they are written as they are, between the JSON lines
     # never below: at level debug the client writes whole requests, the password of SASL PLAIN among them
     logging.getLogger("aiokafka").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
     return not plain

@@ -358,6 +358,7 @@ class Committer:
         if topic == self._topics.changelog:
             self.bytes_written += builder.size()
         future: asyncio.Future[Any] = await producer.send_batch(builder, topic, partition=partition)
+        future.add_done_callback(_noticed)
         return future
 
     def _batching(self) -> dict[str, Any]:
@@ -403,6 +404,12 @@ class Committer:
 
 _Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
 """timestamp in ms, key, value, headers"""
+
+
+def _noticed(future: asyncio.Future[Any]) -> None:
+    """A commit that is given up leaves batches that nobody awaits any more; asyncio would log the failure of each."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _delivered(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +63,7 @@ class Bench:
             self.telemetry.tick(self.service)
             self.telemetry.beat(0.0)
 
-    def events(self, count: int) -> None:
+    def events(self, count: int, *, commit: bool = True) -> None:
         """``count`` events on every partition, through to the commit."""
         for partition, ledger in self.processor.ledgers.items():
             first, stamp = ledger.next_offset, int(self.watch.now_s * 1000)
@@ -80,6 +81,8 @@ class Bench:
             )
             for _ in self.processor.run():
                 pass
+        if not commit:
+            return
         self.telemetry.polled(count * len(self.processor.ledgers), [])
         self.telemetry.settled(self.processor, [0.001])
         epoch = self.processor.seal(int(self.watch.now_s * 1000))
@@ -162,6 +165,9 @@ def test_errors_that_all_differ_stay_bounded() -> None:
 
 def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
     bench = Bench()
+    bench.processor.revoke(0)
+    bench.processor.revoke(1)
+    bench.service.ready = False
     bench.telemetry.assigned([0, 1])
     assert bench.telemetry.status()["health"] == "restoring"
     assert bench.telemetry.status()["lag"] is None
@@ -174,6 +180,12 @@ def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
     assert found["1"] == {"state": "waiting"}
     bench.telemetry.restoring(0, RestoreState(done=500, begin=0, end=500))
     assert bench.telemetry.status()["partitions"]["0"]["state"] == "restored"
+    bench.processor.assign(0, Ledger.fresh(0))
+    bench.pass_time(1)
+    found = bench.telemetry.status()
+    assert found["health"] == "restoring", "one runs already, the other is still to come"
+    assert [found["partitions"][name]["state"] for name in "01"] == ["live", "waiting"]
+    assert found["lag"] is None
 
 
 def test_a_replay_tells_how_far_it_is() -> None:
@@ -207,10 +219,16 @@ def test_kafka_that_does_not_answer_is_told_before_anything_fails() -> None:
 
 def test_an_outage_ends_with_the_recovery() -> None:
     bench = Bench()
+    bench.pass_time(1)
+    bench.watch.now_s += 8
     bench.telemetry.failed(KafkaUnavailableError("gone"))
+    assert bench.telemetry.status()["outage_s"] == 8, "it began when Kafka was last heard, not when a commit timed out"
+    bench.events(3, commit=False)
+    bench.processor.abandon()
     bench.service.ready = False
     bench.pass_time(3, heard=False)
     assert bench.telemetry.status()["health"] == "outage"
+    assert bench.telemetry.status()["pending_events"] == 0
     bench.telemetry.assigned([0, 1])
     assert bench.telemetry.status()["health"] == "outage"
     bench.telemetry.recovered([0, 1], [], 0.1)
@@ -244,6 +262,7 @@ def logs(capsys: pytest.CaptureFixture[str]):
         structlog.stdlib.get_logger("streamer").info("summary", predictions=3)
         logging.getLogger("streamer").info("http on %s", "http://127.0.0.1:1")
         logging.getLogger("asyncio").error("first line\nsecond line")
+        warnings.warn("overflow", RuntimeWarning, stacklevel=1)
         try:
             raise RuntimeError("broken")
         except RuntimeError:
@@ -252,17 +271,19 @@ def logs(capsys: pytest.CaptureFixture[str]):
 
     yield lines
     root.handlers[:], root.level = before, level
+    logging.captureWarnings(False)
     structlog.reset_defaults()
 
 
 def test_logs_are_one_json_object_per_line_where_no_terminal_reads_them(logs) -> None:
     documents = [json.loads(line) for line in logs("auto")]
     assert [document["event"] for document in documents] == [
-        "summary", "http on http://127.0.0.1:1", "first line\nsecond line", "crashed",
+        "summary", "http on http://127.0.0.1:1", "first line\nsecond line", documents[3]["event"], "crashed",
     ]  # fmt: skip
-    assert [document["level"] for document in documents] == ["info", "info", "error", "error"]
+    assert "RuntimeWarning: overflow" in documents[3]["event"]
+    assert [document["level"] for document in documents] == ["info", "info", "error", "warning", "error"]
     assert documents[0]["predictions"] == 3
-    assert "RuntimeError: broken" in documents[3]["exception"]
+    assert "RuntimeError: broken" in documents[4]["exception"]
     assert all(document["timestamp"].endswith("Z") and document["logger"] for document in documents)
 
 
