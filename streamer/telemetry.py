@@ -144,6 +144,7 @@ class Telemetry(Collector):
         self._heard_s = 0.0
         self._outage_s: float | None = None
         self._assigned: list[int] | None = None
+        self._assigned_at = 0.0
         self._gauges: dict[str, int] = dict.fromkeys(
             ("pending_events", "streams_resident", "streams_limit", "state_bytes", "windows_open"), 0
         )
@@ -208,6 +209,7 @@ class Telemetry(Collector):
         self.ready = False
         self._assigned = list(partitions)
         self._restoring, self._begun, self._partitions, self._rounds = {}, {}, {}, {}
+        self._assigned_at = self._monotonic()
         log.info("rebalance", partitions=list(partitions))
 
     def restoring(self, partition: int, state: Any) -> None:
@@ -307,8 +309,19 @@ class Telemetry(Collector):
             **self._gauges,
         )
 
+    def _restore(self) -> dict[str, float | None] | None:
+        """How far the restore is as a whole; what is left follows from the time that it took so far."""
+        if self.health != "restoring":
+            return None
+        parts = self._shown().values()
+        share = sum(0.0 if p["state"] == "waiting" else p.get("share", 1.0) for p in parts) / max(len(parts), 1)
+        taken_s = self._monotonic() - self._assigned_at
+        return {"share": share, "eta_s": taken_s * (1 - share) / share if share else None}
+
     def _lag(self) -> int | None:
         """Records behind the end of the log; None while that is not known (restore, outage)."""
+        if self._outage_s is not None:
+            return None
         known = [part["lag"] for part in self._partitions.values()]
         return sum(known) if known and len(known) == len(self._assigned or ()) else None
 
@@ -383,7 +396,7 @@ class Telemetry(Collector):
             return "starting"
         if not self._assigned:
             return "waiting"
-        if not self.ready:
+        if not self.ready or len(self._partitions) < len(self._assigned):
             return "restoring"
         return "replaying" if any(p["state"] == "replaying" for p in self._shown().values()) else "live"
 
@@ -403,6 +416,7 @@ class Telemetry(Collector):
             "up_s": round(self._monotonic() - self._started, 1),
             **self._facts,
             "models": [{"name": name, "version": version, "sha256": digest} for name, version, digest in self._models],
+            "restore": self._restore(),
             "partitions": {str(partition): values for partition, values in sorted(shown.items())},
             "lag": self._lag(),
             "records": self.records,

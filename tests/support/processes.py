@@ -73,12 +73,17 @@ class Running:
     def wait_for(self, condition: Callable[[dict[str, Any]], Any], what: str, seconds: float = 60) -> dict[str, Any]:
         """The first status for which ``condition`` holds."""
 
+        seen: list[dict[str, Any]] = []
+
         def look() -> dict[str, Any] | None:
             self._ended()
-            status = self.status()
-            return status if condition(status) else None
+            seen[:] = [self.status()]
+            return seen[0] if condition(seen[0]) else None
 
-        return until(look, what, seconds)
+        try:
+            return until(look, what, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; last: {seen}\n{self.log()[-4000:]}") from None
 
     def arguments(self) -> str:
         """What every user of the machine can read of the process."""

@@ -186,6 +186,8 @@ def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
     assert found["health"] == "restoring", "one runs already, the other is still to come"
     assert [found["partitions"][name]["state"] for name in "01"] == ["live", "waiting"]
     assert found["lag"] is None
+    assert found["restore"]["share"] == 0.5
+    assert found["restore"]["eta_s"] == pytest.approx(4), "half of it took 4 s"
 
 
 def test_a_replay_tells_how_far_it_is() -> None:
@@ -213,6 +215,7 @@ def test_kafka_that_does_not_answer_is_told_before_anything_fails() -> None:
     status = bench.telemetry.status()
     assert status["health"] == "outage"
     assert status["outage_s"] == pytest.approx(11, abs=0.3)
+    assert status["lag"] is None
     bench.pass_time(1)
     assert bench.telemetry.status()["health"] == "live"
 
@@ -231,7 +234,12 @@ def test_an_outage_ends_with_the_recovery() -> None:
     assert bench.telemetry.status()["pending_events"] == 0
     bench.telemetry.assigned([0, 1])
     assert bench.telemetry.status()["health"] == "outage"
+    for partition in range(2):
+        bench.processor.assign(partition, Ledger.fresh(0))
     bench.telemetry.recovered([0, 1], [], 0.1)
+    bench.service.ready = True
+    assert bench.telemetry.status()["health"] == "restoring", "what runs is shown when it was looked at"
+    bench.pass_time(0.25)
     assert bench.telemetry.status()["health"] == "live"
 
 
