@@ -149,7 +149,7 @@ class Telemetry(Collector):
             ("pending_events", "streams_resident", "streams_limit", "state_bytes", "windows_open"), 0
         )
         self._partitions: dict[int, dict[str, Any]] = {}
-        self._restoring: dict[int, dict[str, Any]] = {}
+        self._restoring: dict[int, tuple[int, int, int]] = {}
         self._begun: dict[tuple[str, int], tuple[float, int]] = {}
         self._rounds: dict[int, int] = {}
         self._round_ended: list[int] = []
@@ -213,16 +213,15 @@ class Telemetry(Collector):
         log.info("rebalance", partitions=list(partitions))
 
     def restoring(self, partition: int, state: Any) -> None:
-        now, begin = self._monotonic(), state.begin or 0
-        self._restoring[partition] = {
-            "state": "restoring" if state.remaining else "restored",
-            **self._progress(("restore", partition), now, state.done - begin, state.end - begin),
-            "bytes_read": state.bytes_read,
-        }
+        begin = state.begin or 0
+        done, total = state.done - begin, state.end - begin
+        self._begun.setdefault(("restore", partition), (self._monotonic(), done))
+        self._restoring[partition] = (done, total, state.bytes_read)
 
-    def _progress(self, what: tuple[str, int], now: float, done: int, total: int) -> dict[str, Any]:
-        """How far a restore or replay is; the time that is left follows from the pace since it began."""
-        began, at = self._begun.setdefault(what, (now, done))
+    def _progress(self, what: tuple[str, int], done: int, total: int) -> dict[str, Any]:
+        """How far a restore or replay is; the time that is left follows from the pace since it began until now."""
+        now = self._monotonic()
+        began, at = self._begun.get(what, (now, done))
         pace = (done - at) / (now - began) if now > began else 0.0
         remaining = max(total - done, 0)
         return {
@@ -233,7 +232,7 @@ class Telemetry(Collector):
 
     def recovered(self, partitions: Sequence[int], kept: Sequence[int], seconds: float) -> None:
         self.restores.observe(seconds)
-        read = sum(entry["bytes_read"] for entry in self._restoring.values())
+        read = sum(bytes_read for _, _, bytes_read in self._restoring.values())
         self._restoring = {}
         self._outage_s = None
         self.ready = True
@@ -268,7 +267,7 @@ class Telemetry(Collector):
         self._snapshot_at = now
         self.ready = bool(service.ready)
         self.draining = service.stopping.is_set()
-        self._look(service, now)
+        self._look(service)
         self._age(now)
 
     def beat(self, late_s: float) -> None:
@@ -325,7 +324,7 @@ class Telemetry(Collector):
         known = [part["lag"] for part in self._partitions.values()]
         return sum(known) if known and len(known) == len(self._assigned or ()) else None
 
-    def _look(self, service: Any, now: float) -> None:
+    def _look(self, service: Any) -> None:
         processor, reader = service.processor, service.reader
         used = processor.table.used
         self._gauges = {
@@ -344,12 +343,12 @@ class Telemetry(Collector):
             elif self.ready and self._outage_s and min(filter(None, heard_s)) > self._outage_s:
                 self._outage_s = None
         self._partitions = {
-            partition: self._partition(partition, ledger, reader.log_end(partition), now)
+            partition: self._partition(partition, ledger, reader.log_end(partition))
             for partition, ledger in processor.ledgers.items()
         }
         self._note_rounds(processor.ledgers)
 
-    def _partition(self, partition: int, ledger: Any, end: int | None, now: float) -> dict[str, Any]:
+    def _partition(self, partition: int, ledger: Any, end: int | None) -> dict[str, Any]:
         found = {
             "state": "replaying" if ledger.replaying else "live",
             "position": ledger.position,
@@ -358,7 +357,8 @@ class Telemetry(Collector):
         }
         if ledger.replaying:
             done, total = ledger.next_offset - ledger.replay_point, ledger.live_from - ledger.replay_point
-            found |= self._progress(("replay", partition), now, done, total)
+            self._begun.setdefault(("replay", partition), (self._monotonic(), done))
+            found |= self._progress(("replay", partition), done, total)
         return found
 
     def _note_rounds(self, ledgers: Mapping[int, Any]) -> None:
@@ -403,8 +403,12 @@ class Telemetry(Collector):
     def _shown(self) -> dict[int, dict[str, Any]]:
         """Partitions as people see them: those that are ready run while others are restored. A copy, since another
         thread reads."""
-        waiting = {partition: {"state": "waiting"} for partition in self._assigned or ()}
-        return {**waiting, **self._restoring, **self._partitions}
+        shown: dict[int, dict[str, Any]] = {partition: {"state": "waiting"} for partition in self._assigned or ()}
+        for partition, (done, total, bytes_read) in list(self._restoring.items()):
+            how_far = self._progress(("restore", partition), done, total)
+            state = "restoring" if how_far["remaining"] else "restored"
+            shown[partition] = {"state": state, **how_far, "bytes_read": bytes_read}
+        return shown | self._partitions
 
     def status(self) -> dict[str, Any]:
         """Plain values for JSON: what the person on call asks first."""
@@ -460,7 +464,7 @@ class Telemetry(Collector):
         yield self._by_partition(
             "replay_records", "Position - replay point: what a restart reads again", "replay_records"
         )
-        remaining = sum(entry.get("remaining", 0) for entry in self._restoring.values())
+        remaining = sum(max(total - done, 0) for done, total, _ in list(self._restoring.values()))
         yield GaugeMetricFamily("streamer_restore_remaining_records", "Changelog records still to restore", remaining)
         yield _histogram("batch_rows", "Rows of a model call", self.rows)
         yield _histogram("batch_padding_ratio", "Share of padding in a model call", self.padding)

@@ -25,7 +25,7 @@ from tooling import require_tool
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "streamer" / "tools" / "demo_model" / "model.onnx"
 PARTITIONS, FEATURES, STREAMS, LOADED = 6, 8, 120_000, 500
-SLOW_BYTES_PER_S = 600_000
+SLOW_BYTES_PER_S = 1_500_000
 PHONE, DESK = 360, 1180
 KNOWN_EVENTS = {"started", "rebalance", "live", "checkpoint", "summary", "failed", "commit_not_done", "stopped"}
 
