@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import time
@@ -81,3 +83,21 @@ def test_a_taken_port_is_one_sentence(url: str, telemetry: Telemetry) -> None:
     port = int(url.rpartition(":")[2])
     with pytest.raises(ConfigurationError, match=r"http\.port"):
         HttpServer("127.0.0.1", port, telemetry, stuck_after_s=30, stream=lookup)
+
+
+def test_a_stuck_loop_is_told_by_the_status_too(url: str, telemetry: Telemetry) -> None:
+    telemetry.beat_at = time.monotonic() - 31
+    status = json.loads(get(f"{url}/status")[1])
+    assert status["health"] == "stuck"
+    assert status["stuck_s"] >= 31
+
+
+def test_only_the_pages_own_script_and_style_may_run(url: str) -> None:
+    with urllib.request.urlopen(f"{url}/", timeout=10) as answer:
+        policy, page = answer.headers["Content-Security-Policy"], answer.read().decode()
+    for kind in ("script", "style"):
+        (inside,) = re.findall(f"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
