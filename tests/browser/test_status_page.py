@@ -181,15 +181,19 @@ def _load_and_outage(kafka: LocalKafka, chromium: Browser, pictures: Path, folde
     with running(folder, *settings(kafka)) as service:
         page = Page(chromium, service.url, pictures)
         page.until("Live: 6 partitions")
+
+        def shown() -> float:
+            """The rate, as a person reads it."""
+            return float(page.text(".tile b").replace("\u202f", ""))
+
         with load(kafka):
             points = "return document.querySelector('.tile polyline').getAttribute('points').split(' ').length"
             seconds = 60 if "STREAMER_SCREENSHOTS" in os.environ else 10  # kept pictures show a whole minute
             until(lambda: chromium.run(points) > seconds - 1, f"{seconds} s of load on the page", 2 * seconds + 30)
-            service.wait_for(lambda s: s["rejected"] and s["latency_s"]["step"]["p99"], "rejects and percentiles")
+            service.wait_for(lambda s: s["predictions_per_second"] > 1_000 and s["latency_s"] and s["rejected"], "load")
+            until(lambda: shown() > 1_000, "the rate on the page")
             page.until("Live")
             page.look("load", text="Live: 6 partitions")
-            shown = float(page.text(".tile b").replace("\u202f", ""))
-            assert shown > 100, "the rate that is shown"
             for words in ("record to answer", "fetch", "decode", "wait", "run", "encode", "commit"):
                 assert words in page.text("#latency")
             assert page.text("#partitions").count("live") == PARTITIONS
