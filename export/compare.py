@@ -90,19 +90,20 @@ def run_job(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
 def compare(
     cases: Sequence[Case], out: Path, *, variants: Sequence[str], seeds: Sequence[int], quick: bool, command: str
 ) -> dict[str, Any]:
-    """Run everything and write REPORT.md, compare.json and the plots into ``out``; returns the report."""
+    """Run everything and write REPORT.md into ``out``, compare.json and the plots into its ``figures``; returns the report."""
     jobs = plan(cases, variants, quick=quick)
     rows = []
-    out.mkdir(parents=True, exist_ok=True)
+    figures = out / comparison_report.FIGURES
+    figures.mkdir(parents=True, exist_ok=True)
     with epochs_progress("compare", len(jobs)) as advance:
         for job in jobs:
             rows.append(run_job(job, seeds))
             # A long run that is interrupted leaves what it has found so far.
-            plots.write_json(out / "compare.json", {"rows": rows, "complete": False})
+            plots.write_json(figures / "compare.json", {"rows": rows, "complete": False})
             advance(f"{job.case.name}: {job.variant}, {job.sizing}")
     report = {"rows": rows, "claims": comparison_report.claims(rows), "seeds": list(seeds), "quick": quick}
     report["machine"] = comparison_report.machine()
-    plots.write_json(out / "compare.json", {**report, "complete": True})
+    plots.write_json(figures / "compare.json", {**report, "complete": True})
     comparison_report.write(out, report, command)
     return report
 

@@ -75,8 +75,8 @@ def test_a_comparison_gives_rows_claims_and_a_report(tmp_path: Path) -> None:
     text = (tmp_path / "REPORT.md").read_text()
     assert "made so" in text
     assert "| gru | 8 |" in text
-    assert (tmp_path / "adding.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "compare.json").read_text())["complete"]
+    assert (tmp_path / "figures" / "adding.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "figures" / "compare.json").read_text())["complete"]
     holds = {claim["claim"]: claim["holds"] for claim in report["claims"]}
     assert holds["a GRU has fewer parameters than an LSTM of the same width"] is True
 
