@@ -59,7 +59,9 @@ def write(out: Path, report: Mapping[str, Any], command: str) -> None:
     lines = ["# Comparison of recurrent cells", "", f"Made by `{command}` on {report['machine']}.", ""]
     lines += ["Scores are test losses: smaller is better. Spread is the standard deviation over "]
     lines[-1] += f"{len(report['seeds'])} seed(s). Times are processor time of one thread: "
-    lines[-1] += "s/epoch of training in PyTorch, µs/event of ONNX Runtime at 1, 64 and 256 rows per call. Peak memory is "
+    lines[-1] += (
+        "s/epoch of training in PyTorch, µs/event of ONNX Runtime at 1, 64 and 256 rows per call. Peak memory is "
+    )
     lines[-1] += "what training took beyond the loaded program; state is what a service keeps per stream."
     lines += ["", "## Claims", "", "| claim | verdict | figures |", "|---|---|---|"]
     lines += [f"| {c['claim']} | {verdict(c)} | {_short(c['figures'])} |" for c in report["claims"]]

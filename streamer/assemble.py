@@ -21,6 +21,7 @@ from streamer.kafka.topics import InputTopic, TopicNeed, Topics
 from streamer.model import Model
 from streamer.processor import Identity, Limits, Processor
 from streamer.recovery import Recovery, Rules
+from streamer.rollout import RolloutLimits
 from streamer.service import Clock, Observer, Service, ServiceOptions
 from streamer.settings import Settings, WindowSection, security
 from streamer.telemetry import Telemetry
@@ -129,6 +130,7 @@ def build(
         _limits(settings),
         identity=Identity(kafka.group, parts.input.topic_id, fingerprint(settings, parts.models)),
         durable=delivery.mode != "ephemeral",
+        reset_changed_models=delivery.model_changed == "reset",
     )
     reader = Input(
         link,
@@ -219,6 +221,7 @@ def _limits(settings: Settings) -> Limits:
         idle_ttl_ms=settings.state.idle_ttl_ms,
         checkpoint_interval_ms=settings.delivery.checkpoint_interval_ms,
         late_to_dead_letter=settings.input.late == "dead-letter",
+        rollouts=RolloutLimits(**settings.generate.model_dump()),
     )
 
 
@@ -230,6 +233,7 @@ def _codec(parts: Parts) -> Codec:
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
         max_future_ms=section.max_future_ms,
+        generates=any(model.contract.feedback is not None for _, model, rule in parts.models if rule is None),
     )
 
 

@@ -147,7 +147,7 @@ class Outgoing:
     headers: dict[int, Headers] = field(default_factory=dict)
     """Row -> further headers"""
     mode: str = "step"
-    """step | window: which kind of answer, for the metrics"""
+    """step | window | generate: which kind of answer, for the metrics"""
 
     def __len__(self) -> int:
         return len(self.keys)
