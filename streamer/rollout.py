@@ -126,7 +126,7 @@ class Carried:
 
 @dataclass(slots=True)
 class Rollout:
-    """One open rollout; ``fed`` of its first events and ``picked`` so far."""
+    """One open rollout; ``fed``: events that the model has taken, ``last``: its newest pick."""
 
     partition: int
     offset: int
@@ -145,7 +145,10 @@ class Rollout:
     broken: str | None = None
     slot: int = -1
     fed: int = 0
-    picked: list[Pick] = field(default_factory=list)
+    last: Pick = 0
+    told: list[bytes] = field(default_factory=list)
+    """Every pick as JSON, made step by step: many that end together would otherwise keep live events waiting"""
+    labels: list[str] = field(default_factory=list)
 
     @property
     def key(self) -> bytes:
@@ -169,6 +172,7 @@ class Generator:
         self.model_id = bytes.fromhex(carried.model.sha256)[:8]
         self._labels = {label: number for number, label in enumerate(self.output.labels or ())}
         self._model = f"{name}@{contract.version}"
+        self._letters = bool(self._labels) and max(map(len, self._labels)) == 1
         longest = max((len(msgspec.json.encode(label)) for label in self._labels), default=0)
         self._step_bytes = (_NUMBER_BYTES if self.classes else (self.output.size + 1) * _NUMBER_BYTES) + 2 * longest
 
@@ -206,7 +210,7 @@ class Generator:
         default = 1.0 if self.feedback.mode == "sample" else 0.0
         asked = [rollout.request for rollout in rollouts]
         temperature = np.array([default if r.temperature is None else r.temperature for r in asked])
-        steps = np.array([len(rollout.picked) for rollout in rollouts], np.uint64)
+        steps = np.array([len(rollout.told) for rollout in rollouts], np.uint64)
         seeds = np.array([r.seed for r in asked], np.uint64)
         if not self.classes:
             return [row.tolist() for row in draw_sets(y, temperature, uniforms(seeds, steps, y.shape[1]))]
@@ -227,32 +231,39 @@ class Generator:
     def ended(self, rollout: Rollout) -> bool:
         """After the last step, or where the request says to stop."""
         stop = rollout.request.stop
-        stopped = stop is not None and rollout.picked[-1] == self._class(stop)
-        return stopped or len(rollout.picked) >= rollout.request.n
+        stopped = stop is not None and rollout.last == self._class(stop)
+        return stopped or len(rollout.told) >= rollout.request.n
+
+    def take(self, rollout: Rollout, pick: Pick) -> None:
+        """Notes a pick as it will be told."""
+        rollout.last = pick
+        if isinstance(pick, int):
+            rollout.told.append(b"%d" % pick)
+            if self.output.labels is not None:
+                rollout.labels.append(self.output.labels[pick])
+        else:
+            numbers = b",".join([b"%.9g"] * len(pick)) % tuple(pick)
+            rollout.told.append(numbers if len(pick) == 1 else b"[" + numbers + b"]")
 
     def answer(self, rollout: Rollout, *, last: bool) -> Outgoing | None:
         """The record that is due after a pick; None while a whole sequence goes on, or for what was answered before."""
-        request, step = rollout.request, len(rollout.picked)
+        request, step = rollout.request, len(rollout.told)
         about: dict[str, Any] = {"n": request.n, "seed": request.seed}
-        told: Sequence[Pick] = rollout.picked
         headers = [header for header in rollout.asked.headers if header[0] in _CARRIED]
         if request.per_step:
             if step <= rollout.emitted:
                 return None
             rollout.emitted = step
             about |= {"step": step, "last": last}
-            told = told[-1:]
             headers.append((STEP_HEADER, b"%d" % step))
         elif not last:
             return None
         fields: dict[str, Any] = {"stream": rollout.stream.decode(), "ts": rollout.time_ms}
-        y = [_told(pick) for pick in told]
-        fields["y"] = y[0] if request.per_step else y
-        if self._labels and self.classes:
-            labels = [(self.output.labels or ())[pick] for pick in told if isinstance(pick, int)]
-            fields["label"] = labels[0] if request.per_step else labels
-            if not request.per_step and max(map(len, self._labels)) == 1:
-                fields["text"] = "".join(labels)
+        fields["y"] = msgspec.Raw(rollout.told[-1] if request.per_step else b"[" + b",".join(rollout.told) + b"]")
+        if rollout.labels:
+            fields["label"] = rollout.labels[-1] if request.per_step else rollout.labels
+            if not request.per_step and self._letters:
+                fields["text"] = "".join(rollout.labels)
         fields |= {"generate": about, "model": self._model}
         return Outgoing(
             rollout.partition,
@@ -267,7 +278,8 @@ class Generator:
     def _event(self, part: int | float | str | list[float]) -> F32:
         """One event of a prompt."""
         if isinstance(part, list):
-            event = np.array(part, np.float32)
+            with np.errstate(over="ignore"):
+                event = np.array(part, np.float32)
             if len(part) != self.features or not np.isfinite(event).all():
                 raise Refused("bad_request", f"prompt: an event needs {self.features} finite numbers")
             return event
@@ -427,7 +439,7 @@ class Rollouts:
     def _advance(self, generator: Generator, rollouts: Sequence[Rollout]) -> Iterator[Outgoing | Reject]:
         """One model call; one that fails changed nothing and is halved until the rollout is found."""
         events = [
-            rollout.first[rollout.fed] if rollout.fed < len(rollout.first) else generator.event(rollout.picked[-1])
+            rollout.first[rollout.fed] if rollout.fed < len(rollout.first) else generator.event(rollout.last)
             for rollout in rollouts
         ]
         slots = np.array([rollout.slot for rollout in rollouts], np.int64)
@@ -456,7 +468,7 @@ class Rollouts:
 
     def _pick(self, generator: Generator, rollouts: Sequence[Rollout], y: F32) -> Iterator[Outgoing | Reject]:
         for rollout, pick in zip(rollouts, generator.pick(rollouts, y), strict=True):
-            rollout.picked.append(pick)
+            generator.take(rollout, pick)
             last = generator.ended(rollout)
             answer = generator.answer(rollout, last=last)
             if last:
@@ -471,7 +483,7 @@ class Rollouts:
             partition=rollout.partition,
             offset=rollout.offset,
             reason="model_refused",
-            detail=f"after {len(rollout.picked)} steps: {detail}",
+            detail=f"after {len(rollout.told)} steps: {detail}",
             key=rollout.stream,
             value=asked.value,
             headers=asked.headers,
@@ -512,13 +524,6 @@ def _last_output(state: bytes | None, size: int) -> F32 | None:
         return None
     last = np.frombuffer(state, "<f4")[-size:]
     return None if np.isnan(last).any() else last
-
-
-def _told(pick: Pick) -> Any:
-    if isinstance(pick, int):
-        return pick
-    values = [value if isinstance(value, int) else float(f"{value:.9g}") for value in pick]
-    return values[0] if len(values) == 1 else values
 
 
 # chance
