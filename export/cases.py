@@ -135,9 +135,7 @@ def _copying(quick: bool) -> Case:
 
 
 def _characters(quick: bool) -> Case:
-    training = TrainSection(
-        epochs=1 if quick else 3, rows=16, steps=32, segment_steps=600, learning_rate=8e-3, schedule="cosine"
-    )
+    training = TrainSection(epochs=1, rows=16, steps=32, segment_steps=600, learning_rate=8e-3, schedule="cosine")
     model = ModelSection(hidden=32 if quick else 64, vocabulary=characters.VOCABULARY, embedding=16)
     return Case(
         "characters",
@@ -149,7 +147,7 @@ def _characters(quick: bool) -> Case:
 
 def _telemetry(quick: bool) -> Case:
     training = TrainSection(
-        epochs=3 if quick else 10, rows=8 if quick else 24, steps=50, learning_rate=8e-3, schedule="cosine"
+        epochs=3 if quick else 6, rows=8 if quick else 24, steps=50, learning_rate=8e-3, schedule="cosine"
     )
     return Case(
         "telemetry",
@@ -160,9 +158,7 @@ def _telemetry(quick: bool) -> Case:
 
 
 def _detection(quick: bool) -> Case:
-    training = TrainSection(
-        epochs=8 if quick else 10, rows=16 if quick else 32, steps=60, learning_rate=8e-3, schedule="cosine"
-    )
+    training = TrainSection(epochs=8, rows=16 if quick else 32, steps=60, learning_rate=8e-3, schedule="cosine")
 
     def make(seed: int) -> Split:
         split = anomaly.make(quick)
