@@ -122,9 +122,9 @@ def _adding(quick: bool) -> Case:
 
 
 def _copying(quick: bool) -> Case:
-    lengths, count = ((2, 10), 800) if quick else ((5, 20), 3200)
-    training = TrainSection(epochs=4 if quick else 10, rows=32, steps=100, learning_rate=5e-3)
-    model = ModelSection(hidden=32 if quick else 64, vocabulary=10, embedding=10)
+    lengths, count = ((2, 10), 800) if quick else ((2, 8), 1600)
+    training = TrainSection(epochs=4 if quick else 6, rows=32, steps=100, learning_rate=5e-3)
+    model = ModelSection(hidden=32 if quick else 48, vocabulary=10, embedding=10)
     return Case(
         "copying",
         _config("copying", "classify", model, training),
@@ -147,7 +147,7 @@ def _characters(quick: bool) -> Case:
 
 def _telemetry(quick: bool) -> Case:
     training = TrainSection(
-        epochs=3 if quick else 6, rows=8 if quick else 24, steps=50, learning_rate=8e-3, schedule="cosine"
+        epochs=3, rows=8 if quick else 24, steps=50, learning_rate=8e-3, schedule="cosine"
     )
     return Case(
         "telemetry",
@@ -158,7 +158,7 @@ def _telemetry(quick: bool) -> Case:
 
 
 def _detection(quick: bool) -> Case:
-    training = TrainSection(epochs=8, rows=16 if quick else 32, steps=60, learning_rate=8e-3, schedule="cosine")
+    training = TrainSection(epochs=8 if quick else 4, rows=16, steps=60, learning_rate=8e-3, schedule="cosine")
 
     def make(seed: int) -> Split:
         split = anomaly.make(quick)
