@@ -146,9 +146,7 @@ def _characters(quick: bool) -> Case:
 
 
 def _telemetry(quick: bool) -> Case:
-    training = TrainSection(
-        epochs=3, rows=8 if quick else 24, steps=50, learning_rate=8e-3, schedule="cosine"
-    )
+    training = TrainSection(epochs=3, rows=8 if quick else 24, steps=50, learning_rate=8e-3, schedule="cosine")
     return Case(
         "telemetry",
         _config("telemetry", "forecast", ModelSection(hidden=32 if quick else 48), training, scale=True),

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = {"core", "errors"}
 PARTS = {"codec", "model", "state", "windows", "scheduler", "checkpoint"}
 MODEL = {"graphfile", "signature", "probe"}
-PURE = {*CORE, "contract", *PARTS, *MODEL, "rollout", "processor"}
+PURE = {*CORE, "contract", *PARTS, *MODEL, "chance", "rollout", "processor"}
 ADAPTERS = {"kafka", "telemetry", "http"}
 SHELL = {*PURE, *ADAPTERS, "settings", "recovery", "service", "assemble"}
 
@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {*CORE, "contract", *MODEL},
     "probe": {*CORE, "contract", "signature", "model"},
     # Generation keeps states and changelog records of its own: a part of the processor in a file of its own.
-    "rollout": {*CORE, "contract", "checkpoint", "model", "state"},
+    "chance": CORE,
+    "rollout": {*CORE, "contract", "chance", "checkpoint", "model", "state"},
     "processor": {*CORE, "contract", *PARTS, "rollout"},
     "settings": {"errors"},
     **dict.fromkeys(ADAPTERS, PURE),

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from simulated import records
 
+from streamer.chance import draw, draw_sets, uniforms
 from streamer.checkpoint import Kind, Ledger, StreamRecord, decode_stream, progress_key
 from streamer.codec import Codec
 from streamer.contract import Contract
 from streamer.core import Epoch, Op, RecordBatch
 from streamer.errors import ModelError, ModelRunError
 from streamer.processor import Limits, Processor
-from streamer.rollout import RolloutLimits, draw, draw_sets, uniforms
+from streamer.rollout import RolloutLimits
 
 LETTERS = ("a", "b", "c", "d")
 
