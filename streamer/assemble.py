@@ -7,7 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamer.codec import Codec
@@ -28,6 +28,9 @@ from streamer.telemetry import Telemetry
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
+
+ANSWER_OVERHEAD_BYTES = 8_192
+"""Key, headers and framing beside a generated sequence"""
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,15 @@ def _limits(settings: Settings) -> Limits:
         idle_ttl_ms=settings.state.idle_ttl_ms,
         checkpoint_interval_ms=settings.delivery.checkpoint_interval_ms,
         late_to_dead_letter=settings.input.late == "dead-letter",
-        rollouts=RolloutLimits(**settings.generate.model_dump()),
+        rollouts=_rollout_limits(settings),
     )
+
+
+def _rollout_limits(settings: Settings) -> RolloutLimits:
+    """An answer has to fit a record batch with its key and headers: one that does not could never be committed."""
+    limits = RolloutLimits(**settings.generate.model_dump())
+    room = settings.output.max_batch_bytes - ANSWER_OVERHEAD_BYTES
+    return replace(limits, max_answer_bytes=max(min(limits.max_answer_bytes, room), 0))
 
 
 def _codec(parts: Parts) -> Codec:

@@ -18,11 +18,10 @@ import msgspec
 import numpy as np
 
 from streamer.contract import Contract, Output
-from streamer.core import F32, I64, ClosedWindow, EventBatch, Op, RecordBatch
+from streamer.core import CARRIED_HEADERS, F32, I64, ClosedWindow, EventBatch, Op, RecordBatch
 from streamer.errors import ConfigurationError
 
 OP_HEADER = "streamer-op"
-CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
 _OPS = {b"reset": Op.RESET, b"end": Op.END}
 _NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
 _MAX_TIME_MS = 253_402_300_799_000

@@ -29,13 +29,12 @@ import numpy as np
 from streamer.chance import draw, draw_sets, uniforms
 from streamer.checkpoint import Kind, StreamRecord, encode_stream, stream_key
 from streamer.contract import Contract, Feedback, State
-from streamer.core import F32, I32, Headers, Outgoing, Reject
+from streamer.core import CARRIED_HEADERS, F32, I32, Headers, Outgoing, Reject
 from streamer.errors import ModelRunError
 from streamer.model import Model
 from streamer.state import Arena
 
 STEP_HEADER = "streamer-step"
-_CARRIED = frozenset({"traceparent", "tracestate"})
 _OFFSET = struct.Struct(">q")
 _NUMBER_BYTES = 16
 """Estimate of one number in an answer."""
@@ -249,7 +248,7 @@ class Generator:
         """The record that is due after a pick; None while a whole sequence goes on, or for what was answered before."""
         request, step = rollout.request, len(rollout.told)
         about: dict[str, Any] = {"n": request.n, "seed": request.seed}
-        headers = [header for header in rollout.asked.headers if header[0] in _CARRIED]
+        headers = [header for header in rollout.asked.headers if header[0] in CARRIED_HEADERS]
         if request.per_step:
             if step <= rollout.emitted:
                 return None
@@ -337,10 +336,10 @@ class Rollouts:
         """Opens the rollout that the record at ``source`` (partition, offset) asks for. Refused if it cannot be."""
         if len(self._open) >= self.limits.max_open:
             raise Refused("too_many_rollouts", f"{len(self._open)} rollouts are open, generate.max_open: ask later")
-        if sum(len(name) + len(content) for name, content in headers) > self.limits.max_request_bytes:
-            raise Refused(
-                "too_long", f"headers are larger than generate.max_request_bytes {self.limits.max_request_bytes}"
-            )
+        size = len(value) + sum(len(name) + len(content) for name, content in headers)
+        if size > self.limits.max_request_bytes:  # it has to fit a record of the changelog
+            bound = self.limits.max_request_bytes
+            raise Refused("too_long", f"value and headers have {size} bytes, generate.max_request_bytes is {bound}")
         kept = None if _request(value, self.limits).begin == "initial" else state
         asked = Asked(value, tuple(headers), timestamp_ms, kept)
         self._open[source] = self._made(self.generators[model], source, stream, time_ms, asked)
@@ -371,7 +370,7 @@ class Rollouts:
             self._open[source] = rollout
 
     def step(self, live: Collection[int]) -> Iterator[Outgoing | Reject]:
-        """One step of up to ``max_rows`` rollouts per model, oldest first, of the partitions in ``live``."""
+        """One step of up to ``max_rows`` rollouts per model, of the partitions in ``live``; the oldest begin first."""
         due = [rollout for rollout in self._open.values() if rollout.partition in live]
         for rollout in due:
             if rollout.broken is not None:
@@ -380,9 +379,7 @@ class Rollouts:
             mine = [rollout for rollout in due if rollout.generator is generator and rollout.broken is None]
             ready = []
             for rollout in mine:
-                if rollout.slot < 0:
-                    if not generator.free:
-                        break
+                if rollout.slot < 0 and generator.free:
                     yield from self._begin(generator, rollout)
                 if rollout.slot >= 0:
                     ready.append(rollout)

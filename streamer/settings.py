@@ -211,8 +211,10 @@ class GenerateSection(_Section):
     max_steps: int = Field(default=1_000, ge=1, le=100_000, description="Prompt and steps of one rollout")
     max_open: int = Field(default=256, ge=1, le=10_000, description="Rollouts at a time; further requests are refused")
     max_rows: int = Field(default=64, ge=1, le=4_096, description="Rollouts of one model call; the others take turns")
-    max_request_bytes: int = Field(default=65_536, ge=64, le=500_000, description="Value of a request")
-    max_answer_bytes: int = Field(default=500_000, ge=1_024, le=10_485_760, description="A sequence in one record")
+    max_request_bytes: int = Field(default=65_536, ge=64, le=250_000, description="Value and headers of a request")
+    max_answer_bytes: int = Field(
+        default=500_000, ge=1_024, le=10_485_760, description="A sequence in one record; at most output.max_batch_bytes"
+    )
 
 
 class StateSection(_Section):

@@ -231,6 +231,26 @@ def test_more_than_may_be_open_are_refused_and_more_than_a_call_takes_wait() -> 
     assert max(model.rows) == 2
 
 
+def test_older_rollouts_that_join_late_do_not_stop_those_under_way() -> None:
+    model = Letters()
+    served = Served(model, max_rows=2)
+    source = Served(Letters())
+    source.put(*[("s", {"n": 4, "prompt": "a"}) for _ in range(3)])
+    records_ = [
+        pair for changelog in source.seal().changelog for pair in changelog.records if pair[0] != progress_key()
+    ]
+    replaying = Ledger.fresh(0)
+    replaying.live_from, replaying.rollouts = 3, [decode_stream(key, value or b"") for key, value in records_]
+    served.processor.assign(1, replaying)
+    served.put(*[("s", {"n": 4, "prompt": "a"}) for _ in range(2)])
+    served.processor.roll()
+    assert model.rows == [2], "what is still replayed waits"
+    replaying.next_offset = replaying.live_from
+    answers, refused = served.rolled()
+    assert len(answers) == 5
+    assert not refused
+
+
 def test_the_rollout_that_fails_is_found_and_its_neighbours_go_on() -> None:
     model = Letters()
     served = Served(model)
