@@ -87,8 +87,9 @@ class Served:
 
     def rolled(self) -> tuple[list[dict[str, Any]], list[tuple[int, str, str]]]:
         """Answers and refusals (offset, reason, detail) when nothing is open any more."""
-        while len(self.processor.rollouts):
+        for _ in range(2_000):
             self.processor.roll()
+        assert not len(self.processor.rollouts), "a rollout never ends"
         epoch = self.seal()
         answers = [out for out in epoch.outgoing if out.mode == "generate"]
         found = [{"offset": out.sources[0], **msgspec.json.decode(out.values[0])} for out in answers]
