@@ -63,6 +63,8 @@ def write(out: Path, report: Mapping[str, Any], command: str) -> None:
         "s/epoch of training in PyTorch, µs/event of ONNX Runtime at 1, 64 and 256 rows per call. Peak memory is "
     )
     lines[-1] += "what training took beyond the loaded program; state is what a service keeps per stream."
+    lines += ["", "All variants of a task get the same short training, so a score tells how far a variant came in it, "]
+    lines[-1] += "not how far it can come."
     lines += ["", "## Claims", "", "| claim | verdict | figures |", "|---|---|---|"]
     lines += [f"| {c['claim']} | {verdict(c)} | {_short(c['figures'])} |" for c in report["claims"]]
     for task in dict.fromkeys(row["task"] for row in rows):
