@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ class Job:
     variant: str
     sizing: str
     config: TrainConfig
+
+    def made_with(self, seeds: Sequence[int]) -> str:
+        """Digest of all that decides the row."""
+        decides = [self.case.name, self.variant, self.sizing, list(self.case.splits), list(seeds)]
+        return sha256(msgspec.json.encode([*decides, self.config])).hexdigest()[:16]
 
 
 def plan(cases: Sequence[Case], variants: Sequence[str], *, quick: bool) -> list[Job]:
@@ -90,21 +96,35 @@ def run_job(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
 def compare(
     cases: Sequence[Case], out: Path, *, variants: Sequence[str], seeds: Sequence[int], quick: bool, command: str
 ) -> dict[str, Any]:
-    """Run everything and write REPORT.md, compare.json and the plots into ``out``; returns the report."""
+    """Run everything and write REPORT.md into ``out``, compare.json and the plots into its ``figures``; returns the report."""
     jobs = plan(cases, variants, quick=quick)
-    rows = []
-    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    figures = out / comparison_report.FIGURES
+    figures.mkdir(parents=True, exist_ok=True)
+    found = _interrupted(figures / "compare.json")
     with epochs_progress("compare", len(jobs)) as advance:
         for job in jobs:
-            rows.append(run_job(job, seeds))
-            # A long run that is interrupted leaves what it has found so far.
-            plots.write_json(out / "compare.json", {"rows": rows, "complete": False})
+            made_with = job.made_with(seeds)
+            kept = next((row for row in found if row.get("made_with") == made_with), None)
+            rows.append(kept or {**run_job(job, seeds), "made_with": made_with})
+            # A long run that is interrupted leaves what it has found so far: the next one goes on from there.
+            plots.write_json(figures / "compare.json", {"rows": rows, "complete": False})
             advance(f"{job.case.name}: {job.variant}, {job.sizing}")
     report = {"rows": rows, "claims": comparison_report.claims(rows), "seeds": list(seeds), "quick": quick}
     report["machine"] = comparison_report.machine()
-    plots.write_json(out / "compare.json", {**report, "complete": True})
+    plots.write_json(figures / "compare.json", {**report, "complete": True})
     comparison_report.write(out, report, command)
     return report
+
+
+def _interrupted(path: Path) -> list[dict[str, Any]]:
+    """Rows of a run that did not end."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    rows: list[dict[str, Any]] = [] if document.get("complete", True) else document["rows"]
+    return rows
 
 
 def user_case(path: Path) -> Case:

@@ -32,12 +32,13 @@ def rollout(
     steps: int,
     pick: Pick,
     encode: Callable[[Tensor], Tensor],
+    output: str | None = None,
 ) -> list[Tensor]:
     """Run the prompt [T, F], then ``steps`` times: pick from the last output [O], encode it as the next event [F]."""
     picked: list[Tensor] = []
     with torch.no_grad():
         outputs, states = model(torch.from_numpy(np.asarray(prompt, np.float32))[None])
         for _ in range(steps):
-            picked.append(pick(outputs[model.output][0, -1]))
+            picked.append(pick(outputs[output or model.output][0, -1]))
             outputs, states = model(encode(picked[-1]).to(torch.float32).reshape(1, 1, -1), None, *states)
     return picked

@@ -1,4 +1,7 @@
-"""One trained model's figures: time, memory, size, speed in ONNX Runtime. Each is measured in a process of its own."""
+"""One trained model's figures: time, memory, size, speed in ONNX Runtime. Each is measured in a process of its own.
+
+Times are processor time of one thread: what else the machine does meanwhile must not decide which cell is faster.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -51,7 +54,7 @@ def trained_figures(config: TrainConfig, make: Callable[[int], Split], seed: int
 
 
 def microseconds_per_event(model: Model) -> dict[str, float]:
-    """Median time of one event in ONNX Runtime, by rows per call: single steps, or windows of 32 steps."""
+    """Median processor time of one event in ONNX Runtime, by rows per call: single steps, or windows of 32 steps."""
     steps = 1 if model.contract.mode == "step" else _WINDOW_STEPS
     random = np.random.default_rng(0)
     found = {}
@@ -62,9 +65,9 @@ def microseconds_per_event(model: Model) -> dict[str, float]:
         model.run(x, lengths, states)
         times = []
         for _ in range(_REPEATS):
-            started = perf_counter()
+            started = process_time()
             model.run(x, lengths, states)
-            times.append(perf_counter() - started)
+            times.append(process_time() - started)
         found[str(rows)] = statistics.median(times) / (rows * steps) * 1e6
     return found
 
@@ -127,15 +130,15 @@ def _child(sender: Connection, config: TrainConfig, make: Callable[[int], Split]
 def _figures(config: TrainConfig, make: Callable[[int], Split], seed: int, speed: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     split = make(seed)
-    before = _reset_peak_bytes()
+    before, started = _reset_peak_bytes(), process_time()
     trained = train_seed(config, split, seed, out=None)
-    peak = _peak_bytes() - before
+    seconds, peak = process_time() - started, _peak_bytes() - before
     test = trained.figures["test"]
     found: dict[str, Any] = {
         "score": test["loss"],
         "baseline": test["baseline_loss"],
         "parameters": trained.model.parameter_count,
-        "seconds_per_epoch": statistics.median(row.seconds for row in trained.history.epochs),
+        "seconds_per_epoch": seconds / len(trained.history.epochs),
         "peak_memory_bytes": max(0, peak),
         "state_bytes": sum(4 * state.numel() for state in trained.model.initial_states(1))
         if trained.model.mode == "step"

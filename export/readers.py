@@ -64,7 +64,7 @@ def group(columns: Columns, *, classes: Sequence[str] | None, labels: str, where
     if not finite.all():
         row, feature = (int(i) for i in np.argwhere(~finite)[0])
         raise ConfigurationError(
-            f"{where}: event {row} of {len(finite)} (stream {columns.streams[row]!r}) has no finite value for "
+            f"{where}: event {row} of {len(finite)} (stream {str(columns.streams[row])!r}) has no finite value for "
             f"{columns.features[feature]!r} ({int((~finite).sum())} such values in all); fill or drop them first"
         )
     names, inverse = np.unique(columns.streams, return_inverse=True)

@@ -177,8 +177,7 @@ def make_model(config: TrainConfig, train: Streams) -> SequenceModel:
         outputs, labels = 0, train.features
     if config.task in ("forecast", "next_category", "next_set") and (section.directions != 1 or section.reduce):
         raise ConfigurationError(f"task {config.task} is causal: directions must be 1, and there is no reduce")
-    if section.vocabulary:
-        _check_categories(train, section.vocabulary)
+    check_values(config, train)
     model = build(
         ModelConfig(
             features=features,
@@ -210,6 +209,8 @@ def train_seed(config: TrainConfig, split: Split, seed: int, *, out: Path | None
     """Train one seed to its best validation loss and judge it on validation and test part."""
     torch.manual_seed(seed)
     model = make_model(config, split.train)
+    for part in (split.validation, split.test):
+        check_values(config, part)
     _reinitialise(model, seed)
     model.to(config.device)
     per_window = model.reduce is not None
@@ -334,12 +335,16 @@ def _override(document: dict[str, Any], text: str) -> None:
     target[key] = parsed
 
 
-def _check_categories(train: Streams, vocabulary: int) -> None:
-    if vocabulary < 2 or len(train.features) != 1:
+def check_values(config: TrainConfig, part: Streams) -> None:
+    """ConfigurationError for values that the task gives no meaning to: unknown categories, sets that are none."""
+    vocabulary = config.model.vocabulary
+    if vocabulary and (vocabulary < 2 or len(part.features) != 1):
         raise ConfigurationError("model.vocabulary needs one feature, and at least 2 categories")
-    for name, x in zip(train.names, train.x, strict=True):
-        if (x != np.round(x)).any() or x.min() < 0 or x.max() >= vocabulary:
+    for name, x in zip(part.names, part.x, strict=True):
+        if vocabulary and ((x != np.round(x)).any() or x.min() < 0 or x.max() >= vocabulary):
             raise ConfigurationError(f"stream {name!r} has a category outside of 0..{vocabulary - 1}")
+        if config.task == "next_set" and not np.isin(x, (0, 1)).all():
+            raise ConfigurationError(f"stream {name!r} has values that are not 0 or 1: next_set needs sets")
 
 
 def _reinitialise(model: SequenceModel, seed: int) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamer.codec import Codec
@@ -21,12 +21,16 @@ from streamer.kafka.topics import InputTopic, TopicNeed, Topics
 from streamer.model import Model
 from streamer.processor import Identity, Limits, Processor
 from streamer.recovery import Recovery, Rules
+from streamer.rollout import RolloutLimits
 from streamer.service import Clock, Observer, Service, ServiceOptions
 from streamer.settings import Settings, WindowSection, security
 from streamer.telemetry import Telemetry
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
+
+ANSWER_OVERHEAD_BYTES = 8_192
+"""Key, headers and framing beside a generated sequence"""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def build(
         _limits(settings),
         identity=Identity(kafka.group, parts.input.topic_id, fingerprint(settings, parts.models)),
         durable=delivery.mode != "ephemeral",
+        reset_changed_models=delivery.model_changed == "reset",
     )
     reader = Input(
         link,
@@ -221,7 +226,15 @@ def _limits(settings: Settings) -> Limits:
         idle_ttl_ms=settings.state.idle_ttl_ms,
         checkpoint_interval_ms=settings.delivery.checkpoint_interval_ms,
         late_to_dead_letter=settings.input.late == "dead-letter",
+        rollouts=_rollout_limits(settings),
     )
+
+
+def _rollout_limits(settings: Settings) -> RolloutLimits:
+    """An answer has to fit a record batch with its key and headers: one that does not could never be committed."""
+    limits = RolloutLimits(**settings.generate.model_dump())
+    room = settings.output.max_batch_bytes - ANSWER_OVERHEAD_BYTES
+    return replace(limits, max_answer_bytes=max(min(limits.max_answer_bytes, room), 0))
 
 
 def _codec(parts: Parts) -> Codec:
@@ -232,6 +245,7 @@ def _codec(parts: Parts) -> Codec:
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
         max_future_ms=section.max_future_ms,
+        generates=any(model.contract.feedback is not None for _, model, rule in parts.models if rule is None),
     )
 
 

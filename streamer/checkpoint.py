@@ -32,11 +32,13 @@ class Kind(IntEnum):
     PROGRESS = 0
     STATE = 1
     WINDOW = 2
+    ROLLOUT = 3
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """State of one stream in one model up to ``through`` (a state of None: forgotten there), or a window lane's ``through``."""
+    """State of one stream in one model up to ``through`` (a state of None: forgotten there), or a window lane's ``through``,
+    or a rollout that was asked for at ``through``, whose ``stream`` begins with that offset."""
 
     kind: Kind
     model: str
@@ -65,6 +67,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     topic_id: str
     checksum: int
     """CRC-32 of key and value of the input record at position - 1."""
+    rollouts: tuple[tuple[int, int], ...] = ()
+    """Open rollouts that answer per step: (offset of the request, answers committed)."""
 
 
 def progress_key() -> bytes:
@@ -156,9 +160,19 @@ class Ledger:
     new_window_through: dict[bytes, int] = field(default_factory=dict)
     idle: list[tuple[int, int]] = field(default_factory=list)
     decisions: dict[int, str] = field(default_factory=dict)
+    rollouts: list[StreamRecord] = field(default_factory=list)
+    """Open when the changelog was written"""
+    emitted: dict[int, int] = field(default_factory=dict)
+    """Answers committed of those, by offset"""
 
     @classmethod
-    def restored(cls, progress: Progress, forgotten: dict[bytes, int], window_through: dict[bytes, int]) -> Ledger:
+    def restored(
+        cls,
+        progress: Progress,
+        forgotten: dict[bytes, int],
+        window_through: dict[bytes, int],
+        rollouts: Iterable[StreamRecord] = (),
+    ) -> Ledger:
         return cls(
             position=progress.position,
             replay_point=progress.replay_point,
@@ -172,6 +186,8 @@ class Ledger:
             window_through=window_through,
             idle=list(progress.idle),
             decisions=dict(progress.decisions),
+            rollouts=list(rollouts),
+            emitted=dict(progress.rollouts),
         )
 
     @classmethod

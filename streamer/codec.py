@@ -18,13 +18,11 @@ import msgspec
 import numpy as np
 
 from streamer.contract import Contract, Output
-from streamer.core import F32, I64, ClosedWindow, EventBatch, Op, RecordBatch
+from streamer.core import CARRIED_HEADERS, F32, I64, ClosedWindow, EventBatch, Op, RecordBatch
 from streamer.errors import ConfigurationError
 
 OP_HEADER = "streamer-op"
-CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
 _OPS = {b"reset": Op.RESET, b"end": Op.END}
-"""``generate`` is refused until the processor can roll out: as a command it would reset the stream."""
 _NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
 _MAX_TIME_MS = 253_402_300_799_000
 """9999-12-31: later event times are mistakes (microseconds, nanoseconds)."""
@@ -226,8 +224,11 @@ class Codec:
         missing: float | None = None,
         max_record_bytes: int = 1_048_576,
         max_future_ms: int | None = None,
+        generates: bool = False,
     ) -> None:
+        """``generates``: a model is served that can, so ``generate`` is a command."""
         self.features = contract.features
+        self._ops_known = {**_OPS, b"generate": Op.GENERATE} if generates else _OPS
         self._max_record_bytes = max_record_bytes
         self._max_future_ms = max_future_ms
         self._decode: ValueDecoder
@@ -260,7 +261,7 @@ class Codec:
         for row, headers in records.headers.items():
             for name, value in headers:
                 if name == OP_HEADER:
-                    ops[row] = _OPS.get(value)
+                    ops[row] = self._ops_known.get(value)
         return ops
 
     def _unusable(self, records: RecordBatch, ops: Mapping[int, Op | None]) -> dict[int, tuple[str, str]]:
@@ -274,7 +275,7 @@ class Codec:
             pass
         for row, (key, value) in enumerate(zip(keys, values, strict=True)):
             if row in ops and ops[row] is None:
-                bad[row] = ("unknown_command", f"header {OP_HEADER} is none of {', '.join(k.decode() for k in _OPS)}")
+                bad[row] = ("unknown_command", f"header {OP_HEADER} is none of {self._commands()}")
             elif not key:
                 bad[row] = ("missing_key", "the key is the stream's id; this record has none")
             elif not _is_utf8(key):
@@ -284,6 +285,9 @@ class Codec:
             elif value is not None and len(value) > limit:
                 bad[row] = ("too_large", f"value has {len(value)} bytes, input.max_record_bytes is {limit}")
         return bad
+
+    def _commands(self) -> str:
+        return ", ".join(name.decode() for name in self._ops_known)
 
     def _decode_some(
         self,

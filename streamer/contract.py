@@ -96,6 +96,8 @@ class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     output: str
     mode: Literal["sample", "argmax", "value"] = "value"
     encoding: Literal["value", "index", "one-hot"] = "value"
+    at: int = 0
+    """First feature that the encoding fills; the others are 0."""
 
 
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
@@ -298,5 +300,26 @@ def _check_outputs(contract: Contract) -> None:
                 f"{what}: kind {output.kind} is one number, but shape {list(output.shape)} has {output.size}:"
                 " use vector"
             )
-    if contract.feedback and contract.feedback.output not in [output.name for output in contract.outputs]:
-        raise ModelError(f"feedback: there is no output {contract.feedback.output!r}: name a declared output")
+    if contract.feedback is not None:
+        _check_feedback(contract, contract.feedback)
+
+
+def _check_feedback(contract: Contract, feedback: Feedback) -> None:
+    output = next((output for output in contract.outputs if output.name == feedback.output), None)
+    if output is None:
+        raise ModelError(f"feedback: there is no output {feedback.output!r}: name a declared output")
+    if contract.mode != "step":
+        raise ModelError("feedback belongs to step models: a window model cannot be rolled forward, leave it out")
+    if (feedback.mode == "argmax" and feedback.encoding == "value") or (
+        feedback.mode == "value" and feedback.encoding != "value"
+    ):
+        raise ModelError(
+            f"feedback: mode {feedback.mode} and encoding {feedback.encoding} do not go together: argmax picks a class"
+            " (index, one-hot), value feeds numbers back (value)"
+        )
+    width = 1 if feedback.encoding == "index" else output.size
+    if feedback.at < 0 or feedback.at + width > contract.features:
+        raise ModelError(
+            f"feedback: {width} values from feature {feedback.at} on do not fit an event of {contract.features} features:"
+            " correct at, output or encoding"
+        )

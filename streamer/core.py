@@ -18,6 +18,9 @@ I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 Headers = Sequence[tuple[str, bytes]]
 
+CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
+"""Headers of an input record that its answers keep."""
+
 
 class Op(IntEnum):
     """What a record asks for. Commands travel in the log (header ``streamer-op``), so they are ordered and replayed."""
@@ -147,7 +150,7 @@ class Outgoing:
     headers: dict[int, Headers] = field(default_factory=dict)
     """Row -> further headers"""
     mode: str = "step"
-    """step | window: which kind of answer, for the metrics"""
+    """step | window | generate: which kind of answer, for the metrics"""
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -1,9 +1,10 @@
 """The synchronous core: owns all state and decides everything. No I/O, no clock, no asyncio.
 
-Three calls drive it, from a ten-line test or from the service alike:
+Few calls drive it, from a ten-line test or from the service alike:
 
     processor.ingest(batches)           # decoded records: what is news becomes pending work
     for _ in processor.run(): ...       # one model call per step; all pending work is settled when it ends
+    processor.roll()                    # between the others: one step of what is being generated
     epoch = processor.seal(now_ms)      # everything settled since the last epoch, as bytes to commit
 
 Every decision at ingest depends on the record, the order of the log and the partition's own state only. Other decisions
@@ -12,6 +13,7 @@ Every decision at ingest depends on the record, the order of the log and the par
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -35,6 +37,7 @@ from streamer.codec import Encoder
 from streamer.core import F32, I64, U8, Batch, Changelog, ClosedWindow, Epoch, EventBatch, Op, Outgoing, Reject
 from streamer.errors import ConfigurationError, DataLossError, ModelRunError
 from streamer.model import Model
+from streamer.rollout import Carried, Refused, RolloutLimits, Rollouts
 from streamer.scheduler import plan_steps, plan_windows
 from streamer.state import Arena, StreamTable
 from streamer.windows import WindowRule, Windows
@@ -55,6 +58,7 @@ class Limits:
     idle_ttl_ms: int = 0
     checkpoint_interval_ms: int = 10_000
     late_to_dead_letter: bool = False
+    rollouts: RolloutLimits = field(default_factory=RolloutLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Lane:
     index: int
     name: str
     model: Model
+    carried: Carried
     encoder: Encoder
     model_id: bytes
     arena: Arena | None = None
@@ -128,6 +133,8 @@ class _Work:
     """Rows whose decision was committed before (replay); None: none."""
     windows: list[ClosedWindow]
     window_partitions: list[int]
+    refused: dict[int, Refused] = field(default_factory=dict)
+    """Row -> why a rollout was not opened"""
 
 
 class Processor:
@@ -140,27 +147,31 @@ class Processor:
         *,
         identity: Identity | None = None,
         durable: bool = True,
+        reset_changed_models: bool = False,
     ) -> None:
         """``models``: (name, model, window rule or None for step mode); at most one in window mode, all of one width."""
         self.limits = limits or Limits()
         self.identity = identity or Identity()
         self._durable = durable
+        self._reset_changed_models = reset_changed_models
         _check_models(models)
         self.features = models[0][1].contract.features
-        stateful = [model for _, model, rule in models if rule is None]
-        per_stream = sum(model.state_bytes_per_stream for model in stateful) + STREAM_OVERHEAD_BYTES
+        carried = [Carried(model) for _, model, _ in models]
+        stateful = [each for each, (_, _, rule) in zip(carried, models, strict=True) if rule is None]
+        per_stream = sum(each.bytes_per_stream for each in stateful) + STREAM_OVERHEAD_BYTES
         self.max_streams = max(self.limits.max_state_bytes // per_stream, 1)
         capacity = self.max_streams + 2 * self.limits.max_ingest_rows if stateful else 1
         self.lanes: list[Lane] = []
         for index, (name, model, rule) in enumerate(models):
-            arena = None if rule else Arena(model.states, model.initial_states(1), capacity)
-            encoder = Encoder(model.contract, name)
-            self.lanes.append(Lane(index, name, model, encoder, bytes.fromhex(model.sha256)[:8], arena, rule))
+            kept, encoder = carried[index], Encoder(model.contract, name)
+            arena = None if rule else Arena(kept.states, kept.initial, capacity)
+            self.lanes.append(Lane(index, name, model, kept, encoder, bytes.fromhex(model.sha256)[:8], arena, rule))
         self._stepping = [lane for lane in self.lanes if lane.arena is not None]
         self._windowing = next((lane for lane in self.lanes if lane.rule is not None), None)
         self.table = StreamTable([lane.arena for lane in self._stepping if lane.arena], capacity)
         self.ledgers: dict[int, Ledger] = {}
         self.windows: dict[int, Windows] = {}
+        self.rollouts = Rollouts([(lane.name, lane.carried) for lane in self._stepping], self.limits.rollouts)
         self.counters = Counters()
         self._ended: dict[int, dict[bytes, int]] = {}
         self._data_watermark: dict[int, int] = {}
@@ -187,6 +198,9 @@ class Processor:
             self.windows[partition] = Windows(
                 self._windowing.rule, self.features, watermark=ledger.watermark, replaying=ledger.replaying
             )
+        self.rollouts.restore(
+            partition, ledger.rollouts, ledger.emitted, reset_changed_models=self._reset_changed_models
+        )
 
     def revoke(self, partition: int) -> None:
         """Forgets a partition: state, windows, and what of it was not sealed. Invariant 7: nothing of it remains."""
@@ -197,6 +211,7 @@ class Processor:
         self._newest_ms.pop(partition, None)
         self._data_watermark.pop(partition, None)
         self.table.drop(partition)
+        self.rollouts.drop(partition)
         self._outgoing = [out for out in self._outgoing if out.partition != partition]
         self._rejects = [reject for reject in self._rejects if reject.partition != partition]
 
@@ -385,13 +400,54 @@ class Processor:
                     self._call(lane, work, item, outputs, refused)
                     yield
                 else:
-                    assert lane.arena is not None
-                    lane.arena.reset(work.slots[item])
+                    self._command(lane, work, item)
             self._settle(lane, work, outputs, refused)
         if work.windows and self._windowing:
             yield from self._run_windows(self._windowing, work)
         self._finish(work)
         self._work = None
+
+    def _command(self, lane: Lane, work: _Work, rows: I64) -> None:
+        """Between model calls: states go back to the initial one, or are forked for a rollout if that is news."""
+        assert lane.arena is not None
+        assert work.ops is not None
+        asking = work.ops[rows] == Op.GENERATE
+        lane.arena.reset(work.slots[rows[~asking]])
+        for row in rows[asking].tolist():
+            segment = next(s for s in work.segments if s.begin <= row < s.end)
+            batch, at = segment.batch, row - segment.begin
+            if work.offsets[row] < segment.live_from:
+                continue
+            value, offset = batch.commands.get(at, b""), int(work.offsets[row])
+            try:
+                if self.rollouts.generator_of(value) == lane.name:
+                    self.rollouts.ask(
+                        lane.name,
+                        (batch.partition, offset),
+                        work.keys[row],
+                        value,
+                        headers=batch.records.headers.get(bisect_left(batch.records.offsets, offset), ()),
+                        timestamp_ms=batch.timestamps_ms[at],
+                        time_ms=int(work.times_ms[row]),
+                        state=lane.arena.rows(work.slots[row : row + 1])[0],
+                    )
+            except Refused as refused:
+                work.refused[row] = refused
+
+    def roll(self) -> None:
+        """One step of the open rollouts (see ``streamer.rollout``): one model call per model. Nothing may be pending.
+
+        Partitions that are still replayed wait: what they answer could not be committed yet."""
+        assert self._work is None, "run() the pending work first"
+        live = {partition for partition, ledger in self.ledgers.items() if not ledger.replaying}
+        for answer in self.rollouts.step(live):
+            self.ledgers[answer.partition].moved = True
+            if isinstance(answer, Reject):
+                self._rejects.append(answer)
+            else:
+                self._outgoing.append(answer)
+        self.counters.runs += [(rows, 1, rows) for rows in self.rollouts.calls]
+        self.rollouts.calls.clear()
 
     def _plan(self, lane: Lane, work: _Work) -> Iterator[Batch | I64]:
         limits, model = self.limits, lane.model
@@ -425,7 +481,7 @@ class Processor:
         single = rows.shape[1] == 1
         x = work.x[rows[:, 0]][:, None, :] if single else work.x[np.maximum(rows, 0)] * (rows >= 0)[:, :, None]
         try:
-            results, states = lane.model.run(x, batch.lengths, arena.take(batch.slots))
+            results, states = lane.carried.run(x, batch.lengths, arena.take(batch.slots))
             _check_finite(results, batch, states)
         except ModelRunError as error:
             self._isolate(lane, work, batch, outputs, refused, error)
@@ -547,6 +603,8 @@ class Processor:
             ended = self._ended[segment.batch.partition]
             for row in np.flatnonzero(work.ops[segment.begin : segment.end]).tolist():
                 self.counters.commands += 1
+                if refused := work.refused.get(segment.begin + row):
+                    self._rejects.append(_reject(segment.batch, row, refused.reason, refused.detail))
                 if work.ops[segment.begin + row] == Op.END:
                     ended[segment.batch.keys[row]] = int(segment.batch.offsets[row])
 
@@ -653,7 +711,7 @@ class Processor:
             models = {}
             for lane in self._stepping:
                 assert lane.arena is not None
-                tensors = zip(lane.model.states, lane.arena.take(chosen), strict=True)
+                tensors = zip(lane.model.states, lane.arena.take(chosen), strict=False)  # not what is fed back
                 models[lane.name] = {
                     "through_offset": int(lane.arena.through[slot]),
                     "state_norms": {state.input: float(np.linalg.norm(value)) for state, value in tensors},
@@ -686,15 +744,17 @@ class Processor:
                 continue
             gone = evicted.get(partition, {})
             due = self._round_due(ledger, now_ms)
-            if not (ledger.next_offset > ledger.position or gone or due or ledger.moved or ledger.round_open):
+            settled = ledger.next_offset if self._durable else self.rollouts.oldest(partition, ledger.next_offset)
+            if not (settled > ledger.position or gone or due or ledger.moved or ledger.round_open):
                 continue
-            ledger.position = ledger.next_offset
+            ledger.position = settled
             ledger.moved = False
             positions[partition] = ledger.position
             if not self._durable:
                 ledger.replay_from_position()
                 continue
             records = self._forget_records(partition, gone) + self._window_records(ledger)
+            records += self.rollouts.records(partition)
             if due:
                 self._begin_round(partition, ledger, now_ms)
             slice_records, spent = self._slice(partition, ledger, slice_bytes)
@@ -703,7 +763,7 @@ class Processor:
             windows = self.windows.get(partition)
             ledger.move_replay_point(windows.oldest() if windows else None)
             records += self._tombstones(partition, ledger, gone)
-            records.append((progress_key(), encode_progress(self._progress(ledger))))
+            records.append((progress_key(), encode_progress(self._progress(partition, ledger))))
             changelog.append(Changelog(partition, records))
         if not (positions or self._outgoing or self._rejects):
             return None
@@ -813,7 +873,7 @@ class Processor:
                 records.append((stream_key(Kind.WINDOW, self._windowing.name, stream), None))
         return records
 
-    def _progress(self, ledger: Ledger) -> Progress:
+    def _progress(self, partition: int, ledger: Ledger) -> Progress:
         return Progress(
             position=ledger.position,
             replay_point=ledger.replay_point,
@@ -825,6 +885,7 @@ class Processor:
             group=self.identity.group,
             topic_id=self.identity.topic_id,
             checksum=ledger.checksum,
+            rollouts=self.rollouts.emitted(partition),
         )
 
     # forgetting
@@ -926,7 +987,7 @@ def _rows_of(batch: EventBatch, rows: I64) -> EventBatch:
 
 
 def _reject(batch: EventBatch, row: int, reason: str, detail: str) -> Reject:
-    return batch.records.reject(batch.records.offsets.index(int(batch.offsets[row])), reason, detail)
+    return batch.records.reject(bisect_left(batch.records.offsets, int(batch.offsets[row])), reason, detail)
 
 
 def _joined(parts: Sequence[Any], dtype: type) -> Any:

@@ -10,8 +10,9 @@ import asyncio
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from streamer.checkpoint import Kind, Ledger, Progress
+from streamer.checkpoint import Kind, Ledger, Progress, StreamRecord
 from streamer.errors import DataLossError
 from streamer.kafka.client import Connection
 from streamer.kafka.group import Group
@@ -48,6 +49,7 @@ class RestoreState:
     progress: Progress | None = None
     forgotten: dict[bytes, int] = field(default_factory=dict)
     window_through: dict[bytes, int] = field(default_factory=dict)
+    rollouts: dict[bytes, StreamRecord] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
@@ -127,11 +129,14 @@ class Recovery:
         for record in chunk.records:
             if record.kind is Kind.WINDOW:
                 state.window_through[record.stream] = record.through
+            elif record.kind is Kind.ROLLOUT:
+                state.rollouts[record.stream] = record
             else:
                 state.forgotten.pop(record.stream, None)
         gone = {stream for kind, stream in chunk.removed if kind is Kind.STATE} | chunk.forgotten.keys()
         for kind, stream in chunk.removed:
-            (state.window_through if kind is Kind.WINDOW else state.forgotten).pop(stream, None)
+            ended: dict[Kind, dict[bytes, Any]] = {Kind.WINDOW: state.window_through, Kind.ROLLOUT: state.rollouts}
+            ended.get(kind, state.forgotten).pop(stream, None)
         state.forgotten.update(chunk.forgotten)
         processor.unload(partition, gone)
         processor.load(
@@ -159,7 +164,9 @@ class Recovery:
             self._check(partition, state.progress, begins[partition], ends[partition])
             if state.progress.position > begins[partition]:
                 known[partition] = state.progress
-            result[partition] = Ledger.restored(state.progress, state.forgotten, state.window_through)
+            result[partition] = Ledger.restored(
+                state.progress, state.forgotten, state.window_through, state.rollouts.values()
+            )
         await self._check_log(known)
         return result
 

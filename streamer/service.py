@@ -28,6 +28,8 @@ from streamer.recovery import Recovery, RestoreState
 _PUBLISHING = 4
 _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
+_ROLLING_POLL_MS = 1
+"""While sequences are generated: between two of their steps live records are looked for, and not waited for."""
 
 
 class Clock(Protocol):
@@ -254,6 +256,7 @@ class Service:
             self._fetch_from_here()
             return
         await self._watch_idle(bool(batches))
+        await self._roll()
         await self._maybe_commit(drained=sum(map(len, batches)) < self.options.max_poll_records)
 
     async def _process(self, decoded: list[EventBatch]) -> None:
@@ -280,6 +283,18 @@ class Service:
             last = now
         times.end("run", clock.monotonic())
         self._observer.settled(self.processor, seconds)
+        if self.options.delivery != "exactly-once":
+            await self._publish()
+
+    async def _roll(self) -> None:
+        """One step of what is being generated: a live event waits for no more than that."""
+        if not len(self.processor.rollouts):
+            return
+        began = self._clock.monotonic()
+        self.processor.roll()
+        ended = self._clock.monotonic()
+        self._open.times.end("run", ended)
+        self._observer.settled(self.processor, [ended - began])
         if self.options.delivery != "exactly-once":
             await self._publish()
 
@@ -514,6 +529,8 @@ class Service:
 
     def _poll_timeout_ms(self) -> int:
         """Short while something waits for its commit, so that the commit is not late."""
+        if len(self.processor.rollouts):
+            return _ROLLING_POLL_MS
         return self.options.commit_min_gap_ms if self._open.started or self._commit else self.options.poll_timeout_ms
 
     async def _watch_idle(self, any_records: bool) -> None:

@@ -207,6 +207,16 @@ class BatchSection(_Section):
     threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime")
 
 
+class GenerateSection(_Section):
+    max_steps: int = Field(default=1_000, ge=1, le=100_000, description="Prompt and steps of one rollout")
+    max_open: int = Field(default=256, ge=1, le=10_000, description="Rollouts at a time; further requests are refused")
+    max_rows: int = Field(default=64, ge=1, le=4_096, description="Rollouts of one model call; the others take turns")
+    max_request_bytes: int = Field(default=65_536, ge=64, le=250_000, description="Value and headers of a request")
+    max_answer_bytes: int = Field(
+        default=500_000, ge=1_024, le=10_485_760, description="A sequence in one record; at most output.max_batch_bytes"
+    )
+
+
 class StateSection(_Section):
     max_bytes: int = Field(
         default=1_073_741_824, ge=65_536, description="Memory for state; beyond it the oldest streams go"
@@ -268,6 +278,7 @@ class Settings(BaseSettings):
     delivery: DeliverySection = DeliverySection()
     batch: BatchSection = BatchSection()
     state: StateSection = StateSection()
+    generate: GenerateSection = GenerateSection()
     model: dict[str, ModelSection] = Field(min_length=1, max_length=2)
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()

@@ -26,7 +26,7 @@ from streamer.processor import Processor
 STAGES = ("fetch", "decode", "wait", "run", "encode", "commit")
 REJECT_REASONS = (
     "undecodable", "wrong_width", "missing_feature", "not_finite", "missing_key", "bad_key", "missing_value", "too_large",
-    "bad_time", "unknown_command", "late", "model_refused",
+    "bad_time", "unknown_command", "late", "model_refused", "bad_request", "too_long", "too_many_rollouts",
 )  # fmt: skip
 EVICT_REASONS = ("idle", "memory", "end")
 WINDOW_REASONS = ("time", "count", "end", "full", "span", "limit")
@@ -121,7 +121,7 @@ class Telemetry(Collector):
         self._summary_interval_s = summary_interval_s
         self._monotonic, self._wall = monotonic, wall
         latency = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
-        self.latency = {mode: Histogram(latency) for mode in ("step", "window")}
+        self.latency = {mode: Histogram(latency) for mode in ("step", "window", "generate")}
         self.stages = {stage: Histogram(latency) for stage in STAGES}
         self.runs = Histogram(doubling(50e-6, 0.4))
         self.rows = Histogram([float(2**power) for power in range(13)])
@@ -146,7 +146,7 @@ class Telemetry(Collector):
         self._assigned: list[int] | None = None
         self._assigned_at = 0.0
         self._gauges: dict[str, int] = dict.fromkeys(
-            ("pending_events", "streams_resident", "streams_limit", "state_bytes", "windows_open"), 0
+            ("pending_events", "streams_resident", "streams_limit", "state_bytes", "windows_open", "rollouts_open"), 0
         )
         self._partitions: dict[int, dict[str, Any]] = {}
         self._restoring: dict[int, tuple[int, int, int]] = {}
@@ -333,6 +333,7 @@ class Telemetry(Collector):
             "streams_limit": processor.max_streams,
             "state_bytes": used * sum(lane.arena.bytes_per_stream for lane in processor.lanes if lane.arena),
             "windows_open": sum(windows.open_windows for windows in processor.windows.values()),
+            "rollouts_open": len(processor.rollouts),
         }
         self._topic = reader.topic
         heard_s = [reader.confirmed_at_ms(partition) / 1000 for partition in processor.ledgers]
@@ -454,6 +455,7 @@ class Telemetry(Collector):
             ("streams_limit", "Streams that fit into state.max_bytes; beyond it the oldest go"),
             ("state_bytes", "Raw state of the resident streams"),
             ("windows_open", "Open windows"),
+            ("rollouts_open", "Sequences being generated"),
         ):
             yield GaugeMetricFamily(f"streamer_{name}", help_text, self._gauges[name])
         yield GaugeMetricFamily("streamer_ready", "1 when all partitions owned are restored, as /readyz", self.ready)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = {"core", "errors"}
 PARTS = {"codec", "model", "state", "windows", "scheduler", "checkpoint"}
 MODEL = {"graphfile", "signature", "probe"}
-PURE = {*CORE, "contract", *PARTS, *MODEL, "processor"}
+PURE = {*CORE, "contract", *PARTS, *MODEL, "chance", "rollout", "processor"}
 ADAPTERS = {"kafka", "telemetry", "http"}
 SHELL = {*PURE, *ADAPTERS, "settings", "recovery", "service", "assemble"}
 
@@ -29,7 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The model is four files: what a graph says of itself, its signature, the running of it, and a trial of it.
     "model": {*CORE, "contract", *MODEL},
     "probe": {*CORE, "contract", "signature", "model"},
-    "processor": {*CORE, "contract", *PARTS},
+    # Generation keeps states and changelog records of its own: a part of the processor in a file of its own.
+    "chance": CORE,
+    "rollout": {*CORE, "contract", "chance", "checkpoint", "model", "state"},
+    "processor": {*CORE, "contract", *PARTS, "rollout"},
     "settings": {"errors"},
     **dict.fromkeys(ADAPTERS, PURE),
     "recovery": {*PURE, "kafka"},

@@ -80,9 +80,9 @@ def run(name: str, out: Path, *, quick: bool = False, data: Path | None = None) 
     split = recipe.make(quick) if data is None else read_user_data(recipe, data)
     if recipe.task == "next_category" and split.train.classes is not None:
         section = msgspec.structs.replace(section, vocabulary=len(split.train.classes))
-    config = TrainConfig(
-        name=name, task=recipe.task, data=DataSection(path=str(data or "generated")), model=section, training=training
-    )
+    named = list(split.train.classes or ()) if recipe.task == "next_category" else None
+    source = DataSection(path=str(data or "generated"), classes=named or None)
+    config = TrainConfig(name=name, task=recipe.task, data=source, model=section, training=training)
     out.mkdir(parents=True, exist_ok=True)
     trained = train_seed(config, split, SEED, out=None)
     figures = trained.figures["test"]

@@ -57,4 +57,5 @@ RECIPE = Recipe(
     quick_limit=0.85,
     baseline=last_value_auc,
     baseline_name="AUC of the change from the last value",
+    feedback={"output": "forecast", "mode": "value"},
 )

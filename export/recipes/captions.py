@@ -74,6 +74,6 @@ RECIPE = Recipe(
     quick_limit=0.95,
     baseline=position_baseline,
     baseline_name="accuracy of each place's most common word",
-    feedback={"output": "y", "mode": "argmax", "encoding": "one-hot"},
+    feedback={"output": "y", "mode": "argmax", "encoding": "one-hot", "at": PIXELS},
     show=lambda model, data: "\n".join(caption_of(model, x[0]) for x in data.test.x[:4]),
 )

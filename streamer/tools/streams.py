@@ -1,7 +1,7 @@
-"""``streamer stream show | reset | end``: one stream, seen from outside.
+"""``streamer stream show | reset | end | generate``: one stream, seen from outside.
 
-``show`` asks the instance that owns the stream, or reads the changelog. ``reset`` and ``end`` are records in the input
-topic, so they are ordered with the stream's events and replayed like them.
+``show`` asks the instance that owns the stream, or reads the changelog. ``reset``, ``end`` and ``generate`` are records in
+the input topic, so they are ordered with the stream's events and replayed like them.
 """
 
 from __future__ import annotations
@@ -63,9 +63,38 @@ def end(key: Key, config: Config = None, overrides: Overrides = None, partition:
     _command(key, "end", config, overrides, partition)
 
 
-def _command(key: str, what: str, config: Path | None, overrides: list[str] | None, partition: int | None) -> None:
+@stream_app.command()
+def generate(
+    key: Key,
+    steps: Annotated[int, typer.Option("-n", "--steps", min=1, help="Steps to generate")] = 100,
+    prompt: Annotated[str | None, typer.Option(help="Comes first: a text, or JSON: a list of labels or events")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: the most probable; default: as the model says")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable only")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same sequence")] = 0,
+    initial: Annotated[bool, typer.Option("--initial", help="From the initial state instead of the stream's")] = False,
+    per_step: Annotated[bool, typer.Option("--per-step", help="One answer per step")] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+    partition: Partition = None,
+) -> None:
+    """Roll the model forward from the stream's state; the sequence comes in the output topic. The stream stays as it is."""
+    asked: dict[str, Any] = {"n": steps, "seed": seed, "per_step": per_step}
+    asked |= {"from": "initial"} if initial else {}
+    asked |= {"temperature": temperature} if temperature is not None else {}
+    asked |= {"top_k": top_k} if top_k is not None else {}
+    if prompt is not None:
+        try:
+            asked["prompt"] = json.loads(prompt) if prompt.startswith("[") else prompt
+        except ValueError as error:
+            raise ConfigurationError(f"--prompt begins like a JSON list, but is none: {error}") from error
+    _command(key, "generate", config, overrides, partition, json.dumps(asked).encode())
+
+
+def _command(
+    key: str, what: str, config: Path | None, overrides: list[str] | None, partition: int | None, value: bytes = b""
+) -> None:
     settings, _ = load_settings(config, overrides or (), os.environ)
-    where, offset = asyncio.run(send_command(settings, key.encode(), what, partition))
+    where, offset = asyncio.run(send_command(settings, key.encode(), what, partition, value))
     print(json.dumps({"topic": settings.input.topic, "partition": where, "offset": offset, "stream": key, "op": what}))
 
 
@@ -128,7 +157,9 @@ async def read_checkpoint(settings: Settings, stream: bytes) -> dict[str, Any]:
     return {"stream": stream.decode(), "partition": at, "position": progress.get(at), "models": models, "from": topic}
 
 
-async def send_command(settings: Settings, stream: bytes, what: str, partition: int | None) -> tuple[int, int]:
+async def send_command(
+    settings: Settings, stream: bytes, what: str, partition: int | None, value: bytes = b""
+) -> tuple[int, int]:
     """Writes the record; (partition, offset) where it lies."""
     link = connection(settings)
     async with Topics(link) as topics:
@@ -138,7 +169,7 @@ async def send_command(settings: Settings, stream: bytes, what: str, partition: 
     producer = await link.started(link.producer(acks="all"))
     try:
         sent = await producer.send_and_wait(
-            settings.input.topic, b"", key=stream, partition=partition, headers=[("streamer-op", what.encode())]
+            settings.input.topic, value, key=stream, partition=partition, headers=[("streamer-op", what.encode())]
         )
         return sent.partition, sent.offset
     except (KafkaError, OSError, TimeoutError) as error:

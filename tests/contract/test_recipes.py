@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,17 @@ pytest.importorskip("onnx")
 import torch
 
 from export import recipes
-from export.model import load
+from export.generate import rollout
+from export.model import SequenceModel, load
 from export.recipes.characters import read_text
 from export.tasks import EVALUATION_STEPS
+from streamer.checkpoint import Ledger
+from streamer.codec import Codec
+from streamer.core import RecordBatch
 from streamer.errors import ConfigurationError
 from streamer.model import Model
+from streamer.processor import Limits, Processor
+from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.torch
 
@@ -39,18 +47,91 @@ def test_a_recipe_reaches_its_metric_and_serves_what_it_learnt(name: str, tmp_pa
     x = np.zeros((len(judged), int(lengths.max()), judged[0].shape[1]), np.float32)
     for row, events in enumerate(judged):
         x[row, : lengths[row]] = events[: lengths[row]]
-    outputs, states = served.run(x, lengths, served.initial_states(len(judged)))
+    _, states = served.run(x, lengths, served.initial_states(len(judged)))
+    found = through_processor(served, [row[:length] for row, length in zip(x, lengths, strict=True)])
     with torch.no_grad():
         expected, expected_states = module(torch.from_numpy(x), torch.from_numpy(lengths))
-    for output, fields in zip(outputs, served.contract.outputs, strict=True):
-        wanted = expected[fields.name].numpy()
+    for output in served.contract.outputs:
+        wanted = expected[output.name].numpy()
         for row, length in enumerate(lengths):
-            mine, theirs = (
-                (output[row], wanted[row]) if output.ndim == 2 else (output[row, :length], wanted[row, :length])
-            )
-            np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-5)
+            theirs = wanted[row] if output.per == "window" else wanted[row, :length]
+            np.testing.assert_allclose(found[row][output.name], theirs, atol=1e-5, rtol=1e-5)
     for state, wanted_state in zip(states, expected_states, strict=True):
         np.testing.assert_allclose(state, wanted_state.numpy(), atol=1e-5, rtol=1e-5)
+    if recipe.feedback is not None:
+        for events in judged[:3]:
+            check_generation(served, module, events[: 1 if name == "captions" else 20])
+
+
+def ingest(processor: Processor, model: Model, rows: list[tuple[bytes, bytes, str | None]]) -> None:
+    """Records (stream, value, command) of a fetch, decoded and settled as the service does."""
+    headers = {row: [("streamer-op", op.encode())] for row, (_, _, op) in enumerate(rows) if op is not None}
+    first = processor.ledgers[0].next_offset
+    offsets = list(range(first, first + len(rows)))
+    raw = RecordBatch(0, offsets, [1 + o for o in offsets], [r[0] for r in rows], [r[1] for r in rows], dict(headers))
+    processor.ingest([Codec(model.contract, "float32", generates=True).decode(raw)])
+    for _ in processor.run():
+        pass
+
+
+def told(processor: Processor) -> dict[str, list[dict[str, Any]]]:
+    """Sealed answers by stream."""
+    epoch, found = processor.seal(0), defaultdict(list)
+    assert epoch is not None
+    assert not epoch.rejects
+    for value in (value for out in epoch.outgoing for value in out.values):
+        document = json.loads(value)
+        found[document["stream"]].append(document)
+    return found
+
+
+def through_processor(model: Model, sequences: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Outputs by name of every sequence, each a stream, or a window that ends with its stream."""
+    rule = WindowRule(kind="end") if model.contract.mode == "window" else None
+    processor = Processor([("m", model, rule)], Limits(max_state_bytes=1 << 24))
+    processor.assign(0, Ledger.fresh(0))
+    rows = [(b"%d" % n, event.astype("<f4").tobytes(), None) for n, x in enumerate(sequences) for event in x]
+    ingest(processor, model, [*rows, *((b"%d" % n, b"", "end") for n in range(len(sequences)))])
+    answers, names = told(processor), [output.name for output in model.contract.outputs]
+    result = []
+    for n in range(len(sequences)):
+        mine = answers[str(n)]
+        by_name = {
+            name: np.array([each["y" if len(names) == 1 else name] for each in mine], np.float32) for name in names
+        }
+        shapes = {output.name: output for output in model.contract.outputs}
+        result.append(
+            {
+                name: values[0] if rule is not None else values.reshape(len(mine), shapes[name].size)
+                for name, values in by_name.items()
+            }
+        )
+    return result
+
+
+def check_generation(model: Model, module: SequenceModel, before: np.ndarray, steps: int = 12) -> None:
+    """Greedy rollouts of the service from a stream's state and from a prompt are PyTorch's."""
+    feedback = model.contract.feedback
+    assert feedback is not None
+    wide = torch.eye(model.contract.features)
+    pick: Any = (lambda y: y) if feedback.mode == "value" else lambda y: (y >= 0.5).float()
+    if feedback.encoding != "value":
+        pick = lambda y: y.argmax()  # noqa: E731
+    encode: Any = (lambda token: wide[feedback.at + token]) if feedback.encoding == "one-hot" else lambda token: token
+    wanted = [picked.numpy() for picked in rollout(module, before, steps, pick, encode, feedback.output)]
+    processor = Processor([("m", model, None)], Limits(max_state_bytes=1 << 24))
+    processor.assign(0, Ledger.fresh(0))
+    greedy = {} if feedback.mode == "value" else {"temperature": 0}
+    prompt = [[float(number) for number in event] for event in before]
+    asked = [{"n": steps, **greedy}, {"n": steps, "prompt": prompt, "from": "initial", **greedy}]
+    ingest(processor, model, [(b"s", event.astype("<f4").tobytes(), None) for event in before])
+    ingest(processor, model, [(b"s", json.dumps(request).encode(), "generate") for request in asked])
+    while len(processor.rollouts):
+        processor.roll()
+    generated = [each for each in told(processor)["s"] if "generate" in each]
+    assert len(generated) == 2
+    for answer in generated:
+        np.testing.assert_allclose(np.array(answer["y"]), np.array(wanted), atol=1e-4)
 
 
 def test_a_recipe_is_short() -> None:

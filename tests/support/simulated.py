@@ -53,7 +53,7 @@ class ChainModel:
         y = np.zeros(x.shape, np.float32)
         for step in range(x.shape[1]):
             alive = lengths > step
-            h[alive] = (h[alive] * 31 + x[alive, step, 0] * 17 + 7) % MODULUS
+            h[alive] = (h[alive] * 31 + x[alive, step, 0].astype(np.float64) * 17 + 7) % MODULUS
             y[alive, step, 0] = h[alive]
         return [y], [h.astype(np.float32)[None, :, None]]
 

@@ -75,10 +75,29 @@ def test_a_comparison_gives_rows_claims_and_a_report(tmp_path: Path) -> None:
     text = (tmp_path / "REPORT.md").read_text()
     assert "made so" in text
     assert "| gru | 8 |" in text
-    assert (tmp_path / "adding.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "compare.json").read_text())["complete"]
+    assert (tmp_path / "figures" / "adding.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "figures" / "compare.json").read_text())["complete"]
     holds = {claim["claim"]: claim["holds"] for claim in report["claims"]}
     assert holds["a GRU has fewer parameters than an LSTM of the same width"] is True
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(job: compare.Job, seeds: Any) -> dict[str, Any]:
+        if job.variant == "gru":
+            raise KeyboardInterrupt
+        return measure(job, seeds)
+
+    measure, done = compare.run_job, []
+    options: dict[str, Any] = {"variants": ["rnn", "gru"], "seeds": [0], "quick": False, "command": "c"}
+    monkeypatch.setattr(compare, "run_job", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare([case()], tmp_path, **options)
+    monkeypatch.setattr(compare, "run_job", lambda job, seeds: done.append(job.variant) or measure(job, seeds))
+    report = compare.compare([case()], tmp_path, **options)
+    assert done == ["gru", "rnn", "gru"], "the plain RNN of equal width was measured before"
+    assert len(report["rows"]) == 4
+    compare.compare([case(rows=16)], tmp_path, **{**options, "variants": ["rnn"]})
+    assert done[3:] == ["rnn", "rnn"], "a complete run, or another training, is no reason to leave anything out"
 
 
 def row(task: str, variant: str, loss: float, **values: Any) -> dict[str, Any]:

@@ -153,6 +153,29 @@ def test_mistakes_end_in_one_sentence_and_no_model(
     assert not (tmp_path / "out" / "model.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "values", "sentence"),
+    [
+        ("next_category", "vocabulary = 3\nembedding = 2", [0, 1, 2, 7], "has a category outside of 0..2"),
+        ("next_category", "vocabulary = 3\nembedding = 2", [0, 1, 2, 0.5], "has a category outside of 0..2"),
+        ("next_set", "", [0, 1, 1, 2], "not 0 or 1"),
+    ],
+)
+def test_values_without_a_meaning_are_refused_wherever_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, model: str, values: list[float], sentence: str
+) -> None:
+    config = write(tmp_path, task=task, model=model)
+    with np.load(tmp_path / "data.npz") as archive:
+        columns = dict(archive)
+    late = columns["time_ms"] == 59  # of the test part, which training does not see
+    columns["x"] = np.resize(np.float32(values[:3]), (1200, 1))
+    columns["x"][late] = values[3]
+    np.savez(tmp_path / "data.npz", **columns)
+    assert train.main(["--config", str(config), "--out", str(tmp_path / "out")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.onnx").exists()
+
+
 def test_scaling_sees_the_training_part_only(tmp_path: Path) -> None:
     config = train.read_config(write(tmp_path))
     with np.load(tmp_path / "data.npz") as archive:
