@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,30 @@ def test_the_bench_verifies_what_it_measures(kafka: str) -> None:
     for result in document["results"]:
         assert result["ratio_to_naive"]["min"] > 0
         assert set(result["stage_us"]) == {"fetch", "decode", "wait", "run", "encode", "commit"}
+
+
+def bench_windows(kafka: str, events: int, repeats: int) -> dict[str, Any]:
+    command = [*COMMAND, "bench", "--windows", "--events", str(events), "--repeats", str(repeats)]
+    environment = {**os.environ, "KAFKA_BOOTSTRAP": kafka}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert document["verified"], document["checks"]
+    assert document["buffered_bytes_per_event"] <= document["buffered_bytes_limit"] == 1.5 * 16 * 4 + 24
+    return document
+
+
+def test_the_bench_of_windows_verifies_what_it_measures(kafka: str) -> None:
+    document = bench_windows(kafka, 30_000, 1)
+    for name in ("windows_per_second", "events_per_second", "ratio_to_padded", "ratio_to_one_by_one"):
+        assert 0 < document[name]["min"] <= document[name]["median"] <= document[name]["max"]
+
+
+@pytest.mark.accept
+def test_buckets_are_worth_their_sorting(kafka: str) -> None:
+    document = bench_windows(kafka, 1_000_000, 5)
+    print(json.dumps(document))
+    assert document["ratio_to_padded"]["median"] >= 1.7
 
 
 @pytest.mark.torch
