@@ -174,14 +174,14 @@ async def test_an_idle_partition_among_busy_ones_closes_its_windows(kafka, topic
 async def test_nothing_closes_while_the_service_is_behind(kafka, topic_name, create_topics) -> None:
     """Every look at the clock finds a minute gone, yet an event that lies unread in the log is in its window."""
     topic, clock, count = topic_name("in"), Clock(per_look_s=60.0), 3_000
-    await create_topics(kafka, {topic: 1})
+    await create_topics(kafka, {topic: 2})
     values = [float(at % 10) for at in range(count)]
-    await produce(kafka, topic, rows(values))
+    await produce(kafka, topic, rows(values, "a", 0) + rows(values, "b", 1))
     settings = config(kafka, topic, topic_name("group"), batch={"max_poll_records": 100})
     async with serving(settings, clock):
-        found = await read_all(kafka, f"{topic}.out", at_least=1)
-    assert answers(found) == {"a": fold(values)}
-    assert found[0].document["window"]["count"] == count
+        found = await read_all(kafka, f"{topic}.out", at_least=2)
+    assert answers(found) == {"a": fold(values), "b": fold(values)}
+    assert {read.document["window"]["count"] for read in found} == {count}
 
 
 async def test_nothing_closes_because_the_broker_was_away(create_topics) -> None:
