@@ -92,7 +92,9 @@ def answers(found: Sequence[Read]) -> dict[str, float]:
 
 
 def config(kafka: str, topic: str, group: str, **more: Any) -> Any:
-    return make_settings(kafka, topic, group, delivery={"idle_ms": 1_000}, **more)
+    # a commit outlives an outage: what was closed too early would not be taken back by its failure
+    patient = {"commit_timeout_ms": 60_000, "transaction_timeout_ms": 90_000}
+    return make_settings(kafka, topic, group, delivery={"idle_ms": 1_000, **patient}, **more)
 
 
 async def test_a_silent_topic_closes_once_and_only_when_its_time_has_come(kafka, topic_name, create_topics) -> None:
