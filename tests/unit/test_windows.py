@@ -234,6 +234,23 @@ def test_more_open_windows_than_allowed_close_the_oldest() -> None:
     assert oldest[0] == 80_000
 
 
+@pytest.mark.accept
+def test_ten_million_streams_with_a_window_each_cost_bounded_memory() -> None:
+    """With the default bound of a million open windows; what is held stops growing there."""
+    rule = WindowRule("session", gap_ms=10_000_000)
+    windows, streams, block = Windows(rule, 1), 10_000_000, 50_000
+    closed, largest = 0, 0
+    for first in range(0, streams, block):
+        added = windows.add(columns(np.arange(first, first + block), np.full(block, 5), first=first))
+        assert {w.reason for w in added.closed} <= {"limit"}
+        closed += len(added.closed)
+        assert windows.open_windows <= rule.max_open_windows
+        if first + block == 2 * rule.max_open_windows:
+            largest = windows.buffered_bytes
+    assert closed == streams - rule.max_open_windows
+    assert windows.buffered_bytes <= largest <= 400 * rule.max_open_windows
+
+
 def test_nothing_is_due_before_the_first_event() -> None:
     windows = Windows(WindowRule("session", gap_ms=5), 1)
     assert windows.next_close_ms() is None
