@@ -42,7 +42,7 @@ THRESHOLD = 4.0
 """A score above it says "anomalous" at once; normal events score about 1."""
 PLANT = 7
 """Seed of the generator that the model was trained on: it says how metrics move together. The demo's machines are others."""
-_WAIT_S = 20.0
+_WAIT_S = 40.0
 _WARM_UP_EVENTS_PER_STREAM = 4
 """A forecaster knows nothing of a stream's first events; they are scored, but not judged."""
 
@@ -126,7 +126,9 @@ class Demo:
             {"bootstrap.servers": bootstrap, "linger.ms": 2, "log_level": 0}
         )
         keys = [f"machine-{stream:04d}" for stream in range(self.streams)]
-        self.start_ms = wall_ms = time.time() * 1000
+        # on a border of windows, so that each run cuts the same windows
+        self.start_ms = wall_ms = float(-(-time.time() * 1000 // WINDOW_MS) * WINDOW_MS)
+        self.stop.wait(wall_ms / 1000 - time.time())
         begin, index = time.monotonic(), 0
         while index < self.events and not self.stop.is_set():
             due = min(int((time.monotonic() - begin) * self.rate) + 1, self.events)

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.model import Model
 from streamer.tools.bench import windows as window_bench
 from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload
-from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, watch_growth
+from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, spread, watch_growth
 from streamer.tools.bench.reference import lstm_outputs
 
 MODEL = Path(__file__).with_name("model") / "model.onnx"
@@ -202,7 +201,7 @@ class Bench:
             "delivery": delivery,
             "format": value_format,
             "workers": 1 if delivery == "naive" else self.options.workers,
-            "events_per_second": _spread(speeds),
+            "events_per_second": spread(speeds),
             "cpu_seconds_per_million": {"service": middle["service"], "broker": middle["broker"]},
             "rss_bytes": max(run["rss"] for run in runs),
             "verified": all(not run["lost"] and run["error"] <= TOLERANCE for run in runs),
@@ -214,7 +213,7 @@ class Bench:
             result["stage_us"] = middle["stages"]
             result["changelog_bytes_per_input_byte"] = middle["changelog"]
             if base:
-                result["ratio_to_naive"] = _spread([mine / theirs for mine, theirs in zip(speeds, base, strict=True)])
+                result["ratio_to_naive"] = spread([mine / theirs for mine, theirs in zip(speeds, base, strict=True)])
         return result
 
     # pieces
@@ -333,10 +332,6 @@ def _numbers(document: dict[str, Any]) -> list[float]:
     for value in values:
         flat += value if isinstance(value, list) else [value]
     return flat
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def machine() -> dict[str, Any]:

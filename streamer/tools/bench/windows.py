@@ -9,7 +9,6 @@ that a poll closed; and what it costs to hold an event in an open window.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 import tracemalloc
 from collections import Counter
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,11 +25,14 @@ from streamer.errors import KafkaUnavailableError
 from streamer.model import Model
 from streamer.processor import Limits
 from streamer.scheduler import plan_windows
-from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics
-from streamer.tools.bench.measure import consumer, stable_ends, watch_growth
+from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, send_all
+from streamer.tools.bench.measure import consumer, spread, stable_ends, watch_growth
 from streamer.tools.bench.reference import bilstm_last
 from streamer.tools.broker import require_confluent_kafka
 from streamer.windows import WindowRule, Windows
+
+if TYPE_CHECKING:
+    from streamer.tools.bench import Bench
 
 MODEL = Path(__file__).with_name("window_model") / "model.onnx"
 RULE = WindowRule("session", gap_ms=100)
@@ -41,7 +43,6 @@ _POLL_ROWS = 16_384
 _CALLED_WINDOWS = 4_000
 _HELD_EVENTS = 60_000
 _SAMPLED = 64
-_FLUSH_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -163,13 +164,13 @@ def compare_calls(model: Model, plan: WindowPlan, repeats: int) -> dict[str, Any
     return {
         "calls": {
             name: {
-                "windows_per_second": _spread([count / each for each in found]),
-                "events_per_second": _spread([events / each for each in found]),
+                "windows_per_second": spread([count / each for each in found]),
+                "events_per_second": spread([events / each for each in found]),
             }
             for name, found in seconds.items()
         },
         **{
-            f"ratio_to_{name}": _spread([a / b for a, b in zip(seconds[name], seconds["buckets"], strict=True)])
+            f"ratio_to_{name}": spread([a / b for a, b in zip(seconds[name], seconds["buckets"], strict=True)])
             for name in ("padded", "one_by_one")
         },
     }
@@ -198,7 +199,7 @@ def buffering(plan: WindowPlan, repeats: int) -> dict[str, Any]:
         tracemalloc.stop()
     raw = 4 * plan.features
     return {
-        "buffering_us_per_event": _spread(each),
+        "buffering_us_per_event": spread(each),
         "buffered_bytes_per_event": held / holding.buffered_events,
         "buffered_bytes_limit": 1.5 * raw + 24,
         "raw_bytes_per_event": raw,
@@ -211,29 +212,18 @@ def buffering(plan: WindowPlan, repeats: int) -> dict[str, Any]:
 def send(bootstrap: str, topic: str, plan: WindowPlan) -> int:
     """The plan as float32 values, event times as the records' timestamps; at the end one record per partition that is
     late enough to close every window. Returns the time of the plan's beginning in ms."""
-    kafka = require_confluent_kafka()
-    producer: Any = kafka.Producer(
-        {
-            "bootstrap.servers": bootstrap, "linger.ms": 20, "batch.size": 1_000_000, "acks": "all",
-            "enable.idempotence": True, "queue.buffering.max.messages": 500_000, "log_level": 0,
-        }
-    )  # fmt: skip
     times, streams = plan.columns
     start_ms = (int(time.time() * 1000) - int(times[-1]) - 60_000) // _ROUND_MS * _ROUND_MS
     values = [row.astype("<f4").tobytes() for row in plan.pool]
-    rows = [(b"stream-%06d" % s, s % plan.partitions, int(t)) for s, t in zip(streams.tolist(), times, strict=True)]
-    rows += [(b"close-%d" % part, part, int(times[-1]) + 10_000) for part in range(plan.partitions)]
-    for index, (key, partition, at_ms) in enumerate(rows):
-        while True:
-            try:
-                producer.produce(topic, values[index % POOL], key, partition, timestamp=start_ms + at_ms)
-                break
-            except BufferError:
-                producer.poll(0.05)
-        if index % 2_000 == 0:
-            producer.poll(0)
-    if producer.flush(_FLUSH_TIMEOUT_S):
-        raise KafkaUnavailableError(f"{bootstrap} did not take the load within {_FLUSH_TIMEOUT_S:.0f} s")
+    last_ms = start_ms + int(times[-1]) + 10_000
+
+    def rows() -> Iterator[tuple[bytes, bytes, int, int]]:
+        for index, (at_ms, stream) in enumerate(zip(times.tolist(), streams.tolist(), strict=True)):
+            yield values[index % POOL], b"stream-%06d" % stream, stream % plan.partitions, start_ms + at_ms
+        for partition in range(plan.partitions):
+            yield values[0], b"close-%d" % partition, partition, last_ms
+
+    send_all(bootstrap, topic, rows())
     return start_ms
 
 
@@ -273,8 +263,8 @@ def verify(bootstrap: str, topic: str, plan: WindowPlan, start_ms: int, weights:
     return {"lost": lost, "repeated": repeated, "wrong": wrong, "error": error, "verified": verified}
 
 
-def bench_windows(bench: Any, plan: WindowPlan, repeats: int) -> dict[str, Any]:
-    """``bench``: starts the service and makes topics (``streamer.tools.bench.Bench``)."""
+def bench_windows(bench: Bench, plan: WindowPlan, repeats: int) -> dict[str, Any]:
+    """The document that the command prints."""
     options = bench.options
     source = bench.topic("windows")
     create_topics(options.bootstrap, [source], plan.partitions, options.replication_factor)
@@ -299,8 +289,8 @@ def bench_windows(bench: Any, plan: WindowPlan, repeats: int) -> dict[str, Any]:
     mean = float(plan.lengths.mean())
     model = Model.load(options.model)
     return {
-        "windows_per_second": _spread(speeds),
-        "events_per_second": _spread([speed * mean for speed in speeds]),
+        "windows_per_second": spread(speeds),
+        "events_per_second": spread([speed * mean for speed in speeds]),
         **compare_calls(model, plan, repeats),
         **buffering(plan, repeats),
         "rss_bytes": rss,
@@ -314,7 +304,3 @@ def bench_windows(bench: Any, plan: WindowPlan, repeats: int) -> dict[str, Any]:
 def settings() -> tuple[str, ...]:
     """What the service is told beside the model's path."""
     return (f"model.bench.window.kind={RULE.kind}", f"model.bench.window.gap_ms={RULE.gap_ms}")
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
