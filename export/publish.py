@@ -52,4 +52,5 @@ def publish(
             raise ModelError(f"{name} did not pass verification and was not written: {reasons}")
         os.replace(weights, out / weights.name)
         os.replace(graph, out / graph.name)
+    report["model"] = str(out / graph.name)
     return report

@@ -91,7 +91,36 @@ async def prepare(
             replication_factor=settings.topics.replication_factor,
             plain_broker=mock,
         )
+    for name, _, rule in models:
+        if rule is not None and settings.changelog_topic:
+            _check_retention(name, rule, settings.delivery.idle_ms, found)
     return Parts(settings, models, link, found)
+
+
+def _check_retention(name: str, rule: WindowRule, idle_ms: int, topic: InputTopic) -> None:
+    """Open windows are kept nowhere but in the input, so it must keep each event for as long as its window can be open."""
+    needs_ms = rule.longest_ms + idle_ms
+    where, window = f"input topic {topic.name!r}", f"model.{name}.window"
+    if "compact" in topic.config.get("cleanup.policy", "delete"):
+        raise ConfigurationError(
+            f"{where} is compacted (cleanup.policy): events of open windows would be lost. Set cleanup.policy = delete."
+        )
+    keeps_ms = int(topic.config.get("retention.ms", -1))
+    if 0 <= keeps_ms < needs_ms:
+        raise ConfigurationError(
+            f"{where} keeps records for {keeps_ms} ms (retention.ms), a window may be open for {needs_ms} ms ({window}: "
+            f"{rule.longest_ms}, and delivery.idle_ms): a restart could not rebuild it. Set retention.ms to at least "
+            f"{needs_ms}, or lower {window}.max_span_ms."
+        )
+    if "retention.ms" not in topic.config:
+        log.warning(
+            "%s: its retention.ms cannot be read; it must be at least %d, or windows may be lost", where, needs_ms
+        )
+    if int(topic.config.get("retention.bytes", -1)) >= 0:
+        log.warning(
+            "%s keeps %s bytes per partition (retention.bytes): make sure that they last for %d ms, or windows may be lost",
+            where, topic.config["retention.bytes"], needs_ms,
+        )  # fmt: skip
 
 
 def topic_needs(settings: Settings) -> list[TopicNeed]:

@@ -40,7 +40,7 @@ from streamer.model import Model
 from streamer.rollout import Carried, Refused, RolloutLimits, Rollouts
 from streamer.scheduler import plan_steps, plan_windows
 from streamer.state import Arena, StreamTable
-from streamer.windows import WindowRule, Windows
+from streamer.windows import Added, WindowRule, Windows
 
 STREAM_OVERHEAD_BYTES = 200
 """Memory per stream beside its raw state, counted against ``max_state_bytes``."""
@@ -103,7 +103,9 @@ class Counters:
     """(rows, steps of the longest row, cells that held an event) per model call"""
     evicted: dict[str, int] = field(default_factory=dict)
     windows: dict[str, int] = field(default_factory=dict)
-    short_windows: int = 0
+    """Closed, by reason; short: fewer than ``min_events``, so without a prediction"""
+    trimmed: int = 0
+    """Events left out of windows for the model's length multiple."""
     scores: list[tuple[str, F32]] = field(default_factory=list)
     """(model name, scores that were published) per output of kind score"""
 
@@ -119,6 +121,17 @@ class _Segment:
 
 
 @dataclass(slots=True)
+class _Closing:
+    """A window that closed and waits for its prediction."""
+
+    window: ClosedWindow
+    partition: int
+    timestamp_ms: int
+    """Timestamp of the record that closed it; of an idle advance: the last record's and the time that passed. Never the
+    window's own end, which may lie further ahead than a broker accepts."""
+
+
+@dataclass(slots=True)
 class _Work:
     """One ingest over all its partitions, merged into columns of N rows."""
 
@@ -131,8 +144,7 @@ class _Work:
     ops: U8 | None
     skip: I64 | None
     """Rows whose decision was committed before (replay); None: none."""
-    windows: list[ClosedWindow]
-    window_partitions: list[int]
+    windows: list[_Closing]
     refused: dict[int, Refused] = field(default_factory=dict)
     """Row -> why a rollout was not opened"""
 
@@ -175,6 +187,7 @@ class Processor:
         self.counters = Counters()
         self._ended: dict[int, dict[bytes, int]] = {}
         self._data_watermark: dict[int, int] = {}
+        self._last_stamp: dict[int, int] = {}
         self._newest_ms: dict[int, int] = {}
         self._swept_ms = 0
         self._work: _Work | None = None
@@ -210,6 +223,7 @@ class Processor:
         self._ended.pop(partition, None)
         self._newest_ms.pop(partition, None)
         self._data_watermark.pop(partition, None)
+        self._last_stamp.pop(partition, None)
         self.table.drop(partition)
         self.rollouts.drop(partition)
         self._outgoing = [out for out in self._outgoing if out.partition != partition]
@@ -274,8 +288,7 @@ class Processor:
         segments: list[_Segment] = []
         kept: list[EventBatch] = []
         skips: list[I64] = []
-        windows: list[ClosedWindow] = []
-        window_partitions: list[int] = []
+        windows: list[_Closing] = []
         begin = 0
         for fetched in batches:
             ledger = self.ledgers.get(fetched.partition)
@@ -286,9 +299,7 @@ class Processor:
                 continue
             self._rejects += [reject for reject in batch.rejects if reject.offset >= ledger.live_from]
             if self._windowing:
-                closed = self._ingest_windows(batch, ledger)
-                windows += closed
-                window_partitions += [batch.partition] * len(closed)
+                windows += self._ingest_windows(batch, ledger)
             if ledger.replaying:
                 batch, skip = self._replayed(batch, ledger)
                 if len(skip):
@@ -301,15 +312,14 @@ class Processor:
                 kept.append(batch)
                 begin += len(batch)
         if kept or windows:
-            self._work = self._merge(segments, kept, skips, windows, window_partitions)
+            self._work = self._merge(segments, kept, skips, windows)
 
     def _merge(
         self,
         segments: list[_Segment],
         batches: list[EventBatch],
         skips: list[I64],
-        windows: list[ClosedWindow],
-        window_partitions: list[int],
+        windows: list[_Closing],
     ) -> _Work:
         slots = [self.table.slots(batch.partition, batch.keys) for batch in batches] if self._stepping else []
         ops = None
@@ -326,7 +336,6 @@ class Processor:
             ops=ops,
             skip=np.concatenate(skips) if skips else None,
             windows=windows,
-            window_partitions=window_partitions,
         )
 
     def _replayed(self, batch: EventBatch, ledger: Ledger) -> tuple[EventBatch, I64]:
@@ -340,7 +349,7 @@ class Processor:
         refused = [int(row) for row in np.flatnonzero(np.isin(batch.offsets, list(ledger.decisions)))]
         return batch, np.array(refused, np.int64)
 
-    def _ingest_windows(self, batch: EventBatch, ledger: Ledger) -> list[ClosedWindow]:
+    def _ingest_windows(self, batch: EventBatch, ledger: Ledger) -> list[_Closing]:
         """Assigns rows to windows; in replay in pieces, cut where the watermark once moved by idleness and at go-live."""
         windows, first = self.windows[batch.partition], 0
         while windows.replaying:
@@ -352,13 +361,15 @@ class Processor:
             last = int(np.searchsorted(batch.offsets, min([*ends, ledger.live_from])))
             windows.add(batch, first, last, ledger.window_through)
             first = last
-        closed: list[ClosedWindow] = []
+        closed: list[_Closing] = []
         if first < len(batch):
             added = windows.add(batch, first)
-            closed = self._keep_closed(added.closed)
+            rows = np.searchsorted(batch.offsets, np.array(added.closed_at, np.int64)).tolist()
+            closed = self._closings(batch.partition, added, [batch.timestamps_ms[row] for row in rows])
             self._late(batch, added.late)
-            self.counters.short_windows += len(added.short)
             ledger.new_window_through.update(added.closed_through)
+        if len(batch):
+            self._last_stamp[batch.partition] = batch.timestamps_ms[-1]
         if windows.watermark != NO_WATERMARK:
             self._data_watermark[batch.partition] = windows.watermark
         return closed
@@ -371,10 +382,13 @@ class Processor:
         if reached >= ledger.live_from:
             windows.replaying = False
 
-    def _keep_closed(self, closed: Sequence[ClosedWindow]) -> list[ClosedWindow]:
-        for window in closed:
+    def _closings(self, partition: int, added: Added, stamps_ms: Sequence[int]) -> list[_Closing]:
+        for window in added.closed:
             self.counters.windows[window.reason] = self.counters.windows.get(window.reason, 0) + 1
-        return list(closed)
+        if added.short:
+            self.counters.windows["short"] = self.counters.windows.get("short", 0) + len(added.short)
+        self.counters.trimmed += added.trimmed
+        return [_Closing(window, partition, stamp) for window, stamp in zip(added.closed, stamps_ms, strict=True)]
 
     def _late(self, batch: EventBatch, rows: Sequence[int]) -> None:
         self.counters.late += len(rows)
@@ -620,33 +634,36 @@ class Processor:
         due = windows.next_close_ms()
         if due is None or due > watermark:
             return
+        assert self._work is None, "run() the pending work first"
         added = windows.advance(watermark)
         ledger.note_idle(windows.watermark)
-        if added.closed_through:
-            ledger.new_window_through.update(added.closed_through)
-        self.counters.short_windows += len(added.short)
-        closed = self._keep_closed(added.closed)
-        assert self._work is None
-        self._work = self._merge([], [], [], closed, [partition] * len(closed))
+        ledger.new_window_through.update(added.closed_through)
+        stamp = self._last_stamp[partition] + elapsed_ms
+        self._work = self._merge([], [], [], self._closings(partition, added, [stamp] * len(added.closed)))
 
     def _run_windows(self, lane: Lane, work: _Work) -> Iterator[None]:
         limits, model = self.limits, lane.model
-        lengths = [len(window.x) for window in work.windows]
+        lengths = [len(closing.window.x) for closing in work.windows]
         values: list[bytes | None] = [None] * len(lengths)
         for chosen in plan_windows(
             lengths, max_rows=limits.max_rows, max_cells=limits.max_window_cells, ragged=model.ragged
         ):
             self._call_windows(lane, work, chosen, values)
             yield
-        for window, partition, value in zip(work.windows, work.window_partitions, values, strict=True):
-            if value is not None:
-                source = int(window.offsets.max())
-                self._outgoing.append(
-                    Outgoing(partition, [window.stream], [value], [window.end_ms], [source], mode="window")
-                )
+        outgoing: Outgoing | None = None
+        for closing, value in zip(work.windows, values, strict=True):
+            if value is None:
+                continue
+            if outgoing is None or outgoing.partition != closing.partition:
+                outgoing = Outgoing(closing.partition, [], [], [], [], mode="window")
+                self._outgoing.append(outgoing)
+            outgoing.keys.append(closing.window.stream)
+            outgoing.values.append(value)
+            outgoing.timestamps_ms.append(closing.timestamp_ms)
+            outgoing.sources.append(int(closing.window.offsets.max()))
 
     def _call_windows(self, lane: Lane, work: _Work, chosen: I64, values: list[bytes | None]) -> None:
-        windows = [work.windows[index] for index in chosen.tolist()]
+        windows = [work.windows[index].window for index in chosen.tolist()]
         lengths = np.array([len(window.x) for window in windows], np.int32)
         x = np.zeros((len(windows), int(lengths.max()), self.features), np.float32)
         for row, window in zip(x, windows, strict=True):
@@ -678,18 +695,19 @@ class Processor:
         self.counters.runs.append((len(windows), x.shape[1], int(lengths.sum())))
 
     def _refuse_window(self, lane: Lane, work: _Work, index: int, detail: str) -> None:
-        window = work.windows[index]
+        closing = work.windows[index]
+        window = closing.window
         offsets = f"offsets {window.offsets.min()} to {window.offsets.max()}"
         self._rejects.append(
             Reject(
-                partition=work.window_partitions[index],
+                partition=closing.partition,
                 offset=int(window.offsets.max()),
                 reason="model_refused",
                 detail=f"model {lane.name!r}, window {window.start_ms} to {window.end_ms} ms, {offsets}: {detail}",
                 key=window.stream,
                 value=None,
                 headers=(),
-                timestamp_ms=window.end_ms,
+                timestamp_ms=closing.timestamp_ms,
             )
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -116,8 +117,14 @@ class Observer(Protocol):
 
 @dataclass
 class _Idle:
+    """A partition whose log holds nothing new ``since`` its position ``end`` was first confirmed to be the end."""
+
     since: float
-    end: int = -1
+    end: int
+    confirmed_ms: int
+    looks: deque[float]
+    """When we looked and found a new confirmation, the last three times. A response may have waited in its socket while
+    this process stood still, but it was asked for after the one before: it tells of the time after ``looks[0]``."""
 
 
 @dataclass
@@ -545,10 +552,14 @@ class Service:
             if ledger.replaying or not caught_up or not confirmed:
                 self._idle.pop(partition, None)
                 continue
-            idle = self._idle.setdefault(partition, _Idle(now, ledger.next_offset))
-            if idle.end != ledger.next_offset:
-                idle.since, idle.end = now, ledger.next_offset
-            elapsed_ms = int((now - idle.since) * 1000)
+            at_ms = self.reader.confirmed_at_ms(partition)
+            idle = self._idle.get(partition)
+            if idle is None or idle.end != ledger.next_offset:
+                idle = self._idle[partition] = _Idle(now, ledger.next_offset, at_ms, deque([now] * 3, maxlen=3))
+            elif at_ms != idle.confirmed_ms:
+                idle.confirmed_ms = at_ms
+                idle.looks.append(now)
+            elapsed_ms = int((idle.looks[0] - idle.since) * 1000)
             if elapsed_ms >= self.options.idle_ms:
                 self.processor.idle(partition, elapsed_ms)
                 await self._run()

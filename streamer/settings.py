@@ -113,7 +113,11 @@ class InputSection(_Section):
         default=1_048_576, ge=1, le=104_857_600, description="Larger values are dead-lettered"
     )
     missing: float | Literal["reject"] = Field(default="reject", description="Null features: reject, or this number")
-    max_future_ms: int | None = Field(default=None, ge=0, description="Reject event times further ahead of the record")
+    max_future_ms: int | None = Field(
+        default=3_600_000,
+        ge=0,
+        description="Reject event times further ahead of the record: one would close every window",
+    )
     late: Literal["drop", "dead-letter"] = Field(
         default="drop", description="Events behind the watermark (window mode)"
     )

@@ -1,7 +1,8 @@
 """``streamer demo``: the main job in under a minute, on librdkafka's in-process broker; no Java, no torch.
 
-Labelled synthetic telemetry goes in open loop to a topic, the service scores every event with the model in this package,
-and an independent consumer counts the answers and compares the scores with the labels. The broker knows neither
+Labelled synthetic telemetry goes in open loop to a topic. The service scores every event at once with a causal model and
+judges every window of two seconds, when it ends, with a bidirectional one, which sees what came after. An independent
+consumer counts the answers of both, compares them with the labels and with each other. The broker knows neither
 transactions nor groups of several members, so delivery is ``ephemeral``: at least once, one worker.
 """
 
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -33,12 +35,34 @@ from streamer.tools.telemetry_data import KINDS
 from streamer.tools.telemetry_data import Telemetry as Machines
 
 MODEL = Path(__file__).with_name("demo_model") / "model.onnx"
+WINDOW_MODEL = Path(__file__).with_name("demo_window_model") / "model.onnx"
 SOURCE, TARGET = "telemetry", "scores"
+WINDOW_MS = 2_000
+THRESHOLD = 4.0
+"""A score above it says "anomalous" at once; normal events score about 1."""
 PLANT = 7
 """Seed of the generator that the model was trained on: it says how metrics move together. The demo's machines are others."""
-_WAIT_S = 20.0
+_WAIT_S = 40.0
 _WARM_UP_EVENTS_PER_STREAM = 4
 """A forecaster knows nothing of a stream's first events; they are scored, but not judged."""
+
+
+@dataclass
+class Verdicts:
+    """What the bidirectional model said; each window says one kind per event."""
+
+    seen: I64
+    """[N] windows that judged the event"""
+    kinds: I64
+    """[N] index into KINDS"""
+    scores: F32
+    """[N] 1 - the probability of normal"""
+    windows: list[I64] = field(default_factory=list)
+    """The events of each"""
+    latencies_ms: list[float] = field(default_factory=list)
+    """From the record that closed the window to its verdict"""
+    waits_ms: list[float] = field(default_factory=list)
+    """From a window's first event to its verdict: what looking ahead costs"""
 
 
 @dataclass
@@ -49,6 +73,7 @@ class Tally:
     """[N] index into KINDS, by event"""
     seen: I64
     scores: F32
+    verdicts: Verdicts
     latencies_ms: list[float] = field(default_factory=list)
     top: list[tuple[float, str, str]] = field(default_factory=list)
     """(score, stream, kind) of the largest scores"""
@@ -56,6 +81,10 @@ class Tally:
     @property
     def answered(self) -> int:
         return int((self.seen > 0).sum())
+
+    @property
+    def judged(self) -> int:
+        return int((self.verdicts.seen > 0).sum())
 
 
 class Demo:
@@ -79,7 +108,11 @@ class Demo:
             np.concatenate([label for _, label in parts]),
             np.zeros(self.events, np.int64),
             np.zeros(self.events, np.float32),
+            Verdicts(
+                np.zeros(self.events, np.int64), np.zeros(self.events, np.int64), np.zeros(self.events, np.float32)
+            ),
         )
+        self.start_ms = 0.0
         partitions = self.stream_of % PARTITIONS
         self.event_at = [np.flatnonzero(partitions == partition) for partition in range(PARTITIONS)]
         """Offset -> event, by partition"""
@@ -87,12 +120,16 @@ class Demo:
         self.failure: BaseException | None = None
 
     def send(self, bootstrap: str) -> None:
-        """Open loop: every record carries its intended time, however late it is sent."""
+        """Open loop: every record carries its intended time, however late it is sent. At the end every machine signs off,
+        which ends its last window."""
         producer: Any = require_confluent_kafka().Producer(
             {"bootstrap.servers": bootstrap, "linger.ms": 2, "log_level": 0}
         )
         keys = [f"machine-{stream:04d}" for stream in range(self.streams)]
-        wall_ms, begin, index = time.time() * 1000, time.monotonic(), 0
+        # on a border of windows, so that each run cuts the same windows
+        self.start_ms = wall_ms = float(-(-time.time() * 1000 // WINDOW_MS) * WINDOW_MS)
+        self.stop.wait(wall_ms / 1000 - time.time())
+        begin, index = time.monotonic(), 0
         while index < self.events and not self.stop.is_set():
             due = min(int((time.monotonic() - begin) * self.rate) + 1, self.events)
             for event in range(index, due):
@@ -102,6 +139,8 @@ class Demo:
             index = due
             producer.poll(0)
             self.stop.wait(max(0.0, begin + index / self.rate - time.monotonic()) + 0.001)
+        for stream in range(self.streams):
+            producer.produce(SOURCE, b"", keys[stream], stream % PARTITIONS, headers=[("streamer-op", b"end")])
         producer.flush(_WAIT_S)
 
     def read(self, bootstrap: str) -> None:
@@ -116,9 +155,12 @@ class Demo:
             while not self.stop.is_set():
                 message = consumer.poll(0.1)
                 if message is not None and message.error() is None:
+                    document = json.loads(message.value())
+                    if "window" in document:
+                        self._judge(message, document)
+                        continue
                     _, partition, offset = dict(message.headers())["streamer-source"].rsplit(b"/", 2)
                     event = int(self.event_at[int(partition)][int(offset)])
-                    document = json.loads(message.value())
                     tally.seen[event] += 1
                     tally.scores[event] = document["score"]
                     tally.latencies_ms.append(time.time() * 1000 - message.timestamp()[1])
@@ -126,6 +168,29 @@ class Demo:
                         self._rank(float(document["score"]), document["stream"], KINDS[int(tally.labels[event])])
         finally:
             consumer.close()
+
+    def _judge(self, message: Any, document: dict[str, Any]) -> None:
+        """One verdict: a kind for each event of the window, in order."""
+        now_ms, verdicts = time.time() * 1000, self.tally.verdicts
+        first, last = document["window"]["offsets"]
+        near = self.event_at[message.partition()][first : last + 1]
+        events = near[self.stream_of[near] == self.stream_of[near[0]]]
+        verdicts.seen[events] += 1
+        verdicts.kinds[events] = [KINDS.index(label) for label in document["label"]]
+        verdicts.scores[events] = 1 - np.array(document["y"])[:, 0]
+        verdicts.windows.append(events)
+        verdicts.latencies_ms.append(now_ms - message.timestamp()[1])
+        verdicts.waits_ms.append(now_ms - self.start_ms - float(events[0]) * 1000 / self.rate)
+
+    def opinions(self) -> NDArray[np.bool_]:
+        """[W, 3] by window, is it anomalous: by the scores at once, by the verdict, by the labels."""
+        tally, first = self.tally, self.streams * _WARM_UP_EVENTS_PER_STREAM
+        alarms = (tally.scores > THRESHOLD) & (np.arange(self.events) >= first)
+        rows = [
+            (alarms[events].any(), tally.verdicts.kinds[events].any(), tally.labels[events].any())
+            for events in tally.verdicts.windows
+        ]
+        return np.array(rows, bool).reshape(-1, 3)
 
     def _rank(self, score: float, stream: str, kind: str) -> None:
         top = self.tally.top
@@ -136,7 +201,8 @@ class Demo:
         tally = self.tally
         judged = np.arange(self.events) >= self.streams * _WARM_UP_EVENTS_PER_STREAM
         judged &= tally.seen > 0
-        p50, p95, p99 = np.percentile(tally.latencies_ms or [0.0], [50, 95, 99]).tolist()
+        verdicts = tally.verdicts
+        early, final, truth = self.opinions().T
         return {
             "events": self.events,
             "predictions": int(tally.seen.sum()),
@@ -145,11 +211,32 @@ class Demo:
             "streams": self.streams,
             "anomalies": int((tally.labels > 0).sum()),
             "auc": roc_auc(tally.labels[judged] > 0, tally.scores[judged]),
-            "latency_ms": {"p50": round(p50, 1), "p95": round(p95, 1), "p99": round(p99, 1)},
+            "latency_ms": _percentiles(tally.latencies_ms),
+            "windows": {
+                "verdicts": len(verdicts.windows),
+                "events_judged": int(verdicts.seen.sum()),
+                "events_lost": int((verdicts.seen == 0).sum()),
+                "auc": roc_auc(tally.labels[judged] > 0, verdicts.scores[judged]),
+                "latency_ms": _percentiles(verdicts.latencies_ms),
+                "first_event_to_verdict_ms": _percentiles(verdicts.waits_ms),
+                "agreement": _share(early == final),
+                "right_at_once": _share(early == truth),
+                "right_at_end": _share(final == truth),
+                "anomalous": int(truth.sum()),
+            },
             "events_per_second": round(self.events / seconds, 1),
             "delivery": "ephemeral",
             "metrics_url": f"{url}/metrics",
         }
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    found = np.percentile(values or [0.0], [50, 95, 99]).tolist()
+    return dict(zip(("p50", "p95", "p99"), (round(each, 1) for each in found), strict=True))
+
+
+def _share(right: NDArray[np.bool_]) -> float:
+    return round(float(right.mean()), 4) if len(right) else float("nan")
 
 
 def roc_auc(positive: Any, score: Any) -> float:
@@ -174,6 +261,7 @@ def _table(demo: Demo, telemetry: Telemetry, seconds: float, last: tuple[float, 
     table.add_row("events/s", f"{(tally.answered - last[1]) / max(seconds - last[0], 1e-3):,.0f}")
     table.add_row("predictions", f"{tally.answered:,} of {demo.events:,}")
     table.add_row("latency p50 / p99", f"{p50:.1f} / {p99:.1f} ms")
+    table.add_row("windows judged", f"{len(tally.verdicts.windows):,}")
     table.add_row("streams", f"{demo.streams}")
     table.add_row("rows per model call", f"{rows.sum / max(rows.count, 1):.1f}")
     for score, stream, kind in tally.top:
@@ -187,14 +275,19 @@ async def _run(demo: Demo, bootstrap: str, console: Console) -> dict[str, Any]:
         input={"topic": SOURCE},  # type: ignore[arg-type]
         output={"topic": TARGET},  # type: ignore[arg-type]
         delivery={"mode": "ephemeral"},  # type: ignore[arg-type]
-        model={"anomaly": {"path": str(MODEL)}},  # type: ignore[dict-item]
+        model={
+            "anomaly": {"path": str(MODEL)},  # type: ignore[dict-item]
+            "verdict": {"path": str(WINDOW_MODEL), "window": {"kind": "tumbling", "size_ms": WINDOW_MS}},  # type: ignore[dict-item]
+        },
         http={"port": 0},  # type: ignore[arg-type]
     )
     models = load_models(settings)
-    model = models[0][1]
-    model.warm((1, 64, demo.streams))
+    for _, model, _ in models:
+        model.warm((1, 64, demo.streams))
     telemetry = Telemetry(
-        [("anomaly", model.contract.version, model.sha256)], __version__, facts=facts(settings, "demo")
+        [(name, model.contract.version, model.sha256) for name, model, _ in models],
+        __version__,
+        facts=facts(settings, "demo"),
     )
     service = build(await prepare(settings, models, mock=True), telemetry, instance="demo")
     async with observed(settings, telemetry, service) as url:
@@ -230,7 +323,11 @@ async def _watch(
     began, last = time.monotonic(), (0.0, 0)
     deadline = began + demo.events / demo.rate + _WAIT_S
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        while demo.tally.answered < demo.events and time.monotonic() < deadline and not serving.done():
+        while (
+            min(demo.tally.answered, demo.tally.judged) < demo.events
+            and time.monotonic() < deadline
+            and not serving.done()
+        ):
             await asyncio.sleep(0.5)
             seconds = time.monotonic() - began
             if console.is_terminal:
@@ -242,6 +339,19 @@ async def _watch(
     return result
 
 
+def _verdict_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    latency, wait = found["latency_ms"], found["first_event_to_verdict_ms"]
+    return [
+        (f"windows of {WINDOW_MS / 1000:g} s judged at their end", f"{found['verdicts']:,}"),
+        ("events without a verdict", str(found["events_lost"])),
+        ("close to verdict p50 / p95 / p99", f"{latency['p50']} / {latency['p95']} / {latency['p99']} ms"),
+        ("first event to verdict p50 (the price of waiting)", f"{wait['p50']:.0f} ms"),
+        ("ROC AUC of the verdicts", f"{found['auc']:.4f}"),
+        ("scores at once and verdicts agree", f"{found['agreement']:.1%} of windows"),
+        ("right: at once / at the end", f"{found['right_at_once']:.1%} / {found['right_at_end']:.1%}"),
+    ]
+
+
 def demo_command(
     streams: Annotated[int, typer.Option(min=1, max=10_000, help="Machines that send telemetry.")] = 200,
     rate: Annotated[float, typer.Option(min=1.0, max=20_000.0, help="Events per second.")] = 2_000.0,
@@ -249,7 +359,7 @@ def demo_command(
     seed: Annotated[int, typer.Option(min=0, max=1_000_000, help="The same seed sends the same events.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as one JSON object.")] = False,
 ) -> None:
-    """Live telemetry in, anomaly scores out, on an in-process broker: no Java, no torch."""
+    """Live telemetry in, scores at once and verdicts on windows out, on an in-process broker: no Java, no torch."""
     console = Console(stderr=True)
     demo = Demo(streams, rate, seconds, seed)
     with MockBroker() as broker:
@@ -271,6 +381,7 @@ def demo_command(
         ("latency p50 / p95 / p99", f"{latency['p50']} / {latency['p95']} / {latency['p99']} ms"),
         ("injected anomalous events", f"{found['anomalies']:,}"),
         ("ROC AUC of the score", f"{found['auc']:.4f}"),
+        *_verdict_rows(found["windows"]),
     ):
         table.add_row(name, value)
     Console().print(table)

@@ -73,6 +73,12 @@ class WindowRule:
             problems.append(f"min_events and length_multiple must not exceed max_events = {self.max_events}")
         return problems
 
+    @property
+    def longest_ms(self) -> int:
+        """No window is open for longer, in event time: until the watermark is past its end, or its span."""
+        end_ms = self.size_ms if self.kind in ("tumbling", "hopping") else self.max_span_ms
+        return min(end_ms, self.max_span_ms) + self.disorder_ms
+
     def fingerprint(self) -> str:
         """Changes with what a replay depends on. Bounds and ``min_events`` act on live records only, so they may change
         while windows are open; the kind, its sizes and the disorder may not."""

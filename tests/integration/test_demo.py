@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from streamer.tools.demo import MODEL
+from streamer.tools.demo import MODEL, WINDOW_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "streamer.cli"]
@@ -26,6 +27,14 @@ def test_the_demo_loses_nothing_and_finds_the_anomalies() -> None:
     assert found["predictions"] == found["events"] == 16_000
     assert found["streams"] == 200
     assert found["auc"] >= 0.95
+    # the bidirectional model judged each event in one window, after it was over
+    windows = found["windows"]
+    assert windows["events_lost"] == 0
+    assert windows["events_judged"] == 16_000
+    assert windows["auc"] >= 0.98
+    assert windows["agreement"] >= 0.95
+    assert min(windows["right_at_once"], windows["right_at_end"]) >= 0.95
+    assert windows["first_event_to_verdict_ms"]["p50"] > found["latency_ms"]["p50"]
 
 
 def test_the_bench_verifies_what_it_measures(kafka: str) -> None:
@@ -61,27 +70,63 @@ def test_the_bench_verifies_what_it_measures(kafka: str) -> None:
         assert set(result["stage_us"]) == {"fetch", "decode", "wait", "run", "encode", "commit"}
 
 
+def bench_windows(kafka: str, events: int, repeats: int) -> dict[str, Any]:
+    command = [*COMMAND, "bench", "--windows", "--events", str(events), "--repeats", str(repeats)]
+    environment = {**os.environ, "KAFKA_BOOTSTRAP": kafka}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert document["verified"], document["checks"]
+    assert document["buffered_bytes_per_event"] <= document["buffered_bytes_limit"] == 1.5 * 16 * 4 + 24
+    return document
+
+
+def test_the_bench_of_windows_verifies_what_it_measures(kafka: str) -> None:
+    document = bench_windows(kafka, 30_000, 1)
+    for name in ("windows_per_second", "events_per_second", "ratio_to_padded", "ratio_to_one_by_one"):
+        assert 0 < document[name]["min"] <= document[name]["median"] <= document[name]["max"]
+
+
+@pytest.mark.accept
+def test_buckets_are_worth_their_sorting(kafka: str) -> None:
+    document = bench_windows(kafka, 1_000_000, 5)
+    print(json.dumps(document))
+    assert document["ratio_to_padded"]["median"] >= 1.7
+
+
 @pytest.mark.torch
-def test_the_demos_model_is_what_its_configuration_trains(tmp_path: Path) -> None:
-    folder = MODEL.parent
+@pytest.mark.parametrize(
+    ("model", "produced", "figure", "least"),
+    [
+        (MODEL, ("--events", "60000", "--streams", "200"), "auc", 0.97),
+        pytest.param(
+            WINDOW_MODEL, ("--events", "400000", "--streams", "1000", "--anomaly-rate", "0.06"), "accuracy", 0.98,
+            marks=pytest.mark.accept,
+        ),
+    ],
+)  # fmt: skip
+def test_the_demos_models_are_what_their_configurations_train(
+    tmp_path: Path, model: Path, produced: tuple[str, ...], figure: str, least: float
+) -> None:
+    folder = model.parent
     data = tmp_path / "telemetry.csv"
-    made = [*COMMAND, "produce", "--out", str(data), "--events", "60000", "--streams", "200", "--seed", "7"]
+    made = [*COMMAND, "produce", "--out", str(data), *produced, "--seed", "7"]
     subprocess.run(made, check=True, capture_output=True, timeout=120)
     train = [sys.executable, "-m", "export", "train", "--config", str(folder / "train.toml")]
     done = subprocess.run(
         [*train, "--data", str(data), "--out", str(tmp_path / "out"), "--json"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1_200,
         cwd=ROOT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     mine = json.loads((tmp_path / "out" / "metrics.json").read_text())
     committed = json.loads((folder / "metrics.json").read_text())
-    auc = [_find(document, "test")["auc"] for document in (mine, committed)]
-    assert auc[0] == pytest.approx(auc[1], abs=0.01)
-    assert auc[1] >= 0.97
+    found = [_find(document, "test")[figure] for document in (mine, committed)]
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+    assert found[1] >= least
 
 
 def _find(document: object, name: str) -> dict[str, float]:

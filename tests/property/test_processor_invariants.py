@@ -7,8 +7,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated import ChainModel
-from window_reference import event_batch
+from simulated import ChainModel, records
 
 from streamer.checkpoint import Ledger
 from streamer.core import EventBatch
@@ -30,9 +29,8 @@ actions = st.lists(
 
 
 def batch(partition: int, first: int, streams: list[int]) -> EventBatch:
-    made = event_batch([(f"{partition}-{stream}", 1, False) for stream in streams], first)
-    made.partition = made.records.partition = partition
-    return made
+    rows = [(offset, f"{partition}-{stream}", float(offset)) for offset, stream in enumerate(streams, first)]
+    return records(rows, partition)
 
 
 @given(actions)

@@ -285,14 +285,14 @@ def _check_end(process: Owner, durable: Durable, truth: Truth, now_ms: int, *, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(seed=st.integers(0, 2**32))
 def test_every_window_is_predicted_once_and_as_without_crashes(kind: str, seed: int) -> None:
     run_schedule(seed, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150)
+@settings(max_examples=2 * settings().max_examples)
 @given(seed=st.integers(0, 2**32))
 def test_a_step_and_a_window_model_on_one_input_are_both_exactly_once(kind: str, seed: int) -> None:
     run_schedule(seed, kind, step=True)

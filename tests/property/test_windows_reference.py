@@ -96,7 +96,7 @@ def actual(rule: WindowRule, rows: Sequence[Row], idle: Sequence[Idle], cuts: Se
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150)
+@settings(max_examples=2 * settings().max_examples)
 @given(data=st.data())
 def test_windows_are_what_their_definition_says(kind: str, data: st.DataObject) -> None:
     rule, rows, idle = data.draw(rules(kind)), data.draw(logs()), data.draw(idles)
@@ -158,7 +158,6 @@ def vars_of(window) -> tuple:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=50)
 @given(data=st.data())
 def test_short_windows_and_length_multiples_leave_out_what_they_say(kind: str, data: st.DataObject) -> None:
     plain, rows, idle = data.draw(rules(kind)), data.draw(logs()), data.draw(idles)
@@ -178,7 +177,6 @@ def test_short_windows_and_length_multiples_leave_out_what_they_say(kind: str, d
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60)
 @given(data=st.data())
 def test_time_going_on_closes_everything_that_time_can_close(kind: str, data: st.DataObject) -> None:
     """Nothing is left behind in the table, and all memory can be used again."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from streamer.model import Model
-from streamer.tools.bench import MODEL
+from streamer.tools.bench import MODEL, windows
 from streamer.tools.bench.load import POOL, Plan
-from streamer.tools.bench.reference import lstm_outputs
+from streamer.tools.bench.reference import bilstm_last, lstm_outputs
 from streamer.tools.demo import roc_auc
 
 
@@ -50,6 +50,46 @@ def test_the_reference_is_pytorch() -> None:
     with torch.no_grad():
         expected = head(core(x)[0])[0].numpy()
     assert np.abs(lstm_outputs(weights, x[0].numpy()) - expected).max() < 1e-6
+
+
+@pytest.mark.torch
+def test_the_reference_of_windows_is_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    weights = windows.MODEL.with_name("weights.npz")
+    with np.load(weights) as file:
+        named = {name: torch.from_numpy(file[name]) for name in file.files}
+    core = torch.nn.LSTM(16, 64, batch_first=True, bidirectional=True)
+    core.load_state_dict({name.removeprefix("core."): t for name, t in named.items() if name.startswith("core.")})
+    x = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = core(x)[0][0]
+        expected = torch.cat([y[-1, :64], y[0, 64:]]) @ named["head.weight"].T + named["head.bias"]
+    assert np.abs(bilstm_last(weights, x[0].numpy()) - expected.numpy()).max() < 1e-6
+
+
+def test_the_plan_of_windows_is_what_the_windows_close() -> None:
+    plan = windows.WindowPlan(20_000, streams=100)
+    polls = windows.closed_by_poll(plan, 10**9)
+    sessions = plan.sessions()
+    assert len(sessions) == plan.windows
+    found = {(int(w.stream[-6:]), w.start_ms // 1_000): w.offsets.tolist() for poll in polls for w in poll}
+    assert 0 < plan.windows - len(found) <= 100, "only the last session of each stream may be open"
+    assert all(found[name] == sessions[name].tolist() for name in found)
+    lengths = plan.lengths
+    assert (lengths.min(), lengths.max()) == (windows.SHORTEST, windows.LONGEST)
+
+
+def test_all_ways_of_calling_the_model_give_the_same_answers() -> None:
+    plan, model = windows.WindowPlan(4_000, streams=50), Model.load(windows.MODEL)
+    (poll, *_) = windows.closed_by_poll(plan, 100)
+    lengths = [len(window.x) for window in poll]
+    groups = {name: way(lengths) for name, way in windows.groupings().items()}
+    assert all(sorted(np.concatenate(found).tolist()) == list(range(len(poll))) for found in groups.values())
+    assert 1 == len(groups["padded"]) < len(groups["buckets"]) < len(groups["one_by_one"])
+    first, *others = [windows.call(model, poll, found) for found in groups.values()]
+    assert all(np.array_equal(first, other) for other in others), "a row depends on its batch"
+    weights = windows.MODEL.with_name("weights.npz")
+    assert np.abs(first[0] - bilstm_last(weights, poll[0].x)).max() < 1e-6
 
 
 def test_roc_auc_counts_ordered_pairs() -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,8 +29,9 @@ import typer
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.model import Model
+from streamer.tools.bench import windows as window_bench
 from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload
-from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, watch_growth
+from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, spread, watch_growth
 from streamer.tools.bench.reference import lstm_outputs
 
 MODEL = Path(__file__).with_name("model") / "model.onnx"
@@ -62,20 +62,20 @@ class Bench:
     """One run of the command: topics of its own, deleted at the end."""
 
     def __init__(self, options: Options, say: Callable[[str], None]) -> None:
-        self._options = options
-        self._say = say
+        self.options = options
+        self.say = say
         self._run = uuid.uuid4().hex[:8]
         self._topics: list[str] = []
         self._model = Model.load(options.model)
-        self._features = self._model.contract.features
+        self.features = self._model.contract.features
 
     def close(self) -> None:
         if self._topics:
-            delete_topics(self._options.bootstrap, self._topics)
+            delete_topics(self.options.bootstrap, self._topics)
 
     def throughput(self, cases: Sequence[tuple[str, str]], *, naive: bool = True) -> list[dict[str, Any]]:
         """Results of every (delivery, format), then of the naive loop per format; ratios within each repeat."""
-        options = self._options
+        options = self.options
         formats = sorted({value_format for _, value_format in cases})
         loaded: dict[str, tuple[str, Plan, int]] = {}
         few: dict[str, tuple[str, Plan, int]] = {}
@@ -95,18 +95,18 @@ class Bench:
                         spans.setdefault((delivery, value_format), []).append(
                             self._measure(delivery, value_format, *loaded[value_format])
                         )
-            self._say(f"repeat {repeat + 1} of {options.repeats} done")
+            self.say(f"repeat {repeat + 1} of {options.repeats} done")
         return [self._summary(key, runs, spans.get(("naive", key[1]))) for key, runs in spans.items()]
 
     def latency(self, delivery: str, value_format: str) -> dict[str, Any]:
         """Open-loop latency at ``rate`` from the intended send time to a committed read, and the cores it takes."""
-        options = self._options
+        options = self.options
         warm_up = int(options.rate * min(10.0, options.rate_s / 3))
         plan = self._plan(value_format, int(options.rate * options.rate_s) + warm_up)
-        source, target = self._topic("in"), self._topic("out")
+        source, target = self.topic("in"), self.topic("out")
         create_topics(options.bootstrap, [source, target], options.partitions, options.replication_factor)
         mark: dict[str, float] = {}
-        with self._serving(delivery, value_format, source, target) as worker:
+        with self.serving(delivery, value_format, source, target) as worker:
 
             def begin() -> None:
                 mark.update(at=time.monotonic(), cpu=cpu_seconds(worker.pids))
@@ -132,10 +132,10 @@ class Bench:
     # one run
 
     def _measure(self, delivery: str, value_format: str, source: str, plan: Plan, sent_bytes: int) -> dict[str, Any]:
-        options = self._options
-        target = self._topic("out")
+        options = self.options
+        target = self.topic("out")
         create_topics(options.bootstrap, [target], options.partitions, options.replication_factor)
-        with self._serving(delivery, value_format, source, target) as worker:
+        with self.serving(delivery, value_format, source, target) as worker:
             span = watch_growth(
                 options.bootstrap, target, options.partitions, plan.events, worker.pids, options.broker_pids,
                 alive=worker.alive,
@@ -143,7 +143,7 @@ class Bench:
             exported = worker.metrics()
         verified = self._verify(target, plan)
         if delivery != "naive" or verified["lost"] or verified["repeated"]:
-            self._say(
+            self.say(
                 f"{delivery} {value_format}: {span.events_per_second:,.0f} events/s over {span.seconds:.1f} s, "
                 f"{span.service_cpu_us_per_event:.2f} us CPU per event, lost {verified['lost']}, "
                 f"repeated {verified['repeated']}, largest error {verified['error']:.1e}"
@@ -171,7 +171,7 @@ class Bench:
         sampled = np.random.default_rng(plan.seed).choice(plan.streams, min(_SAMPLED, plan.streams), replace=False)
         keys = plan.keys()
         found = count_answers(
-            self._options.bootstrap, target, per_partition, {keys[stream] for stream in sampled.tolist()}
+            self.options.bootstrap, target, per_partition, {keys[stream] for stream in sampled.tolist()}
         )
         worst = 0.0
         for stream in sampled.tolist():
@@ -182,8 +182,8 @@ class Bench:
         return {"lost": found.lost, "repeated": found.repeated, "error": worst, "predictions": found.predictions}
 
     def _expected(self, x: Any) -> Any:
-        weights = self._options.model.with_name("weights.npz")
-        if self._options.model == MODEL:
+        weights = self.options.model.with_name("weights.npz")
+        if self.options.model == MODEL:
             return lstm_outputs(weights, x)
         if not len(x):
             return np.empty((0, 0))
@@ -200,8 +200,8 @@ class Bench:
         result: dict[str, Any] = {
             "delivery": delivery,
             "format": value_format,
-            "workers": 1 if delivery == "naive" else self._options.workers,
-            "events_per_second": _spread(speeds),
+            "workers": 1 if delivery == "naive" else self.options.workers,
+            "events_per_second": spread(speeds),
             "cpu_seconds_per_million": {"service": middle["service"], "broker": middle["broker"]},
             "rss_bytes": max(run["rss"] for run in runs),
             "verified": all(not run["lost"] and run["error"] <= TOLERANCE for run in runs),
@@ -213,29 +213,29 @@ class Bench:
             result["stage_us"] = middle["stages"]
             result["changelog_bytes_per_input_byte"] = middle["changelog"]
             if base:
-                result["ratio_to_naive"] = _spread([mine / theirs for mine, theirs in zip(speeds, base, strict=True)])
+                result["ratio_to_naive"] = spread([mine / theirs for mine, theirs in zip(speeds, base, strict=True)])
         return result
 
     # pieces
 
     def _plan(self, value_format: str, events: int) -> Plan:
-        options = self._options
-        return Plan(events, options.streams, options.partitions, self._features, value_format)
+        options = self.options
+        return Plan(events, options.streams, options.partitions, self.features, value_format)
 
     def _load(self, value_format: str, events: int) -> tuple[str, Plan, int]:
-        plan, topic = self._plan(value_format, events), self._topic(value_format)
-        create_topics(self._options.bootstrap, [topic], plan.partitions, self._options.replication_factor)
-        self._say(f"loading {events:,} {value_format} events")
-        return topic, plan, preload(self._options.bootstrap, topic, plan)
+        plan, topic = self._plan(value_format, events), self.topic(value_format)
+        create_topics(self.options.bootstrap, [topic], plan.partitions, self.options.replication_factor)
+        self.say(f"loading {events:,} {value_format} events")
+        return topic, plan, preload(self.options.bootstrap, topic, plan)
 
-    def _topic(self, purpose: str) -> str:
+    def topic(self, purpose: str) -> str:
         name = f"bench-{self._run}-{purpose}-{len(self._topics)}"
         self._topics.append(name)
         return name
 
     @contextlib.contextmanager
-    def _serving(self, delivery: str, value_format: str, source: str, target: str) -> Iterator[Worker]:
-        options = self._options
+    def serving(self, delivery: str, value_format: str, source: str, target: str) -> Iterator[Worker]:
+        options = self.options
         with tempfile.TemporaryDirectory(prefix="streamer-bench-") as folder:
             if delivery == "naive":
                 arguments = {
@@ -334,10 +334,6 @@ def _numbers(document: dict[str, Any]) -> list[float]:
     return flat
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -353,7 +349,7 @@ def machine() -> dict[str, Any]:
 
 def bench_command(
     bootstrap: Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP", help="Address of the cluster.")] = "",
-    model: Annotated[Path, typer.Option(help="A step model of your own.")] = MODEL,
+    model: Annotated[Path | None, typer.Option(help="A model of your own.")] = None,
     delivery: Annotated[str, typer.Option(help="Comma separated.")] = "exactly-once,at-least-once",
     value_format: Annotated[str, typer.Option("--format", help="json, float32, comma separated.")] = "json,float32",
     events: Annotated[int, typer.Option(help="Events of one throughput run.")] = 1_500_000,
@@ -363,6 +359,9 @@ def bench_command(
     rate: Annotated[float, typer.Option(help="Events per second of the latency runs; 0: none.")] = 2_000.0,
     rate_s: Annotated[float, typer.Option(help="Seconds of a latency run.")] = 30.0,
     naive: Annotated[bool, typer.Option(help="Measure the naive loop beside it.")] = True,
+    windows: Annotated[
+        bool, typer.Option("--windows", help="Closed windows of a bidirectional model instead.")
+    ] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the service.")] = None,
 ) -> None:
     """Throughput, cost and latency on a real cluster, against a naive loop in the same run."""
@@ -371,9 +370,10 @@ def bench_command(
     if events < 10_000 or repeats < 1 or workers < 1:
         raise ConfigurationError("at least 10,000 events, one repeat and one worker are needed")
     pids = tuple(int(pid) for pid in os.environ.get("KAFKA_PIDS", "").replace(",", " ").split())
+    own = window_bench.settings() if windows else ()
     options = Options(
-        bootstrap, model, events, streams, repeats=repeats, workers=workers, rate=rate, rate_s=rate_s,
-        broker_pids=pids, settings=tuple(settings or ()),
+        bootstrap, model or (window_bench.MODEL if windows else MODEL), events, streams, repeats=repeats, workers=workers,
+        rate=rate, rate_s=rate_s, broker_pids=pids, settings=(*own, *(settings or ())),
     )  # fmt: skip
     deliveries, formats = delivery.split(","), value_format.split(",")
     lock = threading.Lock()
@@ -383,6 +383,13 @@ def bench_command(
             print(text, file=sys.stderr, flush=True)
 
     bench = Bench(options, say)
+    if windows:
+        try:
+            plan = window_bench.WindowPlan(events, min(streams, 1_000), options.partitions, bench.features)
+            print(json.dumps({**window_bench.bench_windows(bench, plan, repeats), "machine": machine()}))
+        finally:
+            bench.close()
+        return
     try:
         found = bench.throughput([(each, kind) for each in deliveries for kind in formats], naive=naive)
         if rate:

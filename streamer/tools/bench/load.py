@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,17 @@ def delete_topics(bootstrap: str, names: list[str]) -> None:
 
 def preload(bootstrap: str, topic: str, plan: Plan) -> int:
     """Sends the whole plan as fast as the cluster takes it. Returns the bytes of keys and values."""
+    values, keys, partitions = plan.values(), plan.keys(), plan.partitions
+    streams = enumerate(plan.streams_of().tolist())
+    now = 0  # the client's word for it
+    return send_all(
+        bootstrap, topic, ((values[index % POOL], keys[stream], stream % partitions, now) for index, stream in streams)
+    )
+
+
+def send_all(bootstrap: str, topic: str, rows: Iterable[tuple[bytes, bytes, int, int]]) -> int:
+    """Rows (value, key, partition, timestamp in ms), as fast as the cluster takes them. Returns the bytes of keys and
+    values; raises KafkaUnavailableError when not all were taken."""
     kafka = require_confluent_kafka()
     producer: Any = kafka.Producer(
         {
@@ -97,13 +109,11 @@ def preload(bootstrap: str, topic: str, plan: Plan) -> int:
             "log_level": 0,
         }
     )
-    values, keys, partitions = plan.values(), plan.keys(), plan.partitions
     sent = 0
-    for index, stream in enumerate(plan.streams_of().tolist()):
-        value, key = values[index % POOL], keys[stream]
+    for index, (value, key, partition, timestamp) in enumerate(rows):
         while True:
             try:
-                producer.produce(topic, value, key, stream % partitions)
+                producer.produce(topic, value, key, partition, timestamp=timestamp)
                 break
             except BufferError:
                 producer.poll(0.05)

@@ -1,0 +1,277 @@
+"""The processor in window mode: what a model call gets, what is published, and what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from simulated import POISON, ChainModel
+from windowing import FoldModel, Row, fold, timed
+
+from streamer.checkpoint import Ledger, decode_progress, progress_key
+from streamer.codec import Codec
+from streamer.core import Epoch, Op, RecordBatch
+from streamer.errors import ConfigurationError
+from streamer.processor import Limits, Processor
+from streamer.windows import WindowRule
+
+END = WindowRule("end")
+
+
+def make(rule: WindowRule = END, model: Any = None, *, durable: bool = True, **limits: Any) -> Processor:
+    limits = {"max_state_bytes": 1 << 16, "max_ingest_rows": 64, **limits}
+    processor = Processor([("fold", model or FoldModel(), rule)], Limits(**limits), durable=durable)
+    processor.assign(0, Ledger.fresh(0))
+    return processor
+
+
+def feed(processor: Processor, *rows: Row) -> None:
+    processor.ingest([timed(rows)])
+    for _ in processor.run():
+        pass
+
+
+def idle(processor: Processor, elapsed_ms: int) -> None:
+    processor.idle(0, elapsed_ms)
+    for _ in processor.run():
+        pass
+
+
+def seal(processor: Processor, now_ms: int = 0) -> Epoch:
+    epoch = processor.seal(now_ms)
+    assert epoch is not None
+    return epoch
+
+
+def predictions(epoch: Epoch) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(value) for out in epoch.outgoing for value in out.values]
+
+
+def value(offset: int) -> float:
+    return offset + 20.0
+
+
+def chain(*offsets: int) -> float:
+    return fold(map(value, offsets))
+
+
+def sequence(stream: str, length: int, first: int) -> list[Row]:
+    events: list[Row] = [(first + at, stream, 100 + at, value(first + at)) for at in range(length)]
+    return [*events, (first + length, stream, 0, Op.END)]
+
+
+def test_a_closed_window_is_predicted_from_the_initial_state() -> None:
+    processor = make()
+    feed(processor, *sequence("a", 3, 0), *sequence("a", 2, 4))
+    first, second = predictions(seal(processor))
+    assert first == {
+        "stream": "a",
+        "ts": 102,
+        "y": chain(0, 1, 2),
+        "window": {"start": 100, "end": 102, "count": 3, "reason": "end", "part": 0, "offsets": [0, 2]},
+        "model": "fold@1",
+    }
+    assert second["y"] == chain(4, 5)
+
+
+def test_one_answer_per_event_where_the_model_gives_one() -> None:
+    processor = make(model=FoldModel(per="event"))
+    feed(processor, *sequence("a", 1, 0), *sequence("b", 3, 2))
+    found = {each["stream"]: each["y"] for each in predictions(seal(processor))}
+    assert found == {"a": [chain(0)], "b": [chain(2), chain(2, 3), chain(2, 3, 4)]}
+
+
+def test_calls_are_bounded_in_rows_and_cells_and_padded_little() -> None:
+    model = FoldModel()
+    processor = make(model=model, max_rows=4, max_window_cells=24, max_ingest_rows=512)
+    rows: list[Row] = []
+    for stream, length in enumerate([1, 9, 30, 2, 8, 1, 1, 1, 1, 9]):
+        rows += sequence(f"s{stream}", length, len(rows))
+    feed(processor, *rows)
+    assert len(predictions(seal(processor))) == 10
+    assert sum(count for count, _ in model.calls) == 10
+    assert all(count <= 4 and (count * steps <= 24 or count == 1) for count, steps in model.calls)
+
+
+def test_a_model_without_lengths_gets_windows_of_one_length_only() -> None:
+    model = FoldModel()
+    model.ragged = False
+    processor = make(model=model, max_ingest_rows=512)
+    rows: list[Row] = []
+    for stream, length in enumerate([3, 2, 3, 2, 5]):
+        rows += sequence(f"s{stream}", length, len(rows))
+    feed(processor, *rows)
+    assert sorted(model.calls) == [(1, 5), (2, 2), (2, 3)]
+
+
+def test_a_poisoned_window_is_dead_lettered_alone() -> None:
+    processor = make()
+    rows = [*sequence("a", 3, 0), *sequence("b", 2, 4), *sequence("c", 1, 7)]
+    rows[5] = (5, "b", 101, POISON)
+    feed(processor, *rows)
+    epoch = seal(processor)
+    assert {each["stream"] for each in predictions(epoch)} == {"a", "c"}
+    (reject,) = epoch.rejects
+    assert (reject.offset, reject.reason, reject.key) == (5, "model_refused", b"b")
+    assert "window 100 to 101 ms, offsets 4 to 5" in reject.detail
+
+
+def test_predictions_of_a_stream_come_in_the_order_of_their_ends() -> None:
+    processor = make(WindowRule("session", gap_ms=5, disorder_ms=20))
+    feed(processor, (0, "a", 30, 1.0), (1, "a", 20, 1.0), (2, "a", 10, 1.0), (3, "b", 100, 1.0))
+    assert [each["window"]["end"] for each in predictions(seal(processor))] == [15, 25, 35]
+
+
+def test_the_record_of_a_prediction_is_stamped_with_the_moment_of_closing() -> None:
+    """A window's end may lie days ahead of what the broker accepts as a timestamp."""
+    processor = make(WindowRule("tumbling", size_ms=10**9, max_events=2))
+    feed(processor, (0, "a", 1, 1.0), (1, "a", 2, 1.0), (2, "a", 3, 1.0))
+    (out,) = seal(processor).outgoing
+    assert (out.timestamps_ms, out.sources, out.mode) == ([10_001], [1], "window")
+    idle(processor, 10**9 + 7)
+    (out,) = seal(processor).outgoing
+    assert (out.timestamps_ms, out.sources) == ([10_002 + 10**9 + 7], [2])
+
+
+def test_short_windows_are_counted() -> None:
+    processor = make(WindowRule("end", min_events=2))
+    feed(processor, *sequence("a", 1, 0), *sequence("b", 2, 2))
+    assert [each["stream"] for each in predictions(seal(processor))] == ["b"]
+    assert processor.counters.windows == {"end": 1, "short": 1}
+
+
+def test_late_events_are_counted_and_dead_lettered_if_asked() -> None:
+    rule = WindowRule("hopping", size_ms=10, hop_ms=5)
+    rows: list[Row] = [(0, "a", 12, 1.0), (1, "a", 3, 1.0), (2, "a", 8, 1.0)]
+    quiet, loud = make(rule), make(rule, late_to_dead_letter=True)
+    for processor in (quiet, loud):
+        feed(processor, *rows)
+        assert processor.counters.late == 3, "once per window"
+    assert not seal(quiet).rejects
+    assert [(reject.offset, reject.reason) for reject in seal(loud).rejects] == [(1, "late"), (2, "late")]
+
+
+def test_idleness_before_any_event_and_in_replay_does_nothing() -> None:
+    processor = make(WindowRule("tumbling", size_ms=10))
+    idle(processor, 10**9)
+    assert processor.seal(0) is None
+    replaying = Processor([("fold", FoldModel(), WindowRule("tumbling", size_ms=10))], Limits(max_state_bytes=1 << 16))
+    ledger = Ledger.fresh(0)
+    ledger.live_from = 2
+    replaying.assign(0, ledger)
+    feed(replaying, (0, "a", 5, 1.0))
+    idle(replaying, 10**9)
+    assert replaying.windows[0].open_windows == 1
+
+
+def test_a_replay_that_ends_in_rejects_is_over() -> None:
+    """Idle time closes windows afterwards, and what it closes is published."""
+    processor = make(WindowRule("tumbling", size_ms=10))
+    processor.revoke(0)
+    ledger = Ledger.fresh(0)
+    ledger.live_from = ledger.position = 4
+    processor.assign(0, ledger)
+    feed(processor, (0, "a", 5, 7.0))
+    processor.ingest([timed([], rejects=[2, 3])])
+    assert not processor.windows[0].replaying
+    idle(processor, 50)
+    assert [each["y"] for each in predictions(seal(processor))] == [fold([7.0])]
+
+
+def test_an_epoch_keeps_the_replay_point_at_the_oldest_open_window() -> None:
+    processor = make(WindowRule("session", gap_ms=50), checkpoint_interval_ms=0)
+    feed(processor, (0, "a", 1, 1.0), (1, "b", 40, 1.0), (2, "a", 45, 1.0))
+
+    def progress(epoch: Epoch) -> tuple[int, int, int]:
+        found = decode_progress(dict(epoch.changelog[0].records)[progress_key()] or b"")
+        return found.position, found.replay_point, found.watermark
+
+    assert progress(seal(processor))[:2] == (3, 0)
+    feed(processor, (3, "c", 94, 1.0))  # closes b, whose last event was at 40
+    assert progress(seal(processor))[:2] == (4, 0)
+    feed(processor, (4, "c", 95, 1.0))  # closes a
+    assert progress(seal(processor)) == (5, 3, 45)
+
+
+def test_a_step_model_beside_it_answers_each_event_at_once() -> None:
+    processor = Processor(
+        [("chain", ChainModel(), None), ("fold", FoldModel(), END)], Limits(max_state_bytes=1 << 16, max_ingest_rows=64)
+    )  # type: ignore[list-item]
+    processor.assign(0, Ledger.fresh(0))
+    feed(processor, *sequence("a", 3, 0)[:3])
+    early = predictions(seal(processor))
+    assert [each["model"] for each in early] == ["chain@1"] * 3
+    feed(processor, sequence("a", 3, 0)[3])
+    (final,) = predictions(seal(processor))
+    assert final["model"] == "fold@1"
+    assert final["y"] == early[-1]["y"], "the same chain over the same events"
+    assert final["window"]["offsets"] == [0, 2]
+
+
+def test_without_a_changelog_nothing_is_kept_for_a_replay() -> None:
+    processor = make(WindowRule("tumbling", size_ms=10, max_events=2), durable=False)
+    for offset in range(0, 40, 2):
+        feed(processor, (offset, "a", offset * 10, 1.0), (offset + 1, "a", offset * 10, 1.0))
+        idle(processor, 1)
+        assert not seal(processor).changelog
+    ledger = processor.ledgers[0]
+    assert not ledger.idle
+    assert not ledger.new_window_through
+    assert not ledger.window_through
+
+
+def test_window_models_need_a_rule_and_only_one_may_have_one() -> None:
+    with pytest.raises(ConfigurationError, match="looks ahead"):
+        Processor([("fold", FoldModel(), None)])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="only one"):
+        Processor([("one", FoldModel(), END), ("two", FoldModel(), END)])  # type: ignore[list-item]
+
+
+# event times that do not behave
+
+
+def decoded(codec: Codec, *rows: tuple[int | None, Any]) -> Any:
+    """Rows (ts in the value, or raw bytes) of records stamped 10,000 ms."""
+    values = [raw if isinstance(raw, bytes) else msgspec.json.encode({"x": [1.0], "ts": raw}) for _, raw in rows]
+    count = len(rows)
+    return codec.decode(RecordBatch(0, list(range(count)), [10_000] * count, [b"a"] * count, values))
+
+
+def test_a_far_future_event_is_rejected_and_moves_no_watermark() -> None:
+    codec = Codec(FoldModel().contract, "json", max_future_ms=1_000)
+    batch = decoded(codec, (None, 10_000), (None, 11_001), (None, 11_000), (None, 10**17), (None, 253_402_300_799_001))
+    assert [(reject.offset, reject.reason) for reject in batch.rejects] == [
+        (1, "bad_time"),
+        (3, "bad_time"),
+        (4, "bad_time"),
+    ]
+    processor = make(WindowRule("session", gap_ms=5_000))
+    processor.ingest([batch])
+    for _ in processor.run():
+        pass
+    assert processor.windows[0].watermark == 11_000
+    assert len(seal(processor).rejects) == 3
+
+
+def test_events_without_a_time_take_the_records() -> None:
+    batch = decoded(
+        Codec(FoldModel().contract, "json"), (None, b'{"x":[1]}'), (None, None), (None, b'{"x":[1],"ts":0}')
+    )
+    assert batch.times_ms.tolist() == [10_000] * len(batch)
+
+
+@pytest.mark.parametrize("ts", [b"-5", b'"soon"', b"true", b"1e400", b"[1]"])
+def test_a_time_that_is_none_is_rejected(ts: bytes) -> None:
+    batch = decoded(Codec(FoldModel().contract, "json"), (None, b'{"x":[1],"ts":' + ts + b"}"), (None, 10_000))
+    assert len(batch) == 1
+    assert [reject.offset for reject in batch.rejects] == [0]
+
+
+def test_x_is_untouched_by_the_order_of_arrival() -> None:
+    processor = make(WindowRule("count", count=3))
+    feed(processor, (0, "a", 9, 1.0), (1, "a", 3, 2.0), (2, "a", 6, 3.0))
+    (found,) = predictions(seal(processor))
+    assert found["y"] == fold([2.0, 3.0, 1.0])
+    assert np.isfinite(found["y"])
