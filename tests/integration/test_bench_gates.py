@@ -1,0 +1,75 @@
+"""Gates of the benchmark: ratios to the hand-written loop within one run. Absolutes are printed, not judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from local_kafka import LocalKafka
+from tooling import require_tool
+
+pytestmark = [pytest.mark.accept, pytest.mark.slow]
+
+
+def bench(*arguments: str) -> dict[str, Any]:
+    """On a broker of its own, so that its processor time is known and nothing else writes."""
+    require_tool("java", "mvn")
+    with LocalKafka() as local:
+        environment = {
+            **os.environ,
+            "KAFKA_BOOTSTRAP": local.bootstrap,
+            "KAFKA_PIDS": ",".join(str(pid) for pid in local.pids),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "streamer.cli", "bench", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+    assert done.returncode == 0, done.stderr
+    print(done.stderr, done.stdout)
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert all(result["verified"] and not result["lost"] for result in document["results"])
+    return document
+
+
+def ratios(document: dict[str, Any]) -> dict[tuple[str, str], float]:
+    return {
+        (result["delivery"], result["format"]): result["ratio_to_naive"]["median"] for result in document["results"]
+    }
+
+
+def test_one_worker_at_least_once() -> None:
+    document = bench("--delivery", "at-least-once", "--events", "2000000", "--rate", "2000", "--rate-s", "20")
+    found, naive = document["results"][0], document["naive"]
+    assert found["latency_ms"]["p99"] <= 1.5 * naive["latency_ms"]["p99"]
+    assert found["cores_at_rate"] <= 0.35
+    assert found["rss_bytes"] <= 200_000_000
+    assert ratios(document)["at-least-once", "json"] >= 11
+    assert ratios(document)["at-least-once", "float32"] >= 16
+
+
+def test_one_worker_exactly_once_over_two_rounds() -> None:
+    document = bench(
+        "--delivery", "exactly-once", "--format", "json", "--events", "7000000", "--repeats", "2",
+        "--rate", "2000", "--rate-s", "30",
+    )  # fmt: skip
+    found = document["results"][0]
+    assert found["repeated"] == 0
+    assert found["changelog_bytes_per_input_byte"] <= 0.1
+    assert found["latency_ms"]["p50"] <= 30
+    assert found["latency_ms"]["p99"] <= 55
+    assert found["cores_at_rate"] <= 0.4
+    assert ratios(document)["exactly-once", "json"] >= 10
+
+
+def test_two_workers_exactly_once() -> None:
+    document = bench(
+        "--delivery", "exactly-once", "--format", "json", "--events", "6000000", "--repeats", "2", "--workers", "2",
+        "--rate", "0",
+    )  # fmt: skip
+    assert ratios(document)["exactly-once", "json"] >= 19
