@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from local_kafka import LocalKafka
-from test_processes import PARTITIONS, Load, Member, check_oracle, grown, members
+from members import PARTITIONS, Load, check_oracle, grown, members, step_member
 
 pytestmark = [pytest.mark.chaos, pytest.mark.accept]
 
@@ -51,7 +51,7 @@ async def test_a_broker_that_matters_stops_hard(
     load = Load(bootstrap, topic, 200)
     with members() as group:
         async with load.flowing():
-            group.append(Member(bootstrap, topic, delivery, tmp_path, 0))
+            group.append(step_member(bootstrap, topic, delivery, tmp_path, 0))
             await group[0].says('"live"')
             await grown(bootstrap, topic, load.sent)
             if what == "group coordinator":

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from chain import PARTITIONS, check, rows
 from local_kafka import LocalKafka
-from serving import make_service, make_settings, produce, read_all, running
-from test_recovery import open_transaction
-from test_service import PARTITIONS, check, rows, wait_for
+from serving import make_settings, open_transaction, read_all, serve
 from tooling import require_tool
 
 pytestmark = pytest.mark.chaos
@@ -62,15 +61,9 @@ async def test_a_compacted_changelog_without_markers_restores(create_topics, tmp
         sent, changelog = 0, str(settings.changelog_topic)
         async with asyncio.timeout(150):
             while not empty_control_batches(tmp_path / "kafka", changelog, 0):
-                service, recorder = await make_service(settings, instance=f"run{sent}")
-                async with running(service):
-                    await produce(local.bootstrap, "in", rows(sent, 400))
-                    sent += 400
-                    await wait_for(lambda r=recorder: r.committed_events >= 400, recorder)
+                await serve(settings, list(rows(sent, 400)), instance=f"run{sent}")
+                sent += 400
                 await aborted(local.bootstrap, changelog, f"dead-{sent}")
                 await asyncio.sleep(1.2)  # a segment becomes old: the cleaner leaves the newest alone
-        service, recorder = await make_service(settings, instance="last")
-        async with running(service):
-            await produce(local.bootstrap, "in", rows(sent, 400))
-            await wait_for(lambda: recorder.committed_events >= 400, recorder)
+        await serve(settings, list(rows(sent, 400)), instance="last")
         check(await read_all(local.bootstrap, "in.out", at_least=sent + 400), sent + 400)

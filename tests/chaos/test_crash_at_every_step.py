@@ -6,30 +6,18 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import dying
-import numpy as np
 import pytest
-from serving import event, produce, read_all
+from members import PARTITIONS, check_answers, rows
+from serving import produce, read_all
 
-from streamer.model import Model
 from streamer.tools.bench import MODEL
 
 pytestmark = pytest.mark.chaos
 
-PARTITIONS, STREAMS, FEATURES, EACH = 2, 16, 16, 100
-
-
-def features(index: int) -> list[float]:
-    return np.random.default_rng(index).normal(size=FEATURES).astype(np.float32).tolist()
-
-
-def rows(first: int, count: int):
-    for index in range(first, first + count):
-        stream = index % STREAMS
-        yield stream % PARTITIONS, b"s%d" % stream, event(features(index)), []
+EACH = 100
 
 
 def command(bootstrap: str, topic: str, delivery: str) -> list[str]:
@@ -81,17 +69,4 @@ async def test_a_crash_at_every_step(kafka, topic_name, create_topics, tmp_path:
         survivor.terminate()
         code = survivor.wait(60)
     assert code == 0
-    counts = Counter(read.source for read in found)
-    assert len(counts) == sent
-    if delivery == "exactly-once":
-        assert set(counts.values()) == {1}
-    answers: dict[bytes, dict[int, float]] = defaultdict(dict)
-    for read in found:
-        before = answers[read.key or b""].setdefault(read.source[1], read.document["y"])
-        assert before == read.document["y"], "a repeated prediction differs: an event was counted twice in the state"
-    model = Model.load(MODEL)
-    for stream in range(STREAMS):
-        x = np.array([[features(index) for index in range(stream, sent, STREAMS)]], np.float32)
-        (y, *_), _ = model.run(x, np.array([x.shape[1]], np.int32), model.initial_states(1))
-        got = answers[b"s%d" % stream]
-        assert np.float32([got[offset] for offset in sorted(got)]).tolist() == y[0, :, 0].tolist()
+    check_answers(found, sent, exactly=delivery == "exactly-once")

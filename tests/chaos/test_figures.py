@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
-from serving import Recorder, make_settings, running
-from test_processes import Load, Member, check_oracle, grown, members
-from test_service import wait_for
+from members import FEATURES, PARTITIONS, Load, check_oracle, grown, members, step_member
+from serving import Recorder, make_settings, running, wait_for
 
 from streamer.assemble import Parts, build, load_models, prepare
 from streamer.service import Service
@@ -23,8 +22,6 @@ from streamer.settings import Settings
 from streamer.tools.bench import MODEL
 
 pytestmark = [pytest.mark.chaos, pytest.mark.accept]
-
-PARTITIONS, FEATURES = 4, 16
 
 
 async def lstm_service(settings: Settings) -> tuple[Service, Recorder]:
@@ -52,7 +49,7 @@ async def test_where_the_time_of_a_fail_over_goes(
     settings = settings.model_copy(update={"model": {"lstm": settings.model["chain"]}})
     with members() as group:
         async with load.flowing():
-            group.append(Member(kafka, topic, delivery, tmp_path, 0))
+            group.append(step_member(kafka, topic, delivery, tmp_path, 0))
             await group[0].says('"live"')
             service, recorder = await lstm_service(settings)
             async with running(service):
@@ -69,7 +66,7 @@ async def test_where_the_time_of_a_fail_over_goes(
                 report(f"fail-over, {delivery}, seconds", detection=detected - killed, **service.recovery_s)
                 await grown(kafka, topic, load.sent)
                 sent_while_it_runs = load.sent
-            group.append(Member(kafka, topic, delivery, tmp_path, 1))
+            group.append(step_member(kafka, topic, delivery, tmp_path, 1))
             await group[1].says('"live"')
         assert load.sent >= sent_while_it_runs
         await check_oracle(kafka, topic, load.sent, exactly=delivery == "exactly-once")

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from members import PARTITIONS, Load, check_answers, count_committed, grown
 from serving import read_all
-from test_processes import PARTITIONS, Load, check_answers, grown
 
 from streamer.tools.bench import MODEL
 
@@ -35,7 +35,7 @@ async def test_a_naive_loop_fails_the_oracle(kafka, topic_name, create_topics, t
             for kill in (True, False):
                 with (tmp_path / "naive.log").open("ab") as file:
                     children.append(await asyncio.to_thread(subprocess.Popen, command, stdout=file, stderr=file))
-                await grown(kafka, topic, len(await read_all(kafka, f"{topic}.out")) + 1_000)
+                await grown(kafka, topic, await count_committed(kafka, topic) + 1_000)
                 if kill:
                     children[-1].send_signal(signal.SIGKILL)
                     children[-1].wait()

@@ -11,16 +11,15 @@ import asyncio
 import contextlib
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from members import Load, Member, features, grown, members
 from serving import Read, event, produce, read_all
 from windowing import Reference
 
@@ -32,7 +31,7 @@ from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.chaos
 
-PARTITIONS, STREAMS, FEATURES = 2, 12, 16
+PARTITIONS, STREAMS = 2, 12
 IDLE_MS = 60_000
 """Longer than the load ever pauses: the reference knows the log, not when it was silent."""
 RULES = {
@@ -43,118 +42,49 @@ RULES = {
 SETTINGS = ("size_ms", "hop_ms", "gap_ms", "max_events", "disorder_ms")
 
 
-class Load:
-    """Events in bursts, out of order by up to 80 ms, with end marks, until stopped. What was sent says the log itself."""
+class Bursts(Load):
+    """Events in bursts, out of order by up to 80 ms, with end marks. What was sent says the log itself."""
 
     def __init__(self, bootstrap: str, topic: str, per_second: int) -> None:
-        self._bootstrap, self._topic, self._per_second = bootstrap, topic, per_second
+        super().__init__(bootstrap, topic, per_second)
         self._rng = random.Random(per_second)
-        self._stop = asyncio.Event()
-        self.sent = 0
+        self._silent_until = [0] * STREAMS
+        self._now_ms = 1_000_000
 
-    async def run(self) -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap, enable_idempotence=True)
-        await producer.start()
+    async def some(self, producer: AIOKafkaProducer, count: int) -> None:
         rng = self._rng
-        silent_until = [0] * STREAMS
-        now_ms = 1_000_000
-        try:
-            while not self._stop.is_set():
-                now_ms += 50
-                for _ in range(self._per_second // 20):
-                    stream = rng.randrange(STREAMS)
-                    if silent_until[stream] > now_ms:
-                        continue
-                    if rng.random() < 0.03:
-                        silent_until[stream] = now_ms + rng.choice([200, 1_000])
-                    key, partition = b"s%d" % stream, stream % PARTITIONS
-                    if rng.random() < 0.02:
-                        mark = [("streamer-op", b"end")]
-                        await producer.send(self._topic, b"", key=key, partition=partition, headers=mark)
-                    else:
-                        value = event(features(self.sent), ts=now_ms - rng.randrange(80))
-                        await producer.send(self._topic, value, key=key, partition=partition)
-                    self.sent += 1
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), 0.05)
-            for partition in range(PARTITIONS):  # what time can close is closed
-                value = event(features(0), ts=now_ms + 100_000)
-                await producer.send(self._topic, value, key=b"last-%d" % partition, partition=partition)
-        finally:
-            await producer.stop()
+        self._now_ms += 50
+        for _ in range(count):
+            stream = rng.randrange(STREAMS)
+            if self._silent_until[stream] > self._now_ms:
+                continue
+            if rng.random() < 0.03:
+                self._silent_until[stream] = self._now_ms + rng.choice([200, 1_000])
+            key, partition = b"s%d" % stream, stream % PARTITIONS
+            if rng.random() < 0.02:
+                mark = [("streamer-op", b"end")]
+                await producer.send(self._topic, b"", key=key, partition=partition, headers=mark)
+            else:
+                value = event(features(self.sent), ts=self._now_ms - rng.randrange(80))
+                await producer.send(self._topic, value, key=key, partition=partition)
+            self.sent += 1
 
-    @contextlib.asynccontextmanager
-    async def flowing(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.run())
-        try:
-            yield
-        finally:
-            self._stop.set()
-            await task
+    async def last(self, producer: AIOKafkaProducer) -> None:
+        for partition in range(PARTITIONS):  # what time can close is closed
+            value = event(features(0), ts=self._now_ms + 100_000)
+            await producer.send(self._topic, value, key=b"last-%d" % partition, partition=partition)
 
 
-def features(index: int) -> list[float]:
-    return np.random.default_rng(index).normal(size=FEATURES).astype(np.float32).tolist()
-
-
-class Member:
-    """One ``streamer run`` with its log in a file."""
-
-    def __init__(
-        self,
-        bootstrap: str,
-        topic: str,
-        kind: str,
-        folder: Path,
-        number: int,
-        *,
-        both: bool,
-        further: Sequence[str] = (),
-    ) -> None:
-        self.log = folder / f"member-{number}.log"
-        rule = RULES[kind]
-        command = [sys.executable, "-m", "streamer.cli", "run"]
-        for setting in (
-            f"kafka.bootstrap={bootstrap}", f"kafka.group={topic}.group", "kafka.session_timeout_ms=6000",
-            "kafka.heartbeat_interval_ms=500", f"input.topic={topic}", f"output.topic={topic}.out",
-            "input.late=dead-letter", "delivery.checkpoint_interval_ms=500", f"delivery.idle_ms={IDLE_MS}",
-            f"model.final.path={bench.MODEL}", f"model.final.window.kind={kind}",
-            *(f"model.final.window.{name}={getattr(rule, name)}" for name in SETTINGS),
-            *([f"model.early.path={STEP_MODEL}"] if both else []), "http.port=0", "log.format=json", *further,
-        ):  # fmt: skip
-            command += ["--set", setting]
-        with self.log.open("wb") as file:
-            self.child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-
-    def signal(self, number: signal.Signals) -> None:
-        self.child.send_signal(number)
-
-    async def says(self, text: str, times: int = 1) -> None:
-        async with asyncio.timeout(90):
-            while self.log.read_text().count(text) < times:
-                assert self.child.poll() is None, self.log.read_text()
-                await asyncio.sleep(0.05)
-
-
-@contextlib.contextmanager
-def members() -> Iterator[list[Member]]:
-    """Every member appended here is gone at the end, however the test ended."""
-    found: list[Member] = []
-    try:
-        yield found
-    finally:
-        for member in found:
-            if member.child.poll() is None:
-                member.child.kill()
-            member.child.wait()
-
-
-async def grown(bootstrap: str, topic: str) -> None:
-    """Returns when answers came that were not there before."""
-    before = len(await read_all(bootstrap, f"{topic}.out"))
-    async with asyncio.timeout(90):
-        while len(await read_all(bootstrap, f"{topic}.out")) <= before:  # noqa: ASYNC110 - another process writes
-            await asyncio.sleep(0.2)
+def window_member(
+    bootstrap: str, topic: str, kind: str, folder: Path, number: int, *, both: bool, further: Sequence[str] = ()
+) -> Member:
+    rule = RULES[kind]
+    return Member(
+        bootstrap, topic, folder, number, "input.late=dead-letter", f"delivery.idle_ms={IDLE_MS}",
+        f"model.final.path={bench.MODEL}", f"model.final.window.kind={kind}",
+        *(f"model.final.window.{name}={getattr(rule, name)}" for name in SETTINGS),
+        *([f"model.early.path={STEP_MODEL}"] if both else []), *further,
+    )  # fmt: skip
 
 
 # the oracle
@@ -264,7 +194,7 @@ async def scene(
     """A topic, no member yet, and events that flow until the block ends; then the oracle speaks."""
     topic = topic_name("in")
     await create_topics(bootstrap, {topic: PARTITIONS})
-    load = Load(bootstrap, topic, per_second)
+    load = Bursts(bootstrap, topic, per_second)
     with members() as group:
         async with load.flowing():
             yield topic, group, load
@@ -288,7 +218,7 @@ async def test_kills_at_random_times(
     rng = random.Random(kills)
     async with scene(kafka, topic_name, create_topics, kind, both=both) as (topic, group, _):
         for number in range(kills + 1):
-            group.append(Member(kafka, topic, kind, tmp_path, number, both=both))
+            group.append(window_member(kafka, topic, kind, tmp_path, number, both=both))
             await group[-1].says('"live"')
             if number < kills:
                 await asyncio.sleep(rng.uniform(0.0, 1.5))  # when it dies is the point of the test
@@ -302,7 +232,7 @@ async def test_a_frozen_member_is_fenced_when_it_wakes(
 ) -> None:
     async with scene(kafka, topic_name, create_topics, kind, both=both) as (topic, group, _):
         for number in range(2):
-            group.append(Member(kafka, topic, kind, tmp_path, number, both=both))
+            group.append(window_member(kafka, topic, kind, tmp_path, number, both=both))
             await group[number].says('"live"')
         await grown(kafka, topic)
         group[0].signal(signal.SIGSTOP)
@@ -316,10 +246,10 @@ async def test_a_frozen_member_is_fenced_when_it_wakes(
 @pytest.mark.parametrize("rounds", [2, pytest.param(15, marks=pytest.mark.accept)])
 async def test_members_come_and_go(kafka, topic_name, create_topics, tmp_path: Path, rounds: int) -> None:
     async with scene(kafka, topic_name, create_topics, "session", both=True) as (topic, group, _):
-        group.append(Member(kafka, topic, "session", tmp_path, 0, both=True))
+        group.append(window_member(kafka, topic, "session", tmp_path, 0, both=True))
         await group[0].says('"live"')
         for number in range(1, rounds + 1):
-            group.append(Member(kafka, topic, "session", tmp_path, number, both=True))
+            group.append(window_member(kafka, topic, "session", tmp_path, number, both=True))
             await asyncio.sleep(2)  # the storm's rhythm: it may leave before, while or after it restores
             group[-1].signal(signal.SIGTERM)
             assert await asyncio.to_thread(group[-1].child.wait, 60) in (0, -signal.SIGTERM)
@@ -334,7 +264,7 @@ async def test_what_came_while_the_process_stood_still_is_in_its_window(
     await create_topics(kafka, {topic: PARTITIONS})
     with members() as group:
         further = ("kafka.session_timeout_ms=45000", "delivery.idle_ms=500", "model.final.window.size_ms=3000")
-        group.append(Member(kafka, topic, "hopping", tmp_path, 0, both=False, further=further))
+        group.append(window_member(kafka, topic, "hopping", tmp_path, 0, both=False, further=further))
         await group[0].says('"live"')
         await send(kafka, topic, range(5))
         async with asyncio.timeout(60):

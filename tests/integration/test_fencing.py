@@ -7,10 +7,9 @@ import contextlib
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
-from serving import event, make_service, make_settings, produce, read_all, running
+from chain import PARTITIONS, check, rows
+from serving import event, make_service, make_settings, open_transaction, produce, read_all, running, serve, wait_for
 from simulated import advance
-from test_recovery import open_transaction
-from test_service import PARTITIONS, check, rows, wait_for
 
 from streamer.checkpoint import Kind, encode_stream, stream_key
 from streamer.core import Changelog, Epoch
@@ -113,10 +112,7 @@ async def test_the_undecided_transactions_owner_is_ended_and_no_other(kafka, top
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"))
-    service, recorder = await make_service(settings)
-    async with running(service):
-        await produce(kafka, topic, [(0, b"a", event([1.0]), [])])
-        await wait_for(lambda: recorder.committed_events >= 1, recorder)
+    await serve(settings, [(0, b"a", event([1.0]), [])])
     changelog = settings.changelog_topic
     assert changelog
     alive = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic_name("alive"))

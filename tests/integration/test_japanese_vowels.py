@@ -18,8 +18,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 import torch
+from training import VOWELS, run
 
-from export import train
 from export.data import Streams
 from export.model import SequenceModel
 from export.model import load as load_module
@@ -31,33 +31,12 @@ from streamer.windows import WindowRule
 pytestmark = pytest.mark.torch
 
 PARTITIONS = 4
-CONFIG = """
-name = "vowels"
-task = "classify"
-seeds = [{seed}]
-[data]
-path = "{folder}/JapaneseVowels_TRAIN.ts"
-test_path = "{folder}/JapaneseVowels_TEST.ts"
-[model]
-kind = "{kind}"
-hidden = 48
-directions = {directions}
-reduce = "mean"
-[training]
-epochs = {epochs}
-rows = 16
-optimiser = "adamw"
-weight_decay = 1e-3
-schedule = "cosine"
-"""
 
 
 def trained(out: Path, folder: Path, kind: str, directions: int, seed: int, epochs: int) -> tuple[Model, SequenceModel]:
     out.mkdir()
-    text = CONFIG.format(seed=seed, folder=folder, kind=kind, directions=directions, epochs=epochs)
-    (out / "train.toml").write_text(text)
-    assert train.main(["--config", str(out / "train.toml"), "--out", str(out)]) == 0
-    return Model.load(out / "model.onnx"), load_module(out / "model.pt")
+    run(out, VOWELS.format(seeds=[seed], folder=folder, kind=kind, directions=directions, epochs=epochs))
+    return Model.load(out / "out" / "model.onnx"), load_module(out / "out" / "model.pt")
 
 
 def interleaved(utterances: Streams, seed: int) -> list[tuple[int, bytes, bytes, list[tuple[str, bytes]]]]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import event, make_service, make_settings, produce, read_all, running
-from test_service import wait_for
+from serving import event, make_service, make_settings, produce, read_all, running, wait_for
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")

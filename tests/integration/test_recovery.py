@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -12,42 +10,27 @@ from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import TopicPartition
-from serving import event, make_service, make_settings, produce, read_all, running
-from simulated import ChainModel, advance
-from test_service import PARTITIONS, check, rows, wait_for
+from chain import PARTITIONS, check, rows
+from serving import event, make_service, make_settings, open_transaction, produce, read_all, running, serve, wait_for
+from simulated import POISON, advance
 
-from streamer.checkpoint import Kind, encode_progress, encode_stream, progress_key, stream_key
+from streamer.checkpoint import (
+    Kind,
+    Progress,
+    decode_progress,
+    encode_progress,
+    encode_stream,
+    progress_key,
+    stream_key,
+)
 from streamer.errors import ConfigurationError, DataLossError, StreamerError
-from streamer.kafka.commit import TRANSACTION_HEADER
-
-
-@contextlib.asynccontextmanager
-async def open_transaction(
-    bootstrap: str, transactional_id: str, topic: str, partition: int, *, named: bool
-) -> AsyncIterator[AIOKafkaProducer]:
-    """A transaction with a record in it that nobody ends, as a process leaves it that died inside a commit."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=bootstrap, transactional_id=transactional_id, transaction_timeout_ms=120_000
-    )
-    await producer.start()
-    try:
-        await producer.begin_transaction()
-        headers = [(TRANSACTION_HEADER, transactional_id.encode())] if named else []
-        await producer.send_and_wait(topic, b"\x07unfinished", key=b"\x07x", partition=partition, headers=headers)
-        yield producer
-    finally:
-        with contextlib.suppress(AssertionError, kafka_errors.KafkaError):
-            await producer.stop()
 
 
 async def test_partitions_that_are_ready_run_while_another_waits(kafka, topic_name, create_topics) -> None:
     topic = topic_name("in")
     await create_topics(kafka, {topic: PARTITIONS})
     settings = make_settings(kafka, topic, topic_name("group"))
-    service, recorder = await make_service(settings)
-    async with running(service):
-        await produce(kafka, topic, rows(0, 400))
-        await wait_for(lambda: recorder.committed_events >= 400, recorder)
+    await serve(settings, list(rows(0, 400)))
     await produce(kafka, topic, rows(400, 400))
     assert settings.changelog_topic
     async with open_transaction(kafka, topic_name("foreign"), settings.changelog_topic, 0, named=False) as foreign:
@@ -69,10 +52,7 @@ async def test_a_transaction_left_open_by_a_dead_process_is_ended(kafka, topic_n
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"))
-    service, recorder = await make_service(settings)
-    async with running(service):
-        await produce(kafka, topic, [(0, b"a", event([1.0]), [])])
-        await wait_for(lambda: recorder.committed_events >= 1, recorder)
+    await serve(settings, ONE)
     assert settings.changelog_topic
     async with open_transaction(kafka, topic_name("dead"), settings.changelog_topic, 0, named=True) as dead:
         service, recorder = await make_service(settings, instance="b")
@@ -84,6 +64,9 @@ async def test_a_transaction_left_open_by_a_dead_process_is_ended(kafka, topic_n
             await wait_for(lambda: recorder.committed_events >= 1, recorder)
     found = await read_all(kafka, f"{topic}.out", at_least=2)
     assert [read.document["y"] for read in found] == [advance(0, 1), advance(advance(0, 1), 2)]
+
+
+ONE = [(0, b"a", event([1.0]), [])]
 
 
 async def _changelog_record(kafka, topic: str, key: bytes, value: bytes | None) -> None:
@@ -101,7 +84,6 @@ KEY = stream_key(Kind.STATE, "chain", b"a")
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        (None, b"x", "without key"),
         (KEY, b"foreign", "cannot be used"),
         (KEY, encode_stream(KEY, 0, 0, b"12345678", b"1234")[:-1] + b"x", "checksum"),
         (KEY, encode_stream(KEY, 0, 0, b"12345678", b"12345678"), "has 8 bytes"),
@@ -110,20 +92,13 @@ KEY = stream_key(Kind.STATE, "chain", b"a")
     ],
 )
 async def test_a_damaged_or_foreign_changelog_is_refused(
-    kafka, topic_name, create_topics, key: bytes | None, value: bytes | None, says: str
+    kafka, topic_name, create_topics, key: bytes, value: bytes | None, says: str
 ) -> None:
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"))
-    service, recorder = await make_service(settings)
-    async with running(service):
-        await produce(kafka, topic, [(0, b"a", event([1.0]), [])])
-        await wait_for(lambda: recorder.committed_events >= 1, recorder)
+    await serve(settings, ONE)
     assert settings.changelog_topic
-    if key is None:  # a compacted topic takes no record without a key, so nobody can write one there
-        with pytest.raises(kafka_errors.KafkaError):
-            await _changelog_record(kafka, settings.changelog_topic, key, value)  # type: ignore[arg-type]
-        return
     await _changelog_record(kafka, settings.changelog_topic, key, value)
     service, _ = await make_service(settings)
     with pytest.raises(DataLossError, match=says):
@@ -142,18 +117,11 @@ async def _delete_topic(kafka, topic: str) -> None:
         await admin.close()
 
 
-async def _one_event(kafka, topic: str, settings) -> None:
-    service, recorder = await make_service(settings)
-    async with running(service):
-        await produce(kafka, topic, [(0, b"a", event([1.0]), [])])
-        await wait_for(lambda: recorder.committed_events >= 1, recorder)
-
-
 async def test_a_lost_changelog_is_refused_and_a_new_group_goes_on(kafka, topic_name, create_topics) -> None:
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"))
-    await _one_event(kafka, topic, settings)
+    await serve(settings, ONE)
     assert settings.changelog_topic
     await _delete_topic(kafka, settings.changelog_topic)
     service, _ = await make_service(settings)
@@ -168,7 +136,7 @@ async def test_an_input_topic_that_was_created_again_is_refused(kafka, topic_nam
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"))
-    await _one_event(kafka, topic, settings)
+    await serve(settings, ONE)
     await _delete_topic(kafka, topic)
     await create_topics(kafka, {topic: 1})
     await produce(kafka, topic, [(0, b"a", event([1.0]), [])] * 3)
@@ -181,7 +149,7 @@ async def test_input_that_expired_before_it_was_needed_again_is_refused(kafka, t
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"), delivery={"checkpoint_interval_ms": 600_000})
-    await _one_event(kafka, topic, settings)
+    await serve(settings, ONE)
     await produce(kafka, topic, [(0, b"a", event([1.0]), [])] * 3)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
@@ -198,7 +166,7 @@ async def test_changed_settings_that_decide_are_refused(kafka, topic_name, creat
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     group = topic_name("group")
-    await _one_event(kafka, topic, make_settings(kafka, topic, group))
+    await serve(make_settings(kafka, topic, group), ONE)
     changed = make_settings(kafka, topic, group, input={"missing": "0.0"})
     service, _ = await make_service(changed)
     with pytest.raises(DataLossError, match="settings that decide"):
@@ -209,7 +177,7 @@ async def test_partition_counts_that_changed_are_refused(kafka, topic_name, crea
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"))
-    await _one_event(kafka, topic, settings)
+    await serve(settings, ONE)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
@@ -268,20 +236,12 @@ async def test_a_clock_that_jumps_loses_and_repeats_nothing(kafka, topic_name, c
 async def test_a_poisoned_record_is_found_and_the_rest_goes_on_after_a_restart(
     kafka, topic_name, create_topics
 ) -> None:
-    from simulated import POISON
-
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     settings = make_settings(kafka, topic, topic_name("group"), delivery={"checkpoint_interval_ms": 600_000})
-    values = [1.0, POISON, 2.0]
-    await produce(kafka, topic, [(0, b"a", event([value]), []) for value in values] + [(0, b"b", event([3.0]), [])])
-    service, recorder = await make_service(settings)
-    async with running(service):
-        await wait_for(lambda: recorder.committed_events >= 4, recorder)
-    await produce(kafka, topic, [(0, b"a", event([4.0]), [])])
-    service, recorder = await make_service(settings, ChainModel())
-    async with running(service):
-        await wait_for(lambda: recorder.committed_events >= 1, recorder)
+    first = [(0, b"a", event([value]), []) for value in (1.0, POISON, 2.0)]
+    await serve(settings, [*first, (0, b"b", event([3.0]), [])])
+    await serve(settings, [(0, b"a", event([4.0]), [])])
     found = [read.document["y"] for read in await read_all(kafka, f"{topic}.out", at_least=4) if read.key == b"a"]
     first = advance(0, 1)
     assert found == [first, advance(first, 2), advance(advance(first, 2), 4)]
@@ -289,8 +249,6 @@ async def test_a_poisoned_record_is_found_and_the_rest_goes_on_after_a_restart(
 
 
 def test_progress_of_another_version_is_refused() -> None:
-    from streamer.checkpoint import Progress, decode_progress
-
     value = encode_progress(Progress(0, 0, 0, (), (), {}, "", "", "", 0))
     assert decode_progress(value).position == 0
     with pytest.raises(DataLossError, match="version"):

@@ -2,62 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter, defaultdict
-
 import pytest
-from serving import event, make_service, make_settings, produce, read_all, running
+from chain import PARTITIONS, check, rows
+from serving import event, make_service, make_settings, produce, read_all, running, wait_for
 from simulated import POISON, ChainModel, advance
 
 from streamer.errors import DataLossError, KafkaUnavailableError
-
-PARTITIONS = 4
-
-
-def partition_of(stream: int) -> int:
-    return stream % PARTITIONS
-
-
-def rows(first: int, count: int, streams: int = 20):
-    for index in range(first, first + count):
-        stream = index % streams
-        yield partition_of(stream), b"s%d" % stream, event([float(index % 11)]), []
-
-
-def oracle(count: int, streams: int = 20) -> dict[bytes, list[float]]:
-    """Per stream the outputs of a run without Kafka."""
-    state: dict[bytes, float] = defaultdict(float)
-    outputs: dict[bytes, list[float]] = defaultdict(list)
-    for index in range(count):
-        key = b"s%d" % (index % streams)
-        state[key] = advance(state[key], float(index % 11))
-        outputs[key].append(state[key])
-    return outputs
-
-
-def check(found, count: int, streams: int = 20) -> None:
-    sources = Counter(read.source for read in found)
-    assert not [source for source, times in sources.items() if times > 1], "a prediction came twice"
-    assert len(found) == count, f"{count - len(found)} predictions are missing"
-    got: dict[bytes, list[float]] = defaultdict(list)
-    for read in sorted(found, key=lambda read: (read.partition, read.offset)):
-        assert read.key is not None
-        got[read.key].append(read.document["y"])
-    assert got == oracle(count, streams)
-
-
-async def wait_for(condition, *recorders, seconds: float = 30) -> None:
-    """Until what the recorders are told makes the condition true; fails at once when a service has failed."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            for recorder in recorders:
-                if recorder.errors:
-                    raise recorder.errors[0]
-                recorder.changed.clear()
-            waits = [asyncio.ensure_future(recorder.changed.wait()) for recorder in recorders]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
 
 
 @pytest.mark.parametrize("mode", ["exactly-once", "at-least-once", "ephemeral"])

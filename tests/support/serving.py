@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from simulated import ChainModel
 
 from streamer.assemble import Parts, build, prepare
+from streamer.kafka.commit import TRANSACTION_HEADER
 from streamer.service import Service
 from streamer.settings import Settings
 
@@ -92,11 +93,54 @@ async def running(service: Service) -> AsyncIterator[asyncio.Task[None]]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def produce(
-    bootstrap: str, topic: str, rows: Iterable[tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]]
-) -> None:
-    """Rows (partition, key, value, headers), in order and acknowledged. Partition None: where Kafka's clients put the key."""
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", max_request_size=20_000_000)
+Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
+"""partition (None: where Kafka's clients put the key), key, value, headers"""
+
+
+async def wait_for(condition: Callable[[], Any], *recorders: Recorder, seconds: float = 30) -> None:
+    """Until what the recorders are told makes the condition true; fails at once when a service has failed."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            for recorder in recorders:
+                if recorder.errors:
+                    raise recorder.errors[0]
+                recorder.changed.clear()
+            waits = [asyncio.ensure_future(recorder.changed.wait()) for recorder in recorders]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+
+async def serve(settings: Settings, rows: Sequence[Row], *, instance: str = "a", model: Any = None) -> None:
+    """Sends ``rows`` to a service of its own, and drains it when all of them are committed."""
+    service, recorder = await make_service(settings, model, instance=instance)
+    async with running(service):
+        await produce(settings.kafka.bootstrap, settings.input.topic, rows)
+        await wait_for(lambda: recorder.committed_events >= len(rows), recorder)
+
+
+@contextlib.asynccontextmanager
+async def open_transaction(
+    bootstrap: str, transactional_id: str, topic: str, partition: int, *, named: bool
+) -> AsyncIterator[AIOKafkaProducer]:
+    """A transaction with a record in it that nobody ends, as a process leaves it that died inside a commit."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap, transactional_id=transactional_id, transaction_timeout_ms=120_000
+    )
+    await producer.start()
+    try:
+        await producer.begin_transaction()
+        headers = [(TRANSACTION_HEADER, transactional_id.encode())] if named else []
+        await producer.send_and_wait(topic, b"\x07unfinished", key=b"\x07x", partition=partition, headers=headers)
+        yield producer
+    finally:
+        with contextlib.suppress(AssertionError, KafkaError):
+            await producer.stop()
+
+
+async def produce(bootstrap: str, topic: str, rows: Iterable[Row]) -> None:
+    """Rows in order, each once, and acknowledged."""
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, max_request_size=20_000_000)
     await producer.start()
     try:
         sent = [

@@ -29,6 +29,26 @@ segment_steps = 1800
 patience = 4
 """
 
+VOWELS = """
+name = "vowels"
+task = "classify"
+seeds = {seeds}
+[data]
+path = "{folder}/JapaneseVowels_TRAIN.ts"
+test_path = "{folder}/JapaneseVowels_TEST.ts"
+[model]
+kind = "{kind}"
+hidden = 48
+directions = {directions}
+reduce = "mean"
+[training]
+epochs = {epochs}
+rows = 16
+optimiser = "adamw"
+weight_decay = 1e-3
+schedule = "cosine"
+"""
+
 
 def run(folder: Path, text: str) -> dict[str, Any]:
     (folder / "train.toml").write_text(text)

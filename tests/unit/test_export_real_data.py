@@ -10,32 +10,12 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 import torch
-from training import run, servers
+from training import VOWELS, run, servers
 
 from export.memorytasks import ADDING_BASELINE, copy_baseline, split_of
 from export.train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
 
 pytestmark = pytest.mark.torch
-
-VOWELS = """
-name = "vowels"
-task = "classify"
-seeds = {seeds}
-[data]
-path = "{folder}/JapaneseVowels_TRAIN.ts"
-test_path = "{folder}/JapaneseVowels_TEST.ts"
-[model]
-kind = "{kind}"
-hidden = 48
-directions = {directions}
-reduce = "mean"
-[training]
-epochs = {epochs}
-rows = 16
-optimiser = "adamw"
-weight_decay = 1e-3
-schedule = "cosine"
-"""
 
 
 def test_a_forecaster_of_real_servers_finds_anomalies(tmp_path: Path, data_dir: Path) -> None:
