@@ -24,6 +24,8 @@ from streamer.kafka.input import Input
 _UNDECIDED_S = 1.0
 _POLL_S = 0.02
 _STUCK_S = 60.0
+_HANGING_S = 60.0
+"""After this long an undecided transaction is one that its coordinator does not know any more."""
 
 
 @dataclass(slots=True)
@@ -87,10 +89,12 @@ class Restorer:
 
     async def decided(self, partitions: Iterable[int]) -> AsyncIterator[dict[int, int]]:
         """Waits until all that was written before this call is decided; yields ends to read up to, in groups as they
-        become known: at first, usually, all partitions."""
+        become known: at first, usually, all partitions.
+
+        Raises KafkaUnavailableError when nobody decides: the next recovery looks again."""
         waiting = await self._raw.ends(partitions)
         loop = asyncio.get_running_loop()
-        since = loop.time()
+        began = since = loop.time()
         fenced: set[str] = set()
         while waiting:
             stable = await self._committed.ends(waiting)
@@ -102,6 +106,12 @@ class Restorer:
                 for partition in waiting:
                     await self._end_transaction(partition, stable[partition], fenced)
                 since = loop.time()
+            if waiting and loop.time() - began > _HANGING_S:
+                raise KafkaUnavailableError(
+                    f"changelog {self._topic!r}: a transaction has been open for {_HANGING_S:.0f} s at "
+                    f"{ {partition: stable[partition] for partition in waiting} } (partition: offset). A broker that died may "
+                    "have forgotten it: see kafka-transactions.sh find-hanging, and abort it with the same tool."
+                )
             if waiting:
                 await asyncio.sleep(_POLL_S)
 

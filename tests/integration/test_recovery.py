@@ -23,7 +23,7 @@ from streamer.checkpoint import (
     progress_key,
     stream_key,
 )
-from streamer.errors import ConfigurationError, DataLossError, StreamerError
+from streamer.errors import ConfigurationError, DataLossError, KafkaUnavailableError, StreamerError
 
 
 async def test_partitions_that_are_ready_run_while_another_waits(kafka, topic_name, create_topics) -> None:
@@ -67,6 +67,31 @@ async def test_a_transaction_left_open_by_a_dead_process_is_ended(kafka, topic_n
 
 
 ONE = [(0, b"a", event([1.0]), [])]
+
+
+async def test_a_transaction_that_nobody_ends_is_told(kafka, topic_name, create_topics, monkeypatch) -> None:
+    """And the service goes on by itself when an operator has ended it."""
+    monkeypatch.setattr("streamer.kafka.restore._HANGING_S", 0.5)
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    settings = make_settings(kafka, topic, topic_name("group"))
+    await serve(settings, ONE)
+    assert settings.changelog_topic
+    async with open_transaction(kafka, topic_name("foreign"), settings.changelog_topic, 0, named=False) as foreign:
+        service, recorder = await make_service(settings, instance="b")
+        async with running(service):
+            async with asyncio.timeout(30):
+                while not recorder.errors:
+                    recorder.changed.clear()
+                    await recorder.changed.wait()
+            assert isinstance(recorder.errors[0], KafkaUnavailableError)
+            assert "kafka-transactions.sh" in str(recorder.errors[0])
+            await foreign.abort_transaction()
+            async with asyncio.timeout(30):
+                while not recorder.recoveries:
+                    recorder.changed.clear()
+                    await recorder.changed.wait()
+            assert service.ready
 
 
 async def _changelog_record(kafka, topic: str, key: bytes, value: bytes | None) -> None:
