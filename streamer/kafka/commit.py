@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
+from aiokafka.producer import message_accumulator as _accumulator
 from aiokafka.producer import sender as _sender
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
@@ -144,7 +145,17 @@ def _fenced_error(code: int) -> _CommitFenced:
     return _CommitFenced(f"offset commit refused: {_FENCED[code]}")
 
 
+class _Batch(_accumulator.MessageBatch):
+    """Of a producer that is given up nobody awaits any more that its batches are taken or sent; asyncio would log each."""
+
+    def failure(self, exception: BaseException) -> None:
+        super().failure(exception)
+        _noticed(self.future)
+        _noticed(self._drain_waiter)
+
+
 _sender.TxnOffsetCommitHandler = _Handler
+_accumulator.MessageBatch = _Batch
 
 
 @dataclass(frozen=True)
@@ -377,29 +388,52 @@ class Committer:
             await self._new_transactional()
 
     async def _new_transactional(self) -> AIOKafkaProducer:
-        """One id for the life of the process: initialising it again aborts what an earlier producer left open."""
-        self.transactional_id = self.transactional_id or self._new_id()
+        """Ends what an earlier producer left open, by initialising its id, and goes on under another id. Under the same
+        one a broker gives the same producer id: if it died and forgot the open transaction, the next commit would make
+        records visible that were given up (seen after a kill: repeated answers)."""
+        if self.transactional_id:
+            await close(await self._start(self.transactional_id))
+        self.transactional_id = self._new_id()
         self.used_ids.add(self.transactional_id)
-        self._transactional = await self._connection.started(
+        self._transactional = await self._start(self.transactional_id)
+        return self._transactional
+
+    async def _start(self, transactional_id: str) -> AIOKafkaProducer:
+        producer: AIOKafkaProducer = await self._connection.started(
             self._connection.producer(
-                transactional_id=self.transactional_id,
+                transactional_id=transactional_id,
                 transaction_timeout_ms=self._options.transaction_timeout_ms,
                 acks="all",
                 **self._batching(),
             )
         )
-        return self._transactional
+        return producer
 
     async def _replace(self) -> None:
         """After any failure: never use this producer again. Its own abort is not to be trusted: an error makes aiokafka
         forget which partitions are in the transaction, then it sends no EndTxn, and the next transaction of the same
-        producer would commit the refused records. ``ready`` ends the transaction by initialising the id again."""
+        producer would commit the refused records. ``ready`` ends the transaction by initialising its id.
+
+        While no broker answers, stopping would wait for batches that cannot be sent, and what is not stopped sends them
+        when the broker is back: so from here on it can send nothing."""
         producer, self._transactional = self._transactional, None
         if producer is not None:
-            ended = producer._txn_manager.wait_for_transaction_end()
-            if ended.done() and not ended.cancelled():
-                ended.exception()  # known already; asyncio would log it once more
+            manager = producer._txn_manager
+            manager.wait_for_transaction_end().add_done_callback(_noticed)
+            producer.client.send = producer.client.ready = _gone
+            producer.client.coordinator_lookup = _nowhere
             await close(producer)
+            await close(producer.client)  # also where stopping was given up
+            manager.wait_for_transaction_end().add_done_callback(_noticed)  # another one, if it ended meanwhile
+
+
+async def _gone(*_: Any, **__: Any) -> None:
+    """What a producer is told that was given up: final, so its tasks end."""
+    raise kafka_errors.ProducerFenced("this producer was given up")
+
+
+async def _nowhere(*_: Any, **__: Any) -> int:
+    return 0
 
 
 _Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
@@ -407,7 +441,7 @@ _Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
 
 
 def _noticed(future: asyncio.Future[Any]) -> None:
-    """A commit that is given up leaves batches that nobody awaits any more; asyncio would log the failure of each."""
+    """What is given up leaves futures that nobody awaits any more; asyncio would log the failure of each."""
     if not future.cancelled():
         future.exception()
 

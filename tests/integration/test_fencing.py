@@ -49,12 +49,15 @@ async def test_a_stale_member_writes_nothing_not_even_an_unmoved_slice(
     topic = topic_name("in")
     await create_topics(kafka, {topic: PARTITIONS})
     async with two_members(kafka, topic, topic_name("group")) as (first, one, _, two, before):
-        position = 100
+        position, used = 100, first.committer.transactional_id
         with pytest.raises(FencedError, match="illegal generation"):
             await first.committer.commit(slice_of_an_unfinished_round(partition, position), before)
         # the member itself is not harmed: it goes on with what is its own now
         await produce(kafka, topic, rows(400, 400))
         await wait_for(lambda: one.committed_events + two.committed_events >= 800, one, two)
+        assert first.committer.transactional_id != used, (
+            "a producer id whose records were refused must not commit again"
+        )
         changelog = await read_all(kafka, str(first.committer._topics.changelog))
         assert KEY not in {read.key for read in changelog}
     check(await read_all(kafka, f"{topic}.out", at_least=800), 800)
