@@ -285,6 +285,7 @@ def _service_options(settings: Settings) -> ServiceOptions:
         commit_interval_ms=delivery.commit_interval_ms,
         commit_min_gap_ms=delivery.commit_min_gap_ms,
         checkpoint_bytes_per_second=delivery.checkpoint_bytes_per_second,
+        checkpoint_interval_ms=delivery.checkpoint_interval_ms,
         max_poll_records=settings.batch.max_poll_records,
         fetch_max_wait_ms=kafka.fetch_max_wait_ms,
         fetch_min_bytes=kafka.fetch_min_bytes,

@@ -148,6 +148,8 @@ class Ledger:
     """When the current or last round began."""
     pending: list[tuple[int, I64]] = field(default_factory=list)
     """(lane, slots) still to be written in this round."""
+    round_bytes: int = 0
+    """Of the current or last round, about: what its stream records take."""
     checkpointed: int = 0
     """Where the last complete round began: every state up to here is in the changelog."""
     checkpointed_watermark: int = NO_WATERMARK
@@ -202,9 +204,12 @@ class Ledger:
     def round_open(self) -> bool:
         return self.round_start is not None
 
-    def begin_round(self, changed: Iterable[tuple[int, I64]], watermark: int, now_ms: int) -> None:
+    def begin_round(self, changed: Iterable[tuple[int, I64, int]], watermark: int, now_ms: int) -> None:
+        """``changed``: (lane, slots, bytes of each slot's record)."""
         assert self.round_start is None, "a round is open"
-        self.pending = [(lane, slots) for lane, slots in changed if len(slots)]
+        parts = [part for part in changed if len(part[1])]
+        self.pending = [(lane, slots) for lane, slots, _ in parts]
+        self.round_bytes = sum(len(slots) * each for _, slots, each in parts)
         self.round_start, self.round_watermark, self.round_at_ms = self.position, watermark, now_ms
 
     def end_round(self) -> None:

@@ -24,6 +24,8 @@ from streamer.errors import ConfigurationError
 OP_HEADER = "streamer-op"
 _OPS = {b"reset": Op.RESET, b"end": Op.END}
 _NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
+_FEW_VALUES = 32
+"""Up to this many, decoding one by one beats the checks of the one call over all."""
 _MAX_TIME_MS = 253_402_300_799_000
 """9999-12-31: later event times are mistakes (microseconds, nanoseconds)."""
 
@@ -65,6 +67,22 @@ class JsonDecoder:
         return self._all(values) or _one_by_one(values, self._features, self._row)
 
     def _all(self, values: Sequence[bytes]) -> Rows | None:
+        """All values if each is good, else None."""
+        try:
+            rows = list(map(self._fast.decode, values)) if len(values) <= _FEW_VALUES else self._lines(values)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if rows is None:
+            return None
+        xs = [row.x for row in rows]
+        if set(map(len, xs)) != {self._features}:
+            return None
+        with np.errstate(over="ignore"):  # becomes infinite, and is rejected as that
+            x = np.fromiter(chain.from_iterable(xs), np.float32, len(xs) * self._features).reshape(len(xs), self._features)
+        times = _times([row.ts or 0 for row in rows])
+        return None if times is None else (x, times, {})
+
+    def _lines(self, values: Sequence[bytes]) -> list[_Value] | None:
         """Lines are decoded in one call. That every value begins with { and ends with } makes it impossible for two
         values to merge across the line break, so an equal count proves that each line is one value."""
         count = len(values)
@@ -78,19 +96,8 @@ class JsonDecoder:
         starts[1:] = ends[:-1]
         if not ((text[starts] == 0x7B).all() and (text[ends - 2] == 0x7D).all()):
             return None
-        try:
-            rows = self._fast.decode_lines(joined)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        if len(rows) != count:
-            return None
-        xs = [row.x for row in rows]
-        if set(map(len, xs)) != {self._features}:
-            return None
-        with np.errstate(over="ignore"):  # becomes infinite, and is rejected as that
-            x = np.fromiter(chain.from_iterable(xs), np.float32, count * self._features).reshape(count, self._features)
-        times = _times([row.ts or 0 for row in rows])
-        return None if times is None else (x, times, {})
+        rows = self._fast.decode_lines(joined)
+        return rows if len(rows) == count else None
 
     def _row(self, value: bytes) -> tuple[list[float], int]:
         row = self._loose.decode(value)

@@ -34,13 +34,13 @@ from streamer.checkpoint import (
     stream_key,
 )
 from streamer.codec import Encoder
-from streamer.core import F32, I64, U8, Batch, Changelog, ClosedWindow, Epoch, EventBatch, Op, Outgoing, Reject
+from streamer.core import F32, I64, U8, Batch, Changelog, ClosedWindow, Epoch, EventBatch, Headers, Op, Outgoing, Reject
 from streamer.errors import ConfigurationError, DataLossError, ModelRunError
 from streamer.model import Model
 from streamer.rollout import Carried, Refused, RolloutLimits, Rollouts
 from streamer.scheduler import plan_steps, plan_windows
 from streamer.state import Arena, StreamTable
-from streamer.windows import Added, WindowRule, Windows
+from streamer.windows import Added, Traces, WindowRule, Windows
 
 STREAM_OVERHEAD_BYTES = 200
 """Memory per stream beside its raw state, counted against ``max_state_bytes``."""
@@ -129,6 +129,12 @@ class _Closing:
     timestamp_ms: int
     """Timestamp of the record that closed it; of an idle advance: the last record's and the time that passed. Never the
     window's own end, which may lie further ahead than a broker accepts."""
+    headers: Headers
+    """The trace of its last event in the log, which the prediction names as its source."""
+
+    @property
+    def source(self) -> int:
+        return int(self.window.offsets.max())
 
 
 @dataclass(slots=True)
@@ -183,6 +189,7 @@ class Processor:
         self.table = StreamTable([lane.arena for lane in self._stepping if lane.arena], capacity)
         self.ledgers: dict[int, Ledger] = {}
         self.windows: dict[int, Windows] = {}
+        self._traces: dict[int, Traces] = {}
         self.rollouts = Rollouts([(lane.name, lane.carried) for lane in self._stepping], self.limits.rollouts)
         self.counters = Counters()
         self._ended: dict[int, dict[bytes, int]] = {}
@@ -211,6 +218,7 @@ class Processor:
             self.windows[partition] = Windows(
                 self._windowing.rule, self.features, watermark=ledger.watermark, replaying=ledger.replaying
             )
+            self._traces[partition] = Traces()
         self.rollouts.restore(
             partition, ledger.rollouts, ledger.emitted, reset_changed_models=self._reset_changed_models
         )
@@ -220,6 +228,7 @@ class Processor:
         assert self._work is None, "run() the pending work first, or abandon() it"
         self.ledgers.pop(partition, None)
         self.windows.pop(partition, None)
+        self._traces.pop(partition, None)
         self._ended.pop(partition, None)
         self._newest_ms.pop(partition, None)
         self._data_watermark.pop(partition, None)
@@ -352,6 +361,7 @@ class Processor:
     def _ingest_windows(self, batch: EventBatch, ledger: Ledger) -> list[_Closing]:
         """Assigns rows to windows; in replay in pieces, cut where the watermark once moved by idleness and at go-live."""
         windows, first = self.windows[batch.partition], 0
+        self._traces[batch.partition].note(batch.offsets, batch.headers)
         while windows.replaying:
             reached = int(batch.offsets[first]) if first < len(batch) else batch.next_offset
             self._repeat_idle(windows, ledger, reached)
@@ -388,7 +398,14 @@ class Processor:
         if added.short:
             self.counters.windows["short"] = self.counters.windows.get("short", 0) + len(added.short)
         self.counters.trimmed += added.trimmed
-        return [_Closing(window, partition, stamp) for window, stamp in zip(added.closed, stamps_ms, strict=True)]
+        traces = self._traces[partition]
+        closings = [
+            _Closing(window, partition, stamp, traces.of(int(window.offsets.max())) if traces else ())
+            for window, stamp in zip(added.closed, stamps_ms, strict=True)
+        ]
+        oldest = self.windows[partition].oldest()
+        traces.drop_before(oldest[0] if oldest else None)
+        return closings
 
     def _late(self, batch: EventBatch, rows: Sequence[int]) -> None:
         self.counters.late += len(rows)
@@ -657,10 +674,12 @@ class Processor:
             if outgoing is None or outgoing.partition != closing.partition:
                 outgoing = Outgoing(closing.partition, [], [], [], [], mode="window")
                 self._outgoing.append(outgoing)
+            if closing.headers:
+                outgoing.headers[len(outgoing)] = closing.headers
             outgoing.keys.append(closing.window.stream)
             outgoing.values.append(value)
             outgoing.timestamps_ms.append(closing.timestamp_ms)
-            outgoing.sources.append(int(closing.window.offsets.max()))
+            outgoing.sources.append(closing.source)
 
     def _call_windows(self, lane: Lane, work: _Work, chosen: I64, values: list[bytes | None]) -> None:
         windows = [work.windows[index].window for index in chosen.tolist()]
@@ -701,12 +720,12 @@ class Processor:
         self._rejects.append(
             Reject(
                 partition=closing.partition,
-                offset=int(window.offsets.max()),
+                offset=closing.source,
                 reason="model_refused",
                 detail=f"model {lane.name!r}, window {window.start_ms} to {window.end_ms} ms, {offsets}: {detail}",
                 key=window.stream,
                 value=None,
-                headers=(),
+                headers=closing.headers,
                 timestamp_ms=closing.timestamp_ms,
             )
         )
@@ -804,10 +823,15 @@ class Processor:
             and now_ms - ledger.round_at_ms >= self.limits.checkpoint_interval_ms
         )
 
+    @property
+    def round_bytes(self) -> int:
+        """What the current or last round of every partition writes, about."""
+        return sum(ledger.round_bytes for ledger in self.ledgers.values())
+
     def _begin_round(self, partition: int, ledger: Ledger, now_ms: int) -> None:
         slots = self.table.slots_of(partition) if self._stepping else np.empty(0, np.int64)
         changed = [
-            (position, slots[lane.arena.changed[slots]])
+            (position, slots[lane.arena.changed[slots]], lane.arena.bytes_per_stream + RECORD_OVERHEAD_BYTES)
             for position, lane in enumerate(self._stepping)
             if lane.arena is not None
         ]

@@ -8,6 +8,7 @@ one by one as they are recovered.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -55,11 +56,12 @@ class ServiceOptions:
 
     delivery: str
     commit_interval_ms: int = 100
-    commit_min_gap_ms: int = 15
+    commit_min_gap_ms: int = 10
     checkpoint_bytes_per_second: int = 20_000_000
+    checkpoint_interval_ms: int = 10_000
     max_poll_records: int = 16_384
     poll_timeout_ms: int = 50
-    fetch_max_wait_ms: int = 5
+    fetch_max_wait_ms: int = 10
     fetch_min_bytes: int = 100_000
     drain_timeout_ms: int = 20_000
     idle_ms: int = 30_000
@@ -331,16 +333,17 @@ class Service:
             if not self._commit.done() and not waited:
                 return
             await self._finish_commit()
-        eager = drained and options.delivery == "exactly-once"
-        interval_ms = options.commit_min_gap_ms if eager else options.commit_interval_ms
-        if now - self._committed_at >= interval_ms / 1000:
+        if now - self._committed_at >= self._commit_interval_ms(drained=drained) / 1000:
             await self._begin_commit()
+
+    def _commit_interval_ms(self, *, drained: bool) -> int:
+        eager = drained and self.options.delivery == "exactly-once"
+        return self.options.commit_min_gap_ms if eager else self.options.commit_interval_ms
 
     async def _begin_commit(self) -> None:
         assert self._commit is None
         now = self._clock.monotonic()
-        budget = int(self.options.checkpoint_bytes_per_second * min(now - self._sliced_at, 1.0))
-        epoch = self.processor.seal(self._clock.now_ms(), max(budget, 0))
+        epoch = self.processor.seal(self._clock.now_ms(), self._slice_bytes(now))
         if epoch is None or self.ownership is None:
             return
         self._sliced_at = now
@@ -350,6 +353,13 @@ class Service:
             opened.times.begin(now)
         opened.times.end("encode", self._clock.monotonic())
         self._commit = asyncio.create_task(self._commit_now(epoch, self.ownership, opened))
+
+    def _slice_bytes(self, now: float) -> int:
+        """Spreads a round over half its interval, since a large slice delays what is committed with it; at most the byte
+        budget, which comes first when memory changes faster than that."""
+        options = self.options
+        pace = self.processor.round_bytes / (options.checkpoint_interval_ms / 2000)
+        return int(min(pace, options.checkpoint_bytes_per_second) * max(min(now - self._sliced_at, 1.0), 0.0))
 
     async def _commit_now(self, epoch: Epoch, ownership: Ownership, opened: _Open) -> None:
         before = self.committer.bytes_written
@@ -535,10 +545,16 @@ class Service:
     # idleness
 
     def _poll_timeout_ms(self) -> int:
-        """Short while something waits for its commit, so that the commit is not late."""
+        """Until what is open may be committed, so that it is not late."""
+        options = self.options
         if len(self.processor.rollouts):
             return _ROLLING_POLL_MS
-        return self.options.commit_min_gap_ms if self._open.started or self._commit else self.options.poll_timeout_ms
+        if self._commit is None and self._open.started is None:
+            return options.poll_timeout_ms
+        if self._commit is not None:
+            return options.commit_min_gap_ms
+        due_ms = math.ceil(self._commit_interval_ms(drained=True) - (self._clock.monotonic() - self._committed_at) * 1000)
+        return due_ms if due_ms > 0 else options.commit_min_gap_ms  # past: a replay, which cannot commit yet
 
     async def _watch_idle(self, any_records: bool) -> None:
         """Idle: live, and recent fetches confirmed position = end of log without a break for ``idle_ms``."""

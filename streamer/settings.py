@@ -66,7 +66,7 @@ class KafkaSection(_Section):
         default=60_000, ge=100, le=600_000, description="How often leaders and partition counts are looked up anew"
     )
     retry_backoff_ms: int = Field(default=100, ge=1, le=10_000, description="Wait before a request is tried again")
-    fetch_max_wait_ms: int = Field(default=5, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes")
+    fetch_max_wait_ms: int = Field(default=10, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes")
     fetch_min_bytes: int = Field(
         default=100_000, ge=1, le=52_428_800, description="A fetch answers when this much is there"
     )
@@ -174,7 +174,7 @@ class TopicsSection(_Section):
 class DeliverySection(_Section):
     mode: Literal["exactly-once", "at-least-once", "ephemeral"] = Field(default="exactly-once", description="Delivery")
     commit_interval_ms: int = Field(default=100, ge=1, le=60_000, description="Longest time between commits under load")
-    commit_min_gap_ms: int = Field(default=15, ge=1, le=10_000, description="Shortest time between commits")
+    commit_min_gap_ms: int = Field(default=10, ge=1, le=10_000, description="Shortest time between commits")
     transaction_timeout_ms: int = Field(
         default=10_000, ge=1_000, le=900_000, description="Broker's bound on a transaction"
     )

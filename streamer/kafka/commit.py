@@ -270,8 +270,11 @@ class Committer:
             producer = await self._new_transactional()
         await producer.begin_transaction()
         try:
-            sent = await self._send_results(producer, epoch.outgoing, epoch.rejects)
-            changelog = await self._send_changelog(producer, epoch.changelog)
+            # handed over together, so that the client adds all partitions and sends all batches in one request each
+            sent, changelog = await asyncio.gather(
+                self._send_results(producer, epoch.outgoing, epoch.rejects),
+                self._send_changelog(producer, epoch.changelog),
+            )
             await _delivered(sent)  # a failed batch does not fail the transaction by itself
             written = await _delivered(changelog)
             group = _FencedGroup(options.group)

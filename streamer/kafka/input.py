@@ -72,7 +72,6 @@ class Input:
         self._connection = connection
         self.topic = topic
         self._clock = clock
-        self._fetch_min_bytes = fetch_min_bytes
         self._consumer = columnar(
             connection.consumer(
                 group_id=None,
@@ -139,11 +138,6 @@ class Input:
     def confirmed_at_ms(self, partition: int) -> int:
         """Wall-clock time of the last successful fetch response for the partition, 0 before the first."""
         return int(self._consumer.last_poll_timestamp(self._tp(partition)) or 0)
-
-    def adapt(self, min_bytes: int, max_wait_ms: int) -> None:
-        """Trades latency for fewer wake-ups while running: takes effect with the next fetch request."""
-        self._consumer._fetcher._fetch_min_bytes = min_bytes
-        self._consumer._fetcher._fetch_max_wait_ms = max_wait_ms
 
     async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
         return await self._offsets(self._consumer.beginning_offsets, partitions)

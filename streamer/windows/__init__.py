@@ -17,5 +17,6 @@ from __future__ import annotations
 
 from streamer.windows.assign import START, Added, Windows
 from streamer.windows.rule import WindowRule
+from streamer.windows.traces import Traces
 
-__all__ = ["START", "Added", "WindowRule", "Windows"]
+__all__ = ["START", "Added", "Traces", "WindowRule", "Windows"]

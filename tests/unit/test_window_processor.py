@@ -15,7 +15,7 @@ from streamer.codec import Codec
 from streamer.core import Epoch, Op, RecordBatch
 from streamer.errors import ConfigurationError
 from streamer.processor import Limits, Processor
-from streamer.windows import WindowRule
+from streamer.windows import Traces, WindowRule
 
 END = WindowRule("end")
 
@@ -275,3 +275,64 @@ def test_x_is_untouched_by_the_order_of_arrival() -> None:
     (found,) = predictions(seal(processor))
     assert found["y"] == fold([2.0, 3.0, 1.0])
     assert np.isfinite(found["y"])
+
+
+def test_a_window_carries_the_trace_of_the_record_that_it_names_as_its_source() -> None:
+    processor = make()
+    rows: list[Row] = [*sequence("a", 3, 0), *sequence("b", 2, 4), *sequence("c", 2, 7)]
+    rows[5] = (5, "b", 102, POISON)
+    batch = timed(rows)
+    # of "a" the last event in the log, of "b" too, of "c" another one; a command's own is nobody's
+    batch.headers = {row: (("traceparent", b"%d" % row),) for row in (0, 2, 3, 5, 7)}
+    processor.ingest([batch])
+    for _ in processor.run():
+        pass
+    epoch = seal(processor)
+    (out,) = epoch.outgoing
+    assert (out.keys, out.sources) == ([b"a", b"c"], [2, 8])
+    assert out.headers == {0: (("traceparent", b"2"),)}
+    (reject,) = epoch.rejects
+    assert (reject.offset, reject.headers) == (5, (("traceparent", b"5"),))
+    assert not processor._traces[0], "nothing is kept of windows that are closed"
+
+
+def test_traces_of_open_windows_are_kept_and_rebuilt_by_a_replay() -> None:
+    rule = WindowRule("session", gap_ms=100)
+    batch = timed([(0, "a", 100, 1.0), (1, "b", 120, 1.0), (2, "a", 150, 1.0), (3, "b", 1_000, 1.0)])
+    batch.headers = {row: (("traceparent", b"%d" % row),) for row in range(4)}
+
+    def answers(processor: Processor) -> list[tuple[int, Any]]:
+        (out,) = seal(processor).outgoing
+        return sorted((source, dict(out.headers[row])["traceparent"]) for row, source in enumerate(out.sources))
+
+    whole = make(rule)
+    whole.ingest([batch])
+    for _ in whole.run():
+        pass
+    assert answers(whole) == [(1, b"1"), (2, b"2")]
+    assert len(whole._traces[0]) == 1, "of the session that is open"
+
+    restarted = make(rule)
+    restarted.revoke(0)
+    ledger = Ledger.fresh(0)
+    ledger.position = ledger.live_from = 3  # the first three are replayed
+    restarted.assign(0, ledger)
+    restarted.ingest([batch])
+    for _ in restarted.run():
+        pass
+    assert answers(restarted) == [(1, b"1"), (2, b"2")]
+
+
+def test_traces_are_bounded() -> None:
+    traces = Traces()
+    count = 70_000
+    for begin in range(0, count, 10_000):
+        offsets = np.arange(begin, begin + 10_000)
+        traces.note(offsets, {row: (("traceparent", b"x"),) for row in range(10_000)})
+    assert len(traces) == 65_536
+    assert not traces.of(0)
+    assert traces.of(count - 1)
+    traces.drop_before(count - 10)
+    assert len(traces) == 10
+    traces.drop_before(None)
+    assert not len(traces)
