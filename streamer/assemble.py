@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from streamer.checkpoint import Identity
 from streamer.codec import Codec
 from streamer.errors import ConfigurationError
 from streamer.http import HttpServer
@@ -19,7 +20,7 @@ from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics
 from streamer.model import Model
-from streamer.processor import Identity, Limits, Processor
+from streamer.processor import Limits, Processor
 from streamer.recovery import Recovery, Rules
 from streamer.rollout import RolloutLimits
 from streamer.service import Clock, Observer, Service, ServiceOptions

@@ -71,6 +71,15 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     """Open rollouts that answer per step: (offset of the request, answers committed)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a changelog must agree with before a process goes on from it."""
+
+    group: str = ""
+    topic_id: str = ""
+    fingerprint: str = ""
+
+
 def progress_key() -> bytes:
     return bytes([Kind.PROGRESS])
 

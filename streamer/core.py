@@ -5,8 +5,9 @@ Letters for shapes: B rows, T steps, F features, O outputs, N records, S slots.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -107,6 +108,35 @@ class EventBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def since(self, offset: int) -> EventBatch | None:
+        """Without what lies before ``offset``; None when nothing is left."""
+        if self.next_offset <= offset:
+            return None
+        if (not len(self) or self.offsets[0] >= offset) and (not self.rejects or self.rejects[0].offset >= offset):
+            return self
+        rest = self.select(np.flatnonzero(self.offsets >= offset))
+        rest.rejects = [reject for reject in self.rejects if reject.offset >= offset]
+        return rest
+
+    def select(self, rows: I64) -> EventBatch:
+        """The events of ``rows``, in that order; position and rejects stay."""
+        index = rows.tolist()
+        return replace(
+            self,
+            offsets=self.offsets[rows],
+            times_ms=self.times_ms[rows],
+            timestamps_ms=[self.timestamps_ms[row] for row in index],
+            keys=[self.keys[row] for row in index],
+            x=self.x[rows],
+            ops=None if self.ops is None else self.ops[rows],
+            commands={new: self.commands[row] for new, row in enumerate(index) if row in self.commands},
+            headers={new: self.headers[row] for new, row in enumerate(index) if row in self.headers},
+        )
+
+    def reject(self, row: int, reason: str, detail: str) -> Reject:
+        """The reject of an event that turned out to be unusable."""
+        return self.records.reject(bisect_left(self.records.offsets, int(self.offsets[row])), reason, detail)
+
 
 @dataclass(slots=True)
 class Batch:
@@ -118,6 +148,10 @@ class Batch:
     """[B, T]"""
     lengths: I32
     """[B], 1..T"""
+
+
+ModelCall = tuple[int, int, int]
+"""(rows, steps of the longest row, cells that held an event)"""
 
 
 @dataclass(slots=True)
@@ -184,3 +218,21 @@ class Epoch:
     @property
     def empty(self) -> bool:
         return not (self.outgoing or self.rejects or self.changelog or self.positions)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the last reading; the service moves it to its metrics."""
+
+    events: int = 0
+    replayed: int = 0
+    commands: int = 0
+    late: int = 0
+    runs: list[ModelCall] = field(default_factory=list)
+    evicted: dict[str, int] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
+    """Closed, by reason; short: fewer than ``min_events``, so without a prediction"""
+    trimmed: int = 0
+    """Events left out of windows for the model's length multiple."""
+    scores: list[tuple[str, F32]] = field(default_factory=list)
+    """(model name, scores that were published) per output of kind score"""

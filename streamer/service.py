@@ -553,7 +553,9 @@ class Service:
             return options.poll_timeout_ms
         if self._commit is not None:
             return options.commit_min_gap_ms
-        due_ms = math.ceil(self._commit_interval_ms(drained=True) - (self._clock.monotonic() - self._committed_at) * 1000)
+        due_ms = math.ceil(
+            self._commit_interval_ms(drained=True) - (self._clock.monotonic() - self._committed_at) * 1000
+        )
         return due_ms if due_ms > 0 else options.commit_min_gap_ms  # past: a replay, which cannot commit yet
 
     async def _watch_idle(self, any_records: bool) -> None:

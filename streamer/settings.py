@@ -66,7 +66,9 @@ class KafkaSection(_Section):
         default=60_000, ge=100, le=600_000, description="How often leaders and partition counts are looked up anew"
     )
     retry_backoff_ms: int = Field(default=100, ge=1, le=10_000, description="Wait before a request is tried again")
-    fetch_max_wait_ms: int = Field(default=10, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes")
+    fetch_max_wait_ms: int = Field(
+        default=10, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes"
+    )
     fetch_min_bytes: int = Field(
         default=100_000, ge=1, le=52_428_800, description="A fetch answers when this much is there"
     )

@@ -331,7 +331,7 @@ class Telemetry(Collector):
             "pending_events": processor.open_events if processor.ledgers else 0,  # what was given up is not pending
             "streams_resident": used,
             "streams_limit": processor.max_streams,
-            "state_bytes": used * sum(lane.arena.bytes_per_stream for lane in processor.lanes if lane.arena),
+            "state_bytes": used * sum(lane.arena.bytes_per_stream for lane in processor.stepping),
             "windows_open": sum(windows.open_windows for windows in processor.windows.values()),
             "rollouts_open": len(processor.rollouts),
         }

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = {"core", "errors"}
 PARTS = {"codec", "model", "state", "windows", "scheduler", "checkpoint"}
 MODEL = {"graphfile", "signature", "probe"}
-PURE = {*CORE, "contract", *PARTS, *MODEL, "chance", "rollout", "processor"}
+DECIDING = {"rollout", "lane", "windowlane", "rounds", "processor"}
+PURE = {*CORE, "contract", *PARTS, *MODEL, "chance", *DECIDING}
 ADAPTERS = {"kafka", "telemetry", "http"}
 SHELL = {*PURE, *ADAPTERS, "settings", "recovery", "service", "assemble"}
 
@@ -29,10 +30,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The model is four files: what a graph says of itself, its signature, the running of it, and a trial of it.
     "model": {*CORE, "contract", *MODEL},
     "probe": {*CORE, "contract", "signature", "model"},
-    # Generation keeps states and changelog records of its own: a part of the processor in a file of its own.
+    # The processor is five files: what is generated, how a model is called for each event, how over windows, what goes
+    # into the changelog, and what decides.
     "chance": CORE,
     "rollout": {*CORE, "contract", "chance", "checkpoint", "model", "state"},
-    "processor": {*CORE, "contract", *PARTS, "rollout"},
+    "lane": {*CORE, "codec", "model", "state", "rollout"},
+    "windowlane": {*CORE, "checkpoint", "model", "scheduler", "windows", "lane"},
+    "rounds": {*CORE, "checkpoint", "state", "rollout", "lane", "windowlane"},
+    "processor": {*CORE, "contract", *PARTS, "rollout", "lane", "windowlane", "rounds"},
     "settings": {"errors"},
     **dict.fromkeys(ADAPTERS, PURE),
     "recovery": {*PURE, "kafka"},

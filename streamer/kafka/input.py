@@ -15,7 +15,6 @@ from streamer.core import Headers, RecordBatch
 from streamer.errors import DataLossError
 from streamer.kafka.client import Connection, KafkaError, close
 
-
 _TURNS = 4
 """Of the event loop, until the client has sent the next fetch: it then waits at the broker while we process this one."""
 

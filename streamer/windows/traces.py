@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streamer.core import Headers, I64
+from streamer.core import I64, Headers
 
 _MAX_TRACES = 65_536
 """Per partition; beyond it the oldest are left out: a trace is for people, and most events have none."""

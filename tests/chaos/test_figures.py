@@ -99,7 +99,7 @@ async def test_how_fast_states_come_back(kafka, topic_name, create_topics) -> No
         await wait_for(lambda: service.ready, recorder, seconds=120)
         assert service.processor.table.used == streams
         seconds = service.recovery_s["restore"]
-    size = sum(lane.arena.bytes_per_stream for lane in service.processor.lanes if lane.arena)
+    size = sum(lane.arena.bytes_per_stream for lane in service.processor.stepping)
     report(
         "restore", streams_per_second=streams / seconds, state_bytes_per_second=streams * size / seconds,
         seconds_per_million_streams=seconds / streams * 1e6,

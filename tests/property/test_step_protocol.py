@@ -153,8 +153,7 @@ class _ForgetsThrough(Owner):
 
     def __init__(self, durable: Durable, log: list[tuple[str, float | Op]], limits: Limits) -> None:
         super().__init__(durable, log, limits)
-        for lane in self.processor.lanes:
-            assert lane.arena is not None
+        for lane in self.processor.stepping:
             lane.arena.through[:] = -1
 
 

@@ -293,7 +293,7 @@ def test_a_window_carries_the_trace_of_the_record_that_it_names_as_its_source() 
     assert out.headers == {0: (("traceparent", b"2"),)}
     (reject,) = epoch.rejects
     assert (reject.offset, reject.headers) == (5, (("traceparent", b"5"),))
-    assert not processor._traces[0], "nothing is kept of windows that are closed"
+    assert not processor._windowing._partitions[0].traces, "nothing is kept of windows that are closed"
 
 
 def test_traces_of_open_windows_are_kept_and_rebuilt_by_a_replay() -> None:
@@ -310,7 +310,7 @@ def test_traces_of_open_windows_are_kept_and_rebuilt_by_a_replay() -> None:
     for _ in whole.run():
         pass
     assert answers(whole) == [(1, b"1"), (2, b"2")]
-    assert len(whole._traces[0]) == 1, "of the session that is open"
+    assert len(whole._windowing._partitions[0].traces) == 1, "of the session that is open"
 
     restarted = make(rule)
     restarted.revoke(0)
@@ -328,7 +328,7 @@ def test_traces_are_bounded() -> None:
     count = 70_000
     for begin in range(0, count, 10_000):
         offsets = np.arange(begin, begin + 10_000)
-        traces.note(offsets, {row: (("traceparent", b"x"),) for row in range(10_000)})
+        traces.note(offsets, dict.fromkeys(range(10000), (("traceparent", b"x"),)))
     assert len(traces) == 65_536
     assert not traces.of(0)
     assert traces.of(count - 1)

@@ -1,0 +1,105 @@
+"""One model on the input: how it is called, and how a call that fails is halved until the record is found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+import numpy as np
+
+from streamer.codec import Encoder
+from streamer.core import F32, Batch, ModelCall
+from streamer.errors import ModelRunError
+from streamer.model import Model
+from streamer.rollout import Carried
+from streamer.state import Arena
+
+
+class Lane:
+    """What is known of a model while it runs. ``model_id``: the first 8 bytes of its file's sha256."""
+
+    def __init__(self, name: str, model: Model) -> None:
+        self.name = name
+        self.model = model
+        self.encoder = Encoder(model.contract, name)
+        self.model_id = bytes.fromhex(model.sha256)[:8]
+
+    def scores(self, outputs: Sequence[F32]) -> list[tuple[str, F32]]:
+        """(model name, values) per output of kind score."""
+        return [
+            (self.name, y)
+            for y, output in zip(outputs, self.model.contract.outputs, strict=True)
+            if output.kind == "score"
+        ]
+
+
+class StepLane(Lane):
+    """A causal model with the states of all streams in its arena."""
+
+    def __init__(self, name: str, carried: Carried, capacity: int) -> None:
+        super().__init__(name, carried.model)
+        self.carried = carried
+        self.arena = Arena(carried.states, carried.initial, capacity)
+
+    def outputs(self, rows: int) -> list[F32]:
+        """Room for the outputs of ``rows`` events, each [rows, O]."""
+        return [np.empty((rows, size), np.float32) for size in self.model.contract.output_sizes]
+
+    def call(
+        self, x: F32, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]
+    ) -> None:
+        """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F]. A call that fails changed nothing, and
+        is halved until the row is found that the model does not take: that one is in ``refused``, the others have run."""
+        rows = batch.rows
+        single = rows.shape[1] == 1
+        taken = x[rows[:, 0]][:, None, :] if single else x[np.maximum(rows, 0)] * (rows >= 0)[:, :, None]
+        try:
+            results, states = self.carried.run(taken, batch.lengths, self.arena.take(batch.slots))
+            _check_finite(results, batch, states)
+        except ModelRunError as error:
+            self._halve(x, batch, outputs, refused, calls, error)
+            return
+        self.arena.put(batch.slots, states)
+        if single:
+            for output, result in zip(outputs, results, strict=True):
+                output[rows[:, 0]] = result[:, 0]
+        else:
+            valid = rows >= 0
+            for output, result in zip(outputs, results, strict=True):
+                output[rows[valid]] = result[valid]
+        calls.append((len(rows), rows.shape[1], int(batch.lengths.sum())))
+
+    def _halve(
+        self,
+        x: F32,
+        batch: Batch,
+        outputs: Sequence[F32],
+        refused: dict[int, str],
+        calls: list[ModelCall],
+        error: ModelRunError,
+    ) -> None:
+        count, steps = batch.rows.shape
+        if count > 1:
+            half = count // 2
+            for part in (slice(0, half), slice(half, count)):
+                longest = int(batch.lengths[part].max())
+                piece = Batch(batch.slots[part], batch.rows[part, :longest], batch.lengths[part])
+                self.call(x, piece, outputs, refused, calls)
+        elif steps > 1:
+            for step in range(int(batch.lengths[0])):
+                piece = Batch(batch.slots, batch.rows[:, step : step + 1], np.ones(1, np.int32))
+                self.call(x, piece, outputs, refused, calls)
+        else:
+            refused[int(batch.rows[0, 0])] = str(error)
+
+
+def _check_finite(results: Sequence[F32], batch: Batch, states: Sequence[F32]) -> None:
+    """A sum is finite when all its terms are, so the common case costs one pass and no array of flags."""
+    for result in results:
+        if not isfinite(float(result.sum())):
+            valid = result[batch.rows >= 0]
+            if not np.isfinite(valid).all():
+                raise ModelRunError("an output is not finite")
+    for state in states:
+        if not isfinite(float(state.sum())) and not np.isfinite(state).all():
+            raise ModelRunError("a next state is not finite")
