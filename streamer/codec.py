@@ -78,9 +78,7 @@ class JsonDecoder:
         if set(map(len, xs)) != {self._features}:
             return None
         with np.errstate(over="ignore"):  # becomes infinite, and is rejected as that
-            x = np.fromiter(chain.from_iterable(xs), np.float32, len(xs) * self._features).reshape(
-                len(xs), self._features
-            )
+            x = np.fromiter(chain.from_iterable(xs), np.float32, len(xs) * self._features).reshape(-1, self._features)
         times = _times([row.ts or 0 for row in rows])
         return None if times is None else (x, times, {})
 

@@ -17,6 +17,7 @@ from streamer.kafka import commit
 from streamer.kafka.restore import Restorer
 from streamer.processor import Processor
 from streamer.recovery import Recovery
+from streamer.rounds import Rounds
 from streamer.service import Service
 
 PHASES: dict[str, tuple[Any, str, str, int]] = {
@@ -31,7 +32,7 @@ PHASES: dict[str, tuple[Any, str, str, int]] = {
     "commit: ended, not yet known here": (AIOKafkaProducer, "commit_transaction", "after", 3),
     "commit: known here": (commit.Committer, "commit", "after", 3),
     "checkpoint: round begun": (Ledger, "begin_round", "after", 3),
-    "checkpoint: slice copied": (Processor, "_slice", "after", 5),
+    "checkpoint: slice copied": (Rounds, "_slice", "after", 5),
     "checkpoint: round ended, not yet committed": (Ledger, "end_round", "after", 2),
     "checkpoint: replay point moved": (Ledger, "move_replay_point", "after", 5),
     "recovery: before anything": (Recovery, "restore", "before", 1),
