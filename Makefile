@@ -30,7 +30,8 @@ test: $(DEVELOP) ## All tests that fit in 30 minutes on two cores
 
 accept: $(DEVELOP) ## The long proofs: real trainings, chaos, gates of the benchmark, wider property tests
 	@HYPOTHESIS_PROFILE=accept $(PY) -m pytest -m "not accept" tests/property $(ARGS)
-	@$(PY) -m pytest -m accept $(ARGS)
+	@# a dump of all stacks, which tells where a short test hangs, can crash a training that is at work
+	@$(PY) -m pytest -m accept -o faulthandler_timeout=3600 $(ARGS)
 
 lint: $(DEVELOP) ## Ruff (rules and format) and mypy (strict)
 	@$(VENV)/bin/ruff check $(CODE)
