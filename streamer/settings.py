@@ -176,7 +176,7 @@ class TopicsSection(_Section):
 class DeliverySection(_Section):
     mode: Literal["exactly-once", "at-least-once", "ephemeral"] = Field(default="exactly-once", description="Delivery")
     commit_interval_ms: int = Field(default=100, ge=1, le=60_000, description="Longest time between commits under load")
-    commit_min_gap_ms: int = Field(default=10, ge=1, le=10_000, description="Shortest time between commits")
+    commit_min_gap_ms: int = Field(default=5, ge=1, le=10_000, description="Shortest time between commits")
     transaction_timeout_ms: int = Field(
         default=10_000, ge=1_000, le=900_000, description="Broker's bound on a transaction"
     )
