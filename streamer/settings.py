@@ -67,7 +67,7 @@ class KafkaSection(_Section):
     )
     retry_backoff_ms: int = Field(default=100, ge=1, le=10_000, description="Wait before a request is tried again")
     fetch_max_wait_ms: int = Field(
-        default=10, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes"
+        default=15, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes"
     )
     fetch_min_bytes: int = Field(
         default=100_000, ge=1, le=52_428_800, description="A fetch answers when this much is there"
