@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import pairwise
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
+from aiokafka.conn import AIOKafkaConnection
 from chain import PARTITIONS, check, rows
 from serving import event, make_service, make_settings, open_transaction, produce, read_all, running, serve, wait_for
 from simulated import advance
@@ -166,3 +168,44 @@ def test_what_is_sealed_does_not_change_with_the_next_run() -> None:
     assert any(len(value) > 20 for value in copied)
     run(1)
     assert [value or b"" for _, value in first.changelog[0].records] == copied
+
+
+async def test_a_commit_takes_five_requests(kafka, topic_name, create_topics, monkeypatch) -> None:
+    """Partitions, records, group, offsets, end: each once, however many topics and partitions. The fence stays last."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: PARTITIONS})
+    sent: list[str] = []
+    send = AIOKafkaConnection.send
+    wanted = {
+        "AddPartitionsToTxnRequest",
+        "ProduceRequest",
+        "AddOffsetsToTxnRequest",
+        "_TxnOffsetCommit",
+        "EndTxnRequest",
+    }
+
+    def noted(self, request, *args, **options):
+        if self._client_id == "streamer" and type(request).__name__ in wanted:
+            sent.append(type(request).__name__)
+        return send(self, request, *args, **options)
+
+    service, recorder = await make_service(make_settings(kafka, topic, topic_name("group")))
+    async with running(service):
+        await wait_for(lambda: bool(recorder.recoveries), recorder)
+        monkeypatch.setattr(AIOKafkaConnection, "send", noted)
+        await produce(kafka, topic, rows(0, 400))
+        await wait_for(lambda: recorder.committed_events >= 400, recorder)
+    monkeypatch.undo()
+    order = [
+        "AddPartitionsToTxnRequest",
+        "ProduceRequest",
+        "AddOffsetsToTxnRequest",
+        "_TxnOffsetCommit",
+        "EndTxnRequest",
+    ]
+    # while a broker writes the markers of the last transaction, it has the first request of the next one tried again
+    once = [name for before, name in pairwise(["", *sent]) if not before == name == order[0]]
+    begin = once.index(order[0])  # one commit may have been under way
+    whole = once[begin : len(once) - (len(once) - begin) % 5]
+    assert len(whole) >= 5
+    assert whole == order * (len(whole) // 5)
