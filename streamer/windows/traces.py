@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice, takewhile
 
 from streamer.core import I64, Headers
 
@@ -25,8 +26,7 @@ class Traces:
         """``headers``: row of ``offsets`` -> headers, for the rows that have any. Offsets grow from call to call."""
         for row, found in headers.items():
             self._by_offset[int(offsets[row])] = found
-        while len(self._by_offset) > _MAX_TRACES:
-            del self._by_offset[next(iter(self._by_offset))]
+        self._drop(islice(self._by_offset, max(len(self._by_offset) - _MAX_TRACES, 0)))
 
     def of(self, offset: int) -> Headers:
         return self._by_offset.get(offset, ())
@@ -35,5 +35,10 @@ class Traces:
         """``offset``: of the oldest event in an open window; None: no window is open."""
         if offset is None:
             self._by_offset.clear()
-        while self._by_offset and offset is not None and (oldest := next(iter(self._by_offset))) < offset:
-            del self._by_offset[oldest]
+        else:
+            self._drop(takewhile(lambda at: at < offset, self._by_offset))
+
+    def _drop(self, oldest: Iterable[int]) -> None:
+        # in one pass: looking for the first entry again after each deletion would pass over all that were deleted
+        for offset in list(oldest):
+            del self._by_offset[offset]
