@@ -370,7 +370,8 @@ class Telemetry(Collector):
                 self._round_ended.append(partition)
         if self._round_ended and not any(ledger.round_open for ledger in ledgers.values()):
             spent, self._round_bytes = self.checkpoint_bytes - self._round_bytes, self.checkpoint_bytes
-            replay = max(ledger.position - ledger.replay_point for ledger in ledgers.values())
+            behind = [ledger.position - ledger.replay_point for ledger in ledgers.values()]
+            replay = max(behind, default=0)  # all partitions may have gone meanwhile, with an outage or a rebalance
             log.info(
                 "checkpoint", partitions=sorted(set(self._round_ended)), bytes=spent, longest_replay_records=replay
             )

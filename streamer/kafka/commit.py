@@ -422,7 +422,8 @@ class Committer:
         producer, self._transactional = self._transactional, None
         if producer is not None:
             manager = producer._txn_manager
-            manager.wait_for_transaction_end().add_done_callback(_noticed)
+            for future in (manager.wait_for_transaction_end(), *(sent for *_, sent in manager._pending_txn_offsets)):
+                future.add_done_callback(_noticed)
             producer.client.send = producer.client.ready = _gone
             producer.client.coordinator_lookup = _nowhere
             await close(producer)

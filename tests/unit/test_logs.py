@@ -126,6 +126,23 @@ def test_a_round_is_one_line_however_many_partitions_it_covers() -> None:
     assert line["longest_replay_records"] <= 8
 
 
+def test_a_round_is_told_when_its_partitions_have_gone_meanwhile() -> None:
+    """Seen with a broker that went away: one partition's round had ended, then all of them were given up."""
+    bench = Bench()
+    bench.events(4)
+    bench.pass_time(1)
+    one, other = bench.processor.ledgers.values()
+    one.checkpointed += 1
+    other.begin_round([], 0, 0)
+    with structlog.testing.capture_logs() as lines:
+        bench.pass_time(1)
+        assert named(lines, "checkpoint") == []
+        bench.processor.abandon()
+        bench.pass_time(1)
+    (line,) = named(lines, "checkpoint")
+    assert (line["partitions"], line["longest_replay_records"]) == ([0], 0)
+
+
 def test_rebalance_and_recovery_are_a_line_each() -> None:
     bench = Bench()
     with structlog.testing.capture_logs() as lines:
