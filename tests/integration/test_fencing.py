@@ -216,7 +216,6 @@ async def test_a_broker_that_goes_away_inside_a_commit(
                 await recorder.changed.wait()
         assert [type(error) for error in recorder.errors] == [KafkaUnavailableError]
     recorder.errors.clear()  # their tracebacks hold what was given up
-    del client, send, service, nobody_answers
     gc.collect()
     assert complaints == []
     check(await read_all(kafka, f"{topic}.out", at_least=440), 440)
