@@ -171,7 +171,7 @@ def build(
         link,
         settings.input.topic,
         fetch_min_bytes=kafka.fetch_min_bytes,
-        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
+        fetch_max_wait_ms=settings.fetch_max_wait_ms,
         fetch_max_bytes=kafka.fetch_max_bytes,
         max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
         check_crcs=kafka.check_crcs,
@@ -283,12 +283,12 @@ def _service_options(settings: Settings) -> ServiceOptions:
     delivery, kafka = settings.delivery, settings.kafka
     return ServiceOptions(
         delivery=delivery.mode,
-        commit_interval_ms=delivery.commit_interval_ms,
+        commit_interval_ms=settings.commit_interval_ms,
         commit_min_gap_ms=delivery.commit_min_gap_ms,
         checkpoint_bytes_per_second=delivery.checkpoint_bytes_per_second,
         checkpoint_interval_ms=delivery.checkpoint_interval_ms,
         max_poll_records=settings.batch.max_poll_records,
-        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
+        fetch_max_wait_ms=settings.fetch_max_wait_ms,
         fetch_min_bytes=kafka.fetch_min_bytes,
         drain_timeout_ms=delivery.drain_timeout_ms,
         idle_ms=delivery.idle_ms,

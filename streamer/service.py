@@ -56,12 +56,12 @@ class ServiceOptions:
 
     delivery: str
     commit_interval_ms: int = 100
-    commit_min_gap_ms: int = 5
+    commit_min_gap_ms: int = 3
     checkpoint_bytes_per_second: int = 20_000_000
     checkpoint_interval_ms: int = 10_000
     max_poll_records: int = 16_384
     poll_timeout_ms: int = 50
-    fetch_max_wait_ms: int = 15
+    fetch_max_wait_ms: int = 18
     fetch_min_bytes: int = 100_000
     drain_timeout_ms: int = 20_000
     idle_ms: int = 30_000

@@ -66,8 +66,11 @@ class KafkaSection(_Section):
         default=60_000, ge=100, le=600_000, description="How often leaders and partition counts are looked up anew"
     )
     retry_backoff_ms: int = Field(default=100, ge=1, le=10_000, description="Wait before a request is tried again")
-    fetch_max_wait_ms: int = Field(
-        default=15, ge=1, le=5_000, description="Longest wait of a fetch for fetch_min_bytes"
+    fetch_max_wait_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=5_000,
+        description="Longest wait of a fetch for fetch_min_bytes; default 18 exactly-once, else 9",
     )
     fetch_min_bytes: int = Field(
         default=100_000, ge=1, le=52_428_800, description="A fetch answers when this much is there"
@@ -175,8 +178,13 @@ class TopicsSection(_Section):
 
 class DeliverySection(_Section):
     mode: Literal["exactly-once", "at-least-once", "ephemeral"] = Field(default="exactly-once", description="Delivery")
-    commit_interval_ms: int = Field(default=100, ge=1, le=60_000, description="Longest time between commits under load")
-    commit_min_gap_ms: int = Field(default=5, ge=1, le=10_000, description="Shortest time between commits")
+    commit_interval_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=60_000,
+        description="Longest time between commits under load; default 100 exactly-once, else 500",
+    )
+    commit_min_gap_ms: int = Field(default=3, ge=1, le=10_000, description="Shortest time between commits")
     transaction_timeout_ms: int = Field(
         default=10_000, ge=1_000, le=900_000, description="Broker's bound on a transaction"
     )
@@ -315,6 +323,17 @@ class Settings(BaseSettings):
         if self.delivery.mode == "ephemeral":
             return None
         return self.changelog.topic or f"{self.kafka.group}.{self.input.topic}.changelog"
+
+    @property
+    def fetch_max_wait_ms(self) -> int:
+        """Exactly once longer than a commit and its gap, so that what a fetch brings is committed at once. Else predictions
+        wait for the fetch alone."""
+        return self.kafka.fetch_max_wait_ms or (18 if self.delivery.mode == "exactly-once" else 9)
+
+    @property
+    def commit_interval_ms(self) -> int:
+        """Exactly once readers wait for the commit. Else it only bounds what a crash repeats."""
+        return self.delivery.commit_interval_ms or (100 if self.delivery.mode == "exactly-once" else 500)
 
 
 def load_settings(

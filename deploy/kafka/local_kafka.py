@@ -37,7 +37,12 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.05
-JVM_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-Dlog4j2.level=WARN")
+# Heap and collector as Kafka's own start scripts have them. With a smaller heap and the serial collector the broker stood
+# still for 30 to 45 ms every two seconds at 2,000 events/s: 1.4 % of the time, which is what a p99 is made of.
+JVM_OPTIONS = (
+    *("-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"),
+    *("-XX:+ExplicitGCInvokesConcurrent", "-XX:+ExitOnOutOfMemoryError", "-Dlog4j2.level=WARN"),
+)
 
 # Runs in an own session and outlives the caller by the moment that it takes to kill the brokers. It finds them by
 # their command line, which names the data directory, so there is no gap between a broker's start and its being known.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamer.model import Model
-from streamer.tools.bench import MODEL, windows
+from streamer.tools.bench import MODEL, typical_latency, windows
 from streamer.tools.bench.load import POOL, Plan
 from streamer.tools.bench.reference import bilstm_last, lstm_outputs
 from streamer.tools.demo import roc_auc
@@ -35,6 +35,21 @@ def test_the_reference_is_the_model() -> None:
     model = Model.load(MODEL)
     (y,), _ = model.run(x[None], np.array([50], np.int32), model.initial_states(1))
     assert np.abs(lstm_outputs(MODEL.with_name("weights.npz"), x) - y[0]).max() < 1e-6
+
+
+def test_a_latency_is_the_median_of_its_runs_with_their_spread() -> None:
+    runs = [
+        {
+            "latency_ms": {"rate": 2000, "p50": 20 + n, "p95": 30, "p99": p99, "max": 90 - n},
+            "cores_at_rate": 0.3 + n / 100,
+        }
+        for n, p99 in enumerate((41.0, 250.0, 43.0))
+    ]
+    found = typical_latency(runs)
+    assert found["latency_ms"] == {"rate": 2000, "p50": 21, "p95": 30, "p99": 43.0, "max": 90}
+    assert found["latency_spread_ms"]["p99"] == {"min": 41.0, "median": 43.0, "max": 250.0}
+    assert found["cores_at_rate"] == pytest.approx(0.31)
+    assert found["cores_at_rate_spread"]["max"] == pytest.approx(0.32)
 
 
 @pytest.mark.torch

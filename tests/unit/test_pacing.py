@@ -50,7 +50,7 @@ def feed(service: Service, first: int) -> None:
 
 @pytest.mark.parametrize(("delivery", "interval_ms"), [("exactly-once", 5), ("at-least-once", 100)])
 def test_records_are_awaited_until_what_is_open_may_be_committed(delivery: str, interval_ms: int) -> None:
-    service, clock = make(delivery)
+    service, clock = make(delivery, commit_min_gap_ms=5, commit_interval_ms=100)
     assert service._poll_timeout_ms() == 50, "nothing is open"
     service._open.started = service._committed_at = clock.now
     assert service._poll_timeout_ms() == interval_ms

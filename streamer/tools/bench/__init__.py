@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -98,6 +98,17 @@ class Bench:
             self.say(f"repeat {repeat + 1} of {options.repeats} done")
         return [self._summary(key, runs, spans.get(("naive", key[1]))) for key, runs in spans.items()]
 
+    def latencies(self, deliveries: Sequence[str], value_format: str) -> dict[str, dict[str, Any]]:
+        """``latency`` of each, in turn and ``repeats`` times, so that a bad minute of the machine hits them alike:
+        medians, and the spread beside them."""
+        runs: dict[str, list[dict[str, Any]]] = {delivery: [] for delivery in deliveries}
+        for _ in range(self.options.repeats):
+            for delivery, measured in runs.items():
+                measured.append(self.latency(delivery, value_format))
+                latency, cores = measured[-1]["latency_ms"], measured[-1]["cores_at_rate"]
+                self.say(f"{delivery} at {self.options.rate:,.0f} events/s: {latency} at {cores:.2f} cores")
+        return {delivery: typical_latency(measured) for delivery, measured in runs.items()}
+
     def latency(self, delivery: str, value_format: str) -> dict[str, Any]:
         """Open-loop latency at ``rate`` from the intended send time to a committed read, and the cores it takes."""
         options = self.options
@@ -127,7 +138,7 @@ class Bench:
             rss = rss_bytes(worker.pids)
         p50, p95, p99 = np.percentile(found, [50, 95, 99]).tolist()
         latency = {"rate": options.rate, "p50": p50, "p95": p95, "p99": p99, "max": float(found.max())}
-        return {"delivery": delivery, "format": value_format, "latency_ms": latency, "cores_at_rate": cores, "rss": rss}
+        return {"latency_ms": latency, "cores_at_rate": cores, "rss": rss}
 
     # one run
 
@@ -334,6 +345,19 @@ def _numbers(document: dict[str, Any]) -> list[float]:
     return flat
 
 
+def typical_latency(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the runs of one delivery: the median of each figure (``max``: the largest), and min, median and max."""
+    spreads = {name: spread([run["latency_ms"][name] for run in runs]) for name in ("p50", "p95", "p99", "max")}
+    cores = spread([run["cores_at_rate"] for run in runs])
+    typical = {name: found["median"] for name, found in spreads.items() if name != "max"}
+    return {
+        "latency_ms": {"rate": runs[0]["latency_ms"]["rate"], **typical, "max": spreads["max"]["max"]},
+        "latency_spread_ms": spreads,
+        "cores_at_rate": cores["median"],
+        "cores_at_rate_spread": cores,
+    }
+
+
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -354,7 +378,7 @@ def bench_command(
     value_format: Annotated[str, typer.Option("--format", help="json, float32, comma separated.")] = "json,float32",
     events: Annotated[int, typer.Option(help="Events of one throughput run.")] = 1_500_000,
     streams: Annotated[int, typer.Option(help="Streams.")] = 10_000,
-    repeats: Annotated[int, typer.Option(help="Runs of each kind.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Runs of each kind; medians are told, with their spread.")] = 3,
     workers: Annotated[int, typer.Option(help="Processes in one group.")] = 1,
     rate: Annotated[float, typer.Option(help="Events per second of the latency runs; 0: none.")] = 2_000.0,
     rate_s: Annotated[float, typer.Option(help="Seconds of a latency run.")] = 30.0,
@@ -393,15 +417,10 @@ def bench_command(
     try:
         found = bench.throughput([(each, kind) for each in deliveries for kind in formats], naive=naive)
         if rate:
-            for each in [*deliveries, *(["naive"] if naive else [])]:
-                measured = bench.latency(each, formats[0])
-                say(
-                    f"{each} at {rate:,.0f} events/s: {measured['latency_ms']} at {measured['cores_at_rate']:.2f} cores"
-                )
-                for result in found:
-                    if result["delivery"] == each and result["format"] == formats[0]:
-                        result["latency_ms"] = measured["latency_ms"]
-                        result["cores_at_rate"] = measured["cores_at_rate"]
+            timed = bench.latencies([*deliveries, *(["naive"] if naive else [])], formats[0])
+            for result in found:
+                if result["format"] == formats[0]:
+                    result.update(timed[result["delivery"]])
     finally:
         bench.close()
     results = [result for result in found if result["delivery"] != "naive"]
