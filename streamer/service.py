@@ -61,7 +61,7 @@ class ServiceOptions:
     checkpoint_interval_ms: int = 10_000
     max_poll_records: int = 16_384
     poll_timeout_ms: int = 50
-    fetch_max_wait_ms: int = 18
+    fetch_max_wait_ms: int = 16
     fetch_min_bytes: int = 100_000
     drain_timeout_ms: int = 20_000
     idle_ms: int = 30_000
@@ -549,8 +549,8 @@ class Service:
         options = self.options
         if len(self.processor.rollouts):
             return _ROLLING_POLL_MS
-        if self._commit is None and self._open.started is None:
-            return options.poll_timeout_ms
+        if self._open.started is None:
+            return options.poll_timeout_ms  # a commit under way is looked at with the next records
         if self._commit is not None:
             return options.commit_min_gap_ms
         due_ms = math.ceil(

@@ -155,6 +155,7 @@ class _Batch(_accumulator.MessageBatch):
 
 
 _sender.TxnOffsetCommitHandler = _Handler
+_sender.BACKOFF_OVERRIDE = 0.002  # s; while the last transaction's markers are written, a few ms: 20 ms would be a p99
 _accumulator.MessageBatch = _Batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -58,6 +59,15 @@ def test_records_are_awaited_until_what_is_open_may_be_committed(delivery: str, 
     assert service._poll_timeout_ms() == interval_ms - 3
     clock.now += 1
     assert service._poll_timeout_ms() == 5, "it could not be committed: no busy loop"
+
+
+async def test_a_commit_under_way_wakes_nobody_when_nothing_waits_for_its_end() -> None:
+    service, clock = make(commit_min_gap_ms=5)
+    service._commit = asyncio.create_task(asyncio.sleep(0))
+    assert service._poll_timeout_ms() == 50
+    service._open.started = clock.now
+    assert service._poll_timeout_ms() == 5
+    await service._finish_commit()
 
 
 @pytest.mark.parametrize("commit_every_s", [0.02, 0.25])
