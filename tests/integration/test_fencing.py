@@ -180,9 +180,7 @@ def test_what_is_sealed_does_not_change_with_the_next_run() -> None:
 
 
 @pytest.mark.parametrize("unanswered", REQUESTS)
-async def test_a_broker_that_goes_away_inside_a_commit(
-    kafka, topic_name, create_topics, monkeypatch, unanswered: str
-) -> None:
+async def test_a_broker_that_goes_away_inside_a_commit(kafka, topic_name, create_topics, unanswered: str) -> None:
     """At each of its requests: the events are committed by a successor, once, and nothing is left behind that asyncio
     complains of."""
     topic = topic_name("in")

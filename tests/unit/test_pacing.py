@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from serving import make_settings
 from simulated import ChainModel, records
 
 from streamer.checkpoint import Ledger
@@ -59,6 +60,17 @@ def test_records_are_awaited_until_what_is_open_may_be_committed(delivery: str, 
     assert service._poll_timeout_ms() == interval_ms - 3
     clock.now += 1
     assert service._poll_timeout_ms() == 5, "it could not be committed: no busy loop"
+
+
+@pytest.mark.parametrize(
+    ("mode", "fetch_ms", "commit_ms"), [("exactly-once", 16, 100), ("at-least-once", 9, 500), ("ephemeral", 9, 500)]
+)
+def test_waits_follow_the_delivery_unless_they_are_set(mode: str, fetch_ms: int, commit_ms: int) -> None:
+    settings = make_settings("127.0.0.1:1", "in", "group", delivery={"mode": mode})
+    assert (settings.fetch_max_wait_ms, settings.commit_interval_ms) == (fetch_ms, commit_ms)
+    own = {"kafka": {"fetch_max_wait_ms": 7}, "delivery": {"mode": mode, "commit_interval_ms": 70}}
+    settings = make_settings("127.0.0.1:1", "in", "group", **own)
+    assert (settings.fetch_max_wait_ms, settings.commit_interval_ms) == (7, 70)
 
 
 async def test_a_commit_under_way_wakes_nobody_when_nothing_waits_for_its_end() -> None:
