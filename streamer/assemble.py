@@ -127,7 +127,8 @@ def _check_retention(name: str, rule: WindowRule, idle_ms: int, topic: InputTopi
 def topic_needs(settings: Settings) -> list[TopicNeed]:
     needs = [TopicNeed(settings.output.topic, "output.topic")]
     if settings.dead_letter_topic:
-        needs.append(TopicNeed(settings.dead_letter_topic, "dead_letter.topic"))
+        keyless = {"cleanup.policy": "delete"}  # a compacted topic refuses records without a key, and those are rejects
+        needs.append(TopicNeed(settings.dead_letter_topic, "dead_letter.topic", verify=keyless))
     if settings.changelog_topic:
         log = settings.changelog
         config = {

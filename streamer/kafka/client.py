@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
-from streamer.errors import KafkaUnavailableError, StreamerError
+from streamer.errors import ConfigurationError, KafkaUnavailableError, StreamerError
 
 KafkaError = kafka_errors.KafkaError
 
@@ -42,6 +42,18 @@ _DENIED = (
     kafka_errors.ClusterAuthorizationFailedError,
     kafka_errors.TransactionalIdAuthorizationFailed,
 )
+_UNACCEPTABLE: Mapping[type[BaseException], str] = {
+    kafka_errors.InvalidTimestampError: (
+        "a topic refuses a record's timestamp. Predictions and dead letters carry that of their event: let output.topic and "
+        "dead_letter.topic take all that the input takes (message.timestamp.after.max.ms, message.timestamp.before.max.ms), or "
+        "set their message.timestamp.type to LogAppendTime."
+    ),
+    **dict.fromkeys(
+        (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError),
+        "a topic refuses a batch of this size. Raise its max.message.bytes, or lower output.max_batch_bytes.",
+    ),
+}
+"""What a broker says of records that it will never take: trying again would go on for ever."""
 _RETRIABLE_AT_START = (
     kafka_errors.KafkaConnectionError,
     kafka_errors.CoordinatorNotAvailableError,
@@ -160,6 +172,8 @@ class Connection:
         text = text or type(error).__name__
         if isinstance(error, _DENIED):
             return KafkaUnavailableError(f"{where}: permission denied ({text}). Grant it to this client's principal.")
+        if type(error) in _UNACCEPTABLE:
+            return ConfigurationError(f"{where}: {_UNACCEPTABLE[type(error)]}")
         refusal = _refused(error)
         if isinstance(refusal, ssl.SSLError):
             return KafkaUnavailableError(f"{where}: {_tls_sentence(refusal)}")

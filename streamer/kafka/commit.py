@@ -21,7 +21,7 @@ from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, I
 from aiokafka.structs import OffsetAndMetadata
 
 from streamer.core import Changelog, Epoch, Headers, Outgoing, Reject
-from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.errors import ConfigurationError, FencedError
 from streamer.kafka.client import Connection, KafkaError, close
 from streamer.kafka.group import Group, Ownership
 
@@ -357,7 +357,7 @@ class Committer:
                 builder = producer.create_batch()
                 append, count = builder._builder.append, 0
                 if append(0, timestamp, key, value, headers) is None:
-                    raise KafkaUnavailableError(
+                    raise ConfigurationError(
                         f"a record of {len(value or b'')} bytes does not fit output.max_batch_bytes"
                     )
             count += 1

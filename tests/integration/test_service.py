@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from chain import PARTITIONS, check, rows
 from serving import event, make_service, make_settings, produce, read_all, running, wait_for
 from simulated import POISON, ChainModel, advance
+from windowing import fold
 
-from streamer.errors import DataLossError, KafkaUnavailableError
+from streamer.errors import ConfigurationError, DataLossError, KafkaUnavailableError
 
 
 @pytest.mark.parametrize("mode", ["exactly-once", "at-least-once", "ephemeral"])
@@ -93,6 +96,34 @@ async def test_bad_records_go_to_the_dead_letter_topic_and_touch_no_state(kafka,
     first = advance(0, 1)
     assert [read.document["y"] for read in good] == [first, advance(first, 2)]
     assert good[1].headers["traceparent"] == b"00-1"
+
+
+@pytest.mark.parametrize("mode", ["exactly-once", "at-least-once"])
+@pytest.mark.parametrize("limit", ["max.message.bytes", "message.timestamp.before.max.ms"])
+async def test_answers_that_their_topic_refuses_end_the_service(kafka, topic_name, create_topics, limit, mode) -> None:
+    """Trying again would never end; with a topic that takes them, the same events are answered."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    await create_topics(kafka, {f"{topic}.strict": 1}, {limit: "100"})  # a marker has 78 bytes
+    await produce(kafka, topic, [(0, b"a", event([1.0]), []), (0, b"a", event([2.0]), [])])
+    group, delivery = topic_name("group"), {"mode": mode}
+    strict = make_settings(kafka, topic, group, delivery=delivery, output={"topic": f"{topic}.strict"})
+    service, _ = await make_service(strict)
+    with pytest.raises(ConfigurationError, match=limit):
+        await asyncio.wait_for(service.run(), 60)
+    service, recorder = await make_service(make_settings(kafka, topic, group, delivery=delivery))
+    async with running(service):
+        await wait_for(lambda: recorder.committed_events >= 2, recorder)
+    found = await read_all(kafka, f"{topic}.out", at_least=2)
+    assert [read.document["y"] for read in found] == [fold([1.0]), fold([1.0, 2.0])]
+
+
+async def test_a_dead_letter_topic_that_takes_no_record_without_key_is_refused(kafka, topic_name, create_topics) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    await create_topics(kafka, {f"{topic}.dlq": 1}, {"cleanup.policy": "compact"})
+    with pytest.raises(ConfigurationError, match=r"dead_letter\.topic.*cleanup\.policy"):
+        await make_service(make_settings(kafka, topic, topic_name("group")))
 
 
 async def test_commands_in_the_log_reset_and_end_streams(kafka, topic_name, create_topics) -> None:

@@ -1,8 +1,8 @@
 """Windows close by time without traffic, and never early: on a real broker, with a clock that the test moves.
 
 Event times all lie in one window, so only the clock can close it. The windows are ten minutes long: no test takes that
-much real time, so nothing closes unless the clock was moved. (Together less than an hour: a broker refuses records, here
-answers, that are stamped further ahead.)
+much real time, so nothing closes unless the clock was moved. The answer of a window that time closed is stamped with
+that time, and a broker refuses stamps more than an hour ahead: here the topic of the answers puts its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from streamer.assemble import Parts, build, prepare
 from streamer.service import Service
 from streamer.windows import WindowRule
 
+OWN_STAMPS = {"message.timestamp.type": "LogAppendTime"}
 RULE = WindowRule("tumbling", size_ms=600_000)
 STEP_S = 700.0
 
@@ -99,7 +100,7 @@ def config(kafka: str, topic: str, group: str, **more: Any) -> Any:
 
 async def test_a_silent_topic_closes_once_and_only_when_its_time_has_come(kafka, topic_name, create_topics) -> None:
     topic, clock = topic_name("in"), Clock()
-    await create_topics(kafka, {topic: 1})
+    await create_topics(kafka, {topic: 1, f"{topic}.out": 1}, OWN_STAMPS)
     async with serving(config(kafka, topic, topic_name("group")), clock) as (_, recorder):
         await produce(kafka, topic, rows([1.0, 2.0]))
         await committed(recorder, 2)
@@ -114,7 +115,7 @@ async def test_a_silent_topic_closes_once_and_only_when_its_time_has_come(kafka,
 
 async def test_a_window_closes_after_a_restart_although_nothing_comes(kafka, topic_name, create_topics) -> None:
     topic, group = topic_name("in"), topic_name("group")
-    await create_topics(kafka, {topic: 1})
+    await create_topics(kafka, {topic: 1, f"{topic}.out": 1}, OWN_STAMPS)
     async with serving(config(kafka, topic, group), Clock()) as (_, recorder):
         await produce(kafka, topic, rows([1.0, 2.0]))
         await committed(recorder, 2)
@@ -135,7 +136,7 @@ async def test_a_window_closes_after_a_restart_although_nothing_comes(kafka, top
 
 async def test_windows_close_after_a_rebalance_wherever_they_are(kafka, topic_name, create_topics) -> None:
     topic, clock = topic_name("in"), Clock()
-    await create_topics(kafka, {topic: 2})
+    await create_topics(kafka, {topic: 2, f"{topic}.out": 2}, OWN_STAMPS)
     settings = config(kafka, topic, topic_name("group"))
     async with serving(settings, clock) as (one, recorder):
         await produce(kafka, topic, [*rows([1.0, 2.0], "a", 0), *rows([3.0, 4.0], "b", 1)])
@@ -150,7 +151,7 @@ async def test_windows_close_after_a_rebalance_wherever_they_are(kafka, topic_na
 
 async def test_an_idle_partition_among_busy_ones_closes_its_windows(kafka, topic_name, create_topics) -> None:
     topic, clock, stop = topic_name("in"), Clock(), asyncio.Event()
-    await create_topics(kafka, {topic: 2})
+    await create_topics(kafka, {topic: 2, f"{topic}.out": 2}, OWN_STAMPS)
 
     async def keep_busy() -> None:
         while not stop.is_set():
@@ -176,7 +177,7 @@ async def test_an_idle_partition_among_busy_ones_closes_its_windows(kafka, topic
 async def test_nothing_closes_while_the_service_is_behind(kafka, topic_name, create_topics) -> None:
     """Every look at the clock finds a minute gone, yet an event that lies unread in the log is in its window."""
     topic, clock, count = topic_name("in"), Clock(per_look_s=60.0), 3_000
-    await create_topics(kafka, {topic: 2})
+    await create_topics(kafka, {topic: 2, f"{topic}.out": 2}, OWN_STAMPS)
     values = [float(at % 10) for at in range(count)]
     await produce(kafka, topic, rows(values, "a", 0) + rows(values, "b", 1))
     settings = config(kafka, topic, topic_name("group"), batch={"max_poll_records": 100})
@@ -190,7 +191,7 @@ async def test_nothing_closes_because_the_broker_was_away(create_topics) -> None
     require_tool("java", "mvn")
     clock = Clock()
     with LocalKafka() as local:
-        await create_topics(local.bootstrap, {"in": 1})
+        await create_topics(local.bootstrap, {"in": 1, "in.out": 1}, OWN_STAMPS)
         async with serving(config(local.bootstrap, "in", "group"), clock) as (service, recorder):
             await produce(local.bootstrap, "in", rows([1.0, 2.0]))
             await committed(recorder, 2)

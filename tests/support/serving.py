@@ -83,14 +83,19 @@ async def make_service(settings: Settings, model: Any = None, *, instance: str =
 
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[asyncio.Task[None]]:
-    """Runs a service beside the test, and drains it at the end."""
+    """Runs a service beside the test, and drains it at the end. What ended it before is raised, or told beside what the
+    test found wrong."""
     task = asyncio.create_task(service.run())
     try:
         yield task
+    except BaseException as error:
+        error.add_note(f"the service reported: {getattr(service._observer, 'errors', None)}")
+        raise
     finally:
         service.stopping.set()
         async with asyncio.timeout(60):
             await asyncio.gather(task, return_exceptions=True)
+    task.result()
 
 
 Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
