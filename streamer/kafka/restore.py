@@ -109,8 +109,9 @@ class Restorer:
             if waiting and loop.time() - began > _HANGING_S:
                 raise KafkaUnavailableError(
                     f"changelog {self._topic!r}: a transaction has been open for {_HANGING_S:.0f} s at "
-                    f"{ {partition: stable[partition] for partition in waiting} } (partition: offset). A broker that died may "
-                    "have forgotten it: see kafka-transactions.sh find-hanging, and abort it with the same tool."
+                    f"{ {partition: stable[partition] for partition in waiting} } (partition: offset). Its coordinator may "
+                    "have forgotten it (KAFKA-20734 in Kafka 4.3 and 4.4): see kafka-transactions.sh find-hanging, and the "
+                    "operations guide before you abort it."
                 )
             if waiting:
                 await asyncio.sleep(_POLL_S)
