@@ -118,7 +118,9 @@ async def test_answers_that_their_topic_refuses_end_the_service(kafka, topic_nam
     assert [read.document["y"] for read in found] == [fold([1.0]), fold([1.0, 2.0])]
 
 
-async def test_a_dead_letter_topic_that_takes_no_record_without_key_is_refused(kafka, topic_name, create_topics) -> None:
+async def test_a_dead_letter_topic_that_takes_no_record_without_key_is_refused(
+    kafka, topic_name, create_topics
+) -> None:
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
     await create_topics(kafka, {f"{topic}.dlq": 1}, {"cleanup.policy": "compact"})
