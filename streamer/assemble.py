@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streamer.checkpoint import Identity
+from streamer.clock import Clock
 from streamer.codec import Codec
 from streamer.errors import ConfigurationError
 from streamer.http import HttpServer
@@ -23,7 +24,7 @@ from streamer.model import Model
 from streamer.processor import Limits, Processor
 from streamer.recovery import Recovery, Rules
 from streamer.rollout import RolloutLimits
-from streamer.service import Clock, Observer, Service, ServiceOptions
+from streamer.service import Observer, Service, ServiceOptions
 from streamer.settings import Settings, WindowSection, security
 from streamer.telemetry import Telemetry
 from streamer.windows import WindowRule

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,9 +16,11 @@ from typing import Protocol
 import numpy as np
 
 from streamer.checkpoint import Ledger
+from streamer.clock import Clock, SystemClock, Times
 from streamer.codec import Codec
 from streamer.core import I64, Epoch, EventBatch, Outgoing, Reject
 from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.idleness import Idleness, Look
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group, Ownership
 from streamer.kafka.input import Input
@@ -32,22 +32,6 @@ _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
 _ROLLING_POLL_MS = 1
 """While sequences are generated: between two of their steps live records are looked for, and not waited for."""
-
-
-class Clock(Protocol):
-    def monotonic(self) -> float: ...
-
-    def now_ms(self) -> int: ...
-
-
-class SystemClock:
-    """The real clock; tests bring their own."""
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def now_ms(self) -> int:
-        return int(time.time() * 1000)
 
 
 @dataclass(frozen=True)
@@ -67,32 +51,6 @@ class ServiceOptions:
     idle_ms: int = 30_000
     max_fenced: int = 5
     retry_ms: int = 500
-
-
-@dataclass(slots=True)
-class Times:
-    """Clock readings of one epoch, in seconds. Each stage begins where the one before ends, so stages sum to the whole."""
-
-    fetch: float = 0.0
-    decode: float = 0.0
-    wait: float = 0.0
-    run: float = 0.0
-    encode: float = 0.0
-    commit: float = 0.0
-    began: float = 0.0
-    cut: float = 0.0
-
-    def begin(self, now: float) -> None:
-        self.began = self.cut = now
-
-    def end(self, stage: str, now: float) -> None:
-        """Everything since the last reading belongs to ``stage``."""
-        setattr(self, stage, getattr(self, stage) + now - self.cut)
-        self.cut = now
-
-    @property
-    def total(self) -> float:
-        return self.fetch + self.decode + self.wait + self.run + self.encode + self.commit
 
 
 class Observer(Protocol):
@@ -115,18 +73,6 @@ class Observer(Protocol):
     def failed(self, error: BaseException) -> None: ...
 
     def tick(self, service: Service) -> None: ...
-
-
-@dataclass
-class _Idle:
-    """A partition whose log holds nothing new ``since`` its position ``end`` was first confirmed to be the end."""
-
-    since: float
-    end: int
-    confirmed_ms: int
-    looks: deque[float]
-    """When we looked and found a new confirmation, the last three times. A response may have waited in its socket while
-    this process stood still, but it was asked for after the one before: it tells of the time after ``looks[0]``."""
 
 
 @dataclass
@@ -187,7 +133,7 @@ class Service:
         self._open = _Open()
         self._restoring: _Restoring | None = None
         self._fenced = 0
-        self._idle: dict[int, _Idle] = {}
+        self._idleness = Idleness(options.idle_ms, stale_ms=max(1000, 10 * options.fetch_max_wait_ms))
         self.outage_since: float | None = None
         self.ready = False
         """Every partition that we own is restored and replayed."""
@@ -264,7 +210,7 @@ class Service:
         elif batches:  # a rebalance began while the poll was out: these records belong to whoever comes next
             self._fetch_from_here()
             return
-        await self._watch_idle(bool(batches))
+        await self._watch_idle()
         await self._roll()
         await self._maybe_commit(drained=sum(map(len, batches)) < self.options.max_poll_records)
 
@@ -405,7 +351,7 @@ class Service:
             await self._forget_all()
         finally:
             if self.options.delivery == "ephemeral":
-                self._idle.clear()
+                self._idleness.clear()
             self._revoking = None
             revoking.set()
         while self._assignment is None and self._revoking is None and not self.stopping.is_set():
@@ -440,7 +386,7 @@ class Service:
         for partition in cold:
             self._forget(partition)
         self._fetch_from_here()
-        self._idle.clear()
+        self._idleness.clear()
         self._open = _Open()
         self._restoring = restoring = _Restoring(began, cold, sorted(kept))
 
@@ -527,13 +473,13 @@ class Service:
     def _forget(self, partition: int) -> None:
         self.processor.revoke(partition)
         self.warm.pop(partition, None)
-        self._idle.pop(partition, None)
+        self._idleness.forget(partition)
 
     async def _forget_all(self) -> None:
         await self._stop_restoring()
         self.processor.abandon()
         self.warm.clear()
-        self._idle.clear()
+        self._idleness.clear()
         for task in self._open.publishing:
             task.cancel()
         self._open = _Open()
@@ -558,27 +504,21 @@ class Service:
         )
         return due_ms if due_ms > 0 else options.commit_min_gap_ms  # past: a replay, which cannot commit yet
 
-    async def _watch_idle(self, any_records: bool) -> None:
-        """Idle: live, and recent fetches confirmed position = end of log without a break for ``idle_ms``."""
+    async def _watch_idle(self) -> None:
+        """Closes the windows whose time has come although no record did."""
         if not self.processor.windows:
             return
-        now, wall = self._clock.monotonic(), self._clock.now_ms()
+        now_s, wall_ms, reader = self._clock.monotonic(), self._clock.now_ms(), self.reader
         for partition, ledger in self.processor.ledgers.items():
-            end = self.reader.log_end(partition)
-            caught_up = end is not None and self.reader.next_fetch_offset(partition) >= end
-            confirmed = wall - self.reader.confirmed_at_ms(partition) < max(1000, 10 * self.options.fetch_max_wait_ms)
-            if ledger.replaying or not caught_up or not confirmed:
-                self._idle.pop(partition, None)
-                continue
-            at_ms = self.reader.confirmed_at_ms(partition)
-            idle = self._idle.get(partition)
-            if idle is None or idle.end != ledger.next_offset:
-                idle = self._idle[partition] = _Idle(now, ledger.next_offset, at_ms, deque([now] * 3, maxlen=3))
-            elif at_ms != idle.confirmed_ms:
-                idle.confirmed_ms = at_ms
-                idle.looks.append(now)
-            elapsed_ms = int((idle.looks[0] - idle.since) * 1000)
-            if elapsed_ms >= self.options.idle_ms:
+            look = Look(
+                partition=partition,
+                live=not ledger.replaying,
+                position=ledger.next_offset,
+                fetched=reader.next_fetch_offset(partition),
+                log_end=reader.log_end(partition),
+                confirmed_ms=reader.confirmed_at_ms(partition),
+            )
+            if elapsed_ms := self._idleness.elapsed_ms(look, now_s, wall_ms):
                 self.processor.idle(partition, elapsed_ms)
                 await self._run()
 

@@ -10,88 +10,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.producer import message_accumulator as _accumulator
 from aiokafka.producer import sender as _sender
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 from aiokafka.structs import OffsetAndMetadata
 
 from streamer.core import Changelog, Epoch, Headers, Outgoing, Reject
 from streamer.errors import ConfigurationError, FencedError
 from streamer.kafka.client import Connection, KafkaError, close
 from streamer.kafka.group import Group, Ownership
+from streamer.kafka.requests import TxnOffsetCommit, TxnOffsetCommitResponse
 
 TRANSACTION_HEADER = "streamer-txn"
 SOURCE_HEADER = "streamer-source"
 _FENCED = {22: "illegal generation", 25: "unknown member", 82: "fenced instance"}
-
-
-class _TxnOffsetCommitResponse(Response):
-    API_KEY = 28
-    API_VERSION = 3
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "errors",
-            CompactArray(
-                ("topic", CompactString("utf-8")),
-                (
-                    "partition_errors",
-                    CompactArray(("partition", Int32), ("error_code", Int16), ("tags", TaggedFields)),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _TxnOffsetCommitStruct(RequestStruct):
-    API_KEY = 28
-    API_VERSION = 3
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _TxnOffsetCommitResponse
-    SCHEMA = Schema(
-        ("transactional_id", CompactString("utf-8")),
-        ("group_id", CompactString("utf-8")),
-        ("producer_id", Int64),
-        ("producer_epoch", Int16),
-        ("generation_id", Int32),
-        ("member_id", CompactString("utf-8")),
-        ("group_instance_id", CompactString("utf-8")),
-        (
-            "topics",
-            CompactArray(
-                ("topic", CompactString("utf-8")),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition", Int32),
-                        ("offset", Int64),
-                        ("leader_epoch", Int32),
-                        ("metadata", CompactString("utf-8")),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _TxnOffsetCommit(Request[_TxnOffsetCommitStruct]):
-    API_KEY: ClassVar[int] = 28
-
-    def __init__(self, *fields: Any) -> None:
-        self._fields = fields
-
-    def build(self, request_struct_class: type[_TxnOffsetCommitStruct]) -> _TxnOffsetCommitStruct:
-        return request_struct_class(*self._fields, {})
 
 
 class _FencedGroup(str):
@@ -113,7 +48,7 @@ class _Handler(_sender.TxnOffsetCommitHandler):
         topics: dict[str, list[tuple[int, int, int, str, dict[int, bytes]]]] = {}
         for tp, offset in sorted(self._offsets.items()):
             topics.setdefault(tp.topic, []).append((tp.partition, offset.offset, -1, offset.metadata, {}))
-        return _TxnOffsetCommit(
+        return TxnOffsetCommit(
             manager.transactional_id,
             str(group),
             manager.producer_id,
@@ -125,7 +60,7 @@ class _Handler(_sender.TxnOffsetCommitHandler):
         )
 
     def handle_response(self, resp: Any) -> Any:
-        if not isinstance(resp, _TxnOffsetCommitResponse):
+        if not isinstance(resp, TxnOffsetCommitResponse):
             return super().handle_response(resp)
         plain = [(topic, [(part, code) for part, code, _ in parts]) for topic, parts, _ in resp.errors]
         for _, partitions in plain:

@@ -6,103 +6,15 @@ import asyncio
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Int64,
-    Schema,
-    TaggedFields,
-)
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.kafka.client import Connection, KafkaError, close, retriable
-
-_PARTITION = (
-    ("error_code", Int16),
-    ("partition", Int32),
-    ("leader", Int32),
-    ("leader_epoch", Int32),
-    ("replicas", CompactArray(Int32)),
-    ("isr", CompactArray(Int32)),
-    ("offline", CompactArray(Int32)),
-    ("tags", TaggedFields),
-)
-
-
-class _MetadataResponse(Response):
-    API_KEY = 3
-    API_VERSION = 12
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString("utf-8")),
-                ("port", Int32),
-                ("rack", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("topic", CompactString("utf-8")),
-                ("id_high", Int64),
-                ("id_low", Int64),
-                ("is_internal", Boolean),
-                ("partitions", CompactArray(*_PARTITION)),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _MetadataStruct(RequestStruct):
-    API_KEY = 3
-    API_VERSION = 12
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _MetadataResponse
-    SCHEMA = Schema(
-        (
-            "topics",
-            CompactArray(
-                ("id_high", Int64),
-                ("id_low", Int64),
-                ("topic", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _TopicMetadata(Request[_MetadataStruct]):
-    """Metadata v12: the version that tells topic ids, which aiokafka does not ask for."""
-
-    API_KEY: ClassVar[int] = 3
-
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
-
-    def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
-        return request_struct_class([(0, 0, self._topic, {})], False, False, {})
+from streamer.kafka.requests import TopicMetadata
 
 
 @dataclass(frozen=True)
@@ -243,7 +155,7 @@ class Topics:
     async def _topic_id(self, topic: str) -> str:
         client = self._admin._client
         try:
-            response = await client.send(client.get_random_node(), _TopicMetadata(topic))
+            response = await client.send(client.get_random_node(), TopicMetadata(topic))
         except NotImplementedError:  # a broker before 2.8: no topic ids
             return ""
         found = response.topics[0]

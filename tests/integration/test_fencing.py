@@ -25,7 +25,7 @@ REQUESTS = [
     "AddPartitionsToTxnRequest",
     "ProduceRequest",
     "AddOffsetsToTxnRequest",
-    "_TxnOffsetCommit",
+    "TxnOffsetCommit",
     "EndTxnRequest",
 ]
 KEY = stream_key(Kind.STATE, "chain", b"zombie")

@@ -15,11 +15,11 @@ import structlog
 from simulated import ChainModel
 
 from streamer.checkpoint import Ledger
+from streamer.clock import Times
 from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch
 from streamer.errors import FencedError, KafkaUnavailableError
 from streamer.processor import Limits, Processor
 from streamer.recovery import RestoreState
-from streamer.service import Times
 from streamer.telemetry import Telemetry, _Repeats, configure_logs
 
 

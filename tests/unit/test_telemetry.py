@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamer.clock import Times
 from streamer.core import Counters, Epoch, Outgoing, Reject
-from streamer.service import Times
 from streamer.telemetry import STAGES, Histogram, Telemetry
 
 MODELS = [("lstm", "1", "ab" * 32)]
