@@ -62,9 +62,9 @@ def test_files_that_it_names_exist() -> None:
 def test_every_command_that_is_not_run_needs_what_is_not_here() -> None:
     for title in SECTIONS:
         for block in blocks(title, "console"):
-            commands = re.findall(r"^\$ (\w+)", block, re.M)
+            commands = re.findall(r"^\$ ([\w.-]+)", block, re.M)
             assert commands
-            assert set(commands) <= {"docker", "kubectl"}
+            assert set(commands) <= {"docker", "kubectl", "kafka-transactions.sh"}
 
 
 @dataclass
