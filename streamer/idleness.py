@@ -11,13 +11,13 @@ _CONFIRMATIONS = 3
 
 @dataclass
 class _Quiet:
-    """A partition whose log holds nothing new ``since`` its position ``end`` was first confirmed to be the end."""
+    """A partition whose log holds nothing new ``since_s``, when its position ``end`` was first confirmed to be the end."""
 
     since_s: float
     end: int
     confirmed_ms: int
     looks_s: deque[float]
-    """When we looked and found a new confirmation, the last times. A response may have waited in its socket while this
+    """When we looked and found a new confirmation, the last three times. A response may have waited in its socket while this
     process stood still, but it was asked for after the one before: it tells of the time after ``looks_s[0]``."""
 
 

@@ -1,4 +1,4 @@
-"""Idleness is what fetches confirm, never what merely looks silent: compared with the whole history, read backwards."""
+"""Idleness is what fetches confirm, never what merely looks silent: compared with what the whole history says."""
 
 from __future__ import annotations
 
@@ -47,13 +47,14 @@ def by_definition(history: list[tuple[Look, int]]) -> int:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[tuple[Look, int]]:
+    """In eighths of a second, which a clock in seconds holds exactly."""
     now_ms, confirmed_ms, position, found = 1_000, 0, 0, []
     for _ in range(draw(st.integers(1, 30))):
-        now_ms += draw(st.sampled_from([10, 100, 400, 600, 1_500]))
-        confirmed_ms = draw(st.sampled_from([confirmed_ms, now_ms, now_ms - 100]))
-        position += draw(st.sampled_from([0, 0, 0, 0, 1]))
-        log_end = draw(st.sampled_from([position] * 9 + [position + 1, None]))
-        live = draw(st.sampled_from([True] * 12 + [False]))
+        now_ms += draw(st.sampled_from([125, 250, 375, 375, 1_500]))
+        confirmed_ms = draw(st.sampled_from([confirmed_ms, now_ms, now_ms, now_ms - 125]))
+        position += draw(st.sampled_from([0] * 12 + [1]))
+        log_end = draw(st.sampled_from([position] * 20 + [position + 1, None]))
+        live = draw(st.sampled_from([True] * 20 + [False]))
         found.append((Look(0, live, position, position, log_end, confirmed_ms), now_ms))
     return found
 
