@@ -16,9 +16,9 @@ from typing import Any
 from export.comparison_report import machine
 from export.measure import microseconds_per_event
 from export.verify import verify
-from streamer.contract import Contract
 from streamer.errors import ConfigurationError, StreamerError
-from streamer.model import Model
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.model import Model
 
 
 def card(path: Path) -> str:

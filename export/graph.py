@@ -17,9 +17,9 @@ from torch import nn
 from export import emit
 from export.model import Forecaster, SequenceModel
 from export.trace import Job, flatten, trace
-from streamer.contract import METADATA_KEY, Axis, Contract
 from streamer.errors import ModelError
-from streamer.model import Model
+from streamer.modelfile.contract import METADATA_KEY, Axis, Contract
+from streamer.modelfile.model import Model
 
 _EXAMPLE_ROWS = 3
 

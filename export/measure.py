@@ -25,9 +25,9 @@ from export.data import Split
 from export.graph import export_model, write
 from export.model import SequenceModel
 from export.train import TrainConfig, train_seed
-from streamer.contract import Contract
 from streamer.errors import ConfigurationError, StreamerError
-from streamer.model import Model
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.model import Model
 
 BATCHES = (1, 64, 256)
 _WINDOW_STEPS = 32

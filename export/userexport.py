@@ -17,8 +17,8 @@ import torch
 from export.graph import export_model, export_step_module, sequence_contract
 from export.model import SequenceModel
 from export.verify import build_module, show, verify
-from streamer.contract import Contract
 from streamer.errors import ConfigurationError, ModelError, StreamerError
+from streamer.modelfile.contract import Contract
 
 _PEOPLE = ("name", "version", "trained_on", "metrics", "feedback", "features")
 _WEIGHT_KEYS = ("weights", "state_dict", "model_state_dict")

@@ -19,10 +19,10 @@ from torch import nn
 
 from export.model import SequenceModel, load
 from export.trace import flatten
-from streamer.contract import Contract
 from streamer.core import F32, I32
 from streamer.errors import ModelError, StreamerError
-from streamer.model import Model
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.model import Model
 
 LIMIT = 1e-5
 """Largest accepted difference |a - b| / max(1, |a|)."""

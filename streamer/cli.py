@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from streamer import __version__
-from streamer.assemble import build, facts, load_models, observed, prepare
 from streamer.errors import StreamerError
+from streamer.observe.telemetry import Telemetry, configure_logs, log
+from streamer.service.wiring import build, facts, load_models, observed, prepare
 from streamer.settings import Settings, describe, instance_id, load_settings
-from streamer.telemetry import Telemetry, configure_logs, log
 from streamer.tools.bench import bench_command
 from streamer.tools.demo import demo_command
 from streamer.tools.inspect import inspect as inspect_model

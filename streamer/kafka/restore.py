@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from aiokafka import TopicPartition
 
-from streamer.checkpoint import Kind, Progress, StreamRecord, decode_progress, decode_stream
 from streamer.core import RecordBatch
 from streamer.errors import DataLossError, KafkaUnavailableError
 from streamer.kafka.client import Connection, KafkaError, close
 from streamer.kafka.commit import TRANSACTION_HEADER
 from streamer.kafka.input import Input
+from streamer.records.changelog import Kind, Progress, StreamRecord, decode_progress, decode_stream
 
 _UNDECIDED_S = 1.0
 _POLL_S = 0.02

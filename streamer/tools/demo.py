@@ -24,12 +24,12 @@ from rich.live import Live
 from rich.table import Table
 
 from streamer import __version__
-from streamer.assemble import build, facts, load_models, observed, prepare
 from streamer.core import F32, I64
 from streamer.errors import ConfigurationError
-from streamer.service import Service
+from streamer.observe.telemetry import Telemetry
+from streamer.service.loop import Service
+from streamer.service.wiring import build, facts, load_models, observed, prepare
 from streamer.settings import Settings
-from streamer.telemetry import Telemetry
 from streamer.tools.broker import PARTITIONS, MockBroker, require_confluent_kafka
 from streamer.tools.telemetry_data import KINDS
 from streamer.tools.telemetry_data import Telemetry as Machines

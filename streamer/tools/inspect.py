@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 BATCH_SIZES = (1, 16, 64, 256)
 _SECONDS_PER_SIZE = 0.15

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 import typer
 
-from streamer.assemble import connection
-from streamer.checkpoint import Kind
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.kafka.client import KafkaError
 from streamer.kafka.restore import RestoreChunk, Restorer
 from streamer.kafka.topics import Topics
+from streamer.records.changelog import Kind
+from streamer.service.wiring import connection
 from streamer.settings import Settings, load_settings
 
 stream_app = typer.Typer(no_args_is_help=True, help="Look at one stream, reset it, end it.")

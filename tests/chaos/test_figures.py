@@ -16,8 +16,8 @@ from aiokafka import AIOKafkaProducer
 from members import FEATURES, PARTITIONS, Load, check_oracle, grown, members, step_member
 from serving import Recorder, make_settings, running, wait_for
 
-from streamer.assemble import Parts, build, load_models, prepare
-from streamer.service import Service
+from streamer.service.loop import Service
+from streamer.service.wiring import Parts, build, load_models, prepare
 from streamer.settings import Settings
 from streamer.tools.bench import MODEL
 
@@ -109,10 +109,10 @@ async def test_how_fast_states_come_back(kafka, topic_name, create_topics) -> No
 MEMORY = """
 import os, sys
 import numpy as np
-from streamer.checkpoint import Ledger
+from streamer.engine.ledger import Ledger
 from streamer.core import EventBatch, RecordBatch
-from streamer.model import Model
-from streamer.processor import Limits, Processor
+from streamer.modelfile.model import Model
+from streamer.engine.processor import Limits, Processor
 
 def resident():
     with open("/proc/self/statm") as file:

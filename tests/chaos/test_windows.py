@@ -24,7 +24,7 @@ from serving import Read, event, produce, read_all
 from windowing import Reference
 
 from streamer.core import Op
-from streamer.model import Model
+from streamer.modelfile.model import Model
 from streamer.tools.bench import MODEL as STEP_MODEL
 from streamer.tools.bench import windows as bench
 from streamer.windows import WindowRule

@@ -18,7 +18,7 @@ from export.graph import export_model
 from export.model import ModelConfig, SequenceModel, build
 from export.verify import verify
 from streamer.errors import ModelError
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 pytestmark = pytest.mark.torch
 

@@ -18,9 +18,9 @@ import onnx
 from onnx import TensorProto, helper
 from onnx_models import FLOAT, INT64, graph_model, lstm, lstm_fields, save
 
-from streamer.contract import METADATA_KEY, Contract
 from streamer.errors import ModelError, ModelRunError
-from streamer.model import Model
+from streamer.modelfile.contract import METADATA_KEY, Contract
+from streamer.modelfile.model import Model
 
 pytestmark = pytest.mark.torch  # onnx comes with the same extra
 
@@ -307,7 +307,7 @@ def test_an_empty_call_is_an_error_and_not_the_end_of_the_process(rows: int, ste
     program = f"""
 import numpy as np
 from streamer.errors import ModelRunError
-from streamer.model import Model
+from streamer.modelfile.model import Model
 model = Model.load({str(path)!r}, probe=False)
 try:
     x = np.zeros(({rows}, {steps}, {F}), np.float32)

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnx_models import save
 
 from streamer.errors import ModelError
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 pytestmark = pytest.mark.torch
 

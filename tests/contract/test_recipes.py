@@ -20,12 +20,12 @@ from export.generate import rollout
 from export.model import SequenceModel, load
 from export.recipes.characters import read_text
 from export.tasks import EVALUATION_STEPS
-from streamer.checkpoint import Ledger
-from streamer.codec import Codec
 from streamer.core import RecordBatch
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
-from streamer.model import Model
-from streamer.processor import Limits, Processor
+from streamer.modelfile.model import Model
+from streamer.records.codec import Codec
 from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.torch

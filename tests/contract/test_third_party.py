@@ -24,7 +24,7 @@ from onnx_models import INT64, graph_model, save, write_sidecar
 from torch import nn
 
 from streamer.core import F32
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 pytestmark = pytest.mark.torch
 

@@ -24,9 +24,9 @@ from export.__main__ import COMMANDS, main
 from export.graph import export_model
 from export.model import ModelConfig, build, save
 from export.verify import verify
-from streamer.contract import Contract
 from streamer.errors import ModelError
-from streamer.model import Model
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.model import Model
 from streamer.tools.inspect import inspect
 
 pytestmark = pytest.mark.torch

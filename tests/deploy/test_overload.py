@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from observing import Process, Prometheus, eventually, get, process, prometheus, serving
 
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 pytestmark = [pytest.mark.accept, pytest.mark.slow]
 

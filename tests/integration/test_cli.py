@@ -17,7 +17,7 @@ import pytest
 from onnx_models import lstm, lstm_fields, save
 from serving import event, produce, read_all
 
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 COMMAND = [sys.executable, "-m", "streamer.cli"]
 STREAMS, PARTITIONS, FEATURES = 12, 2, 3

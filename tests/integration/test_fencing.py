@@ -15,11 +15,11 @@ from chain import PARTITIONS, check, rows
 from serving import event, make_service, make_settings, open_transaction, produce, read_all, running, serve, wait_for
 from simulated import advance
 
-from streamer.checkpoint import Kind, encode_stream, stream_key
 from streamer.core import Changelog, Epoch
 from streamer.errors import FencedError, KafkaUnavailableError
 from streamer.kafka.commit import TRANSACTION_HEADER
 from streamer.kafka.group import Ownership
+from streamer.records.changelog import Kind, encode_stream, stream_key
 
 REQUESTS = [
     "AddPartitionsToTxnRequest",
@@ -158,8 +158,8 @@ def test_what_is_sealed_does_not_change_with_the_next_run() -> None:
     """A slice that is encoded later, when the next run has changed the arena, holds a state beyond its position."""
     from simulated import ChainModel, records
 
-    from streamer.checkpoint import Ledger
-    from streamer.processor import Limits, Processor
+    from streamer.engine.ledger import Ledger
+    from streamer.engine.processor import Limits, Processor
 
     processor = Processor([("chain", ChainModel(), None)], Limits(max_ingest_rows=16, checkpoint_interval_ms=0))  # type: ignore[list-item]
     processor.assign(0, Ledger.fresh(0))

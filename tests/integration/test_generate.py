@@ -32,7 +32,7 @@ from export.graph import export_model
 from export.model import ModelConfig, SequenceModel, build, load
 from export.recipes import characters
 from streamer.cli import app
-from streamer.model import Model
+from streamer.modelfile.model import Model
 from streamer.tools.bench.load import Plan
 
 pytestmark = pytest.mark.torch

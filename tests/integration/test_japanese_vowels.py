@@ -24,8 +24,8 @@ from export.data import Streams
 from export.model import SequenceModel
 from export.model import load as load_module
 from export.readers import load as load_data
-from streamer.assemble import Parts, build, prepare
-from streamer.model import Model
+from streamer.modelfile.model import Model
+from streamer.service.wiring import Parts, build, prepare
 from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.torch

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from training import servers
 
 from export.model import load
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 pytestmark = pytest.mark.torch
 

@@ -14,7 +14,8 @@ from chain import PARTITIONS, check, rows
 from serving import event, make_service, make_settings, open_transaction, produce, read_all, running, serve, wait_for
 from simulated import POISON, advance
 
-from streamer.checkpoint import (
+from streamer.errors import ConfigurationError, DataLossError, KafkaUnavailableError, StreamerError
+from streamer.records.changelog import (
     Kind,
     Progress,
     decode_progress,
@@ -23,7 +24,6 @@ from streamer.checkpoint import (
     progress_key,
     stream_key,
 )
-from streamer.errors import ConfigurationError, DataLossError, KafkaUnavailableError, StreamerError
 
 
 async def test_partitions_that_are_ready_run_while_another_waits(kafka, topic_name, create_topics) -> None:

@@ -8,9 +8,9 @@ import json
 import pytest
 from serving import event, make_service, make_settings, produce, read_all, running
 
-from streamer.assemble import observed
 from streamer.errors import ConfigurationError, KafkaUnavailableError
-from streamer.telemetry import Telemetry
+from streamer.observe.telemetry import Telemetry
+from streamer.service.wiring import observed
 from streamer.tools.streams import ask, read_checkpoint, send_command
 
 

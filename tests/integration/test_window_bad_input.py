@@ -10,7 +10,7 @@ from typing import Any
 from serving import Recorder, event, make_settings, produce, read_all, running
 from windowing import FoldModel, fold
 
-from streamer.assemble import Parts, build, prepare
+from streamer.service.wiring import Parts, build, prepare
 from streamer.windows import WindowRule
 
 END = [("streamer-op", b"end")]

@@ -11,8 +11,8 @@ import pytest
 from serving import make_settings
 from windowing import FoldModel
 
-from streamer.assemble import prepare
 from streamer.errors import ConfigurationError
+from streamer.service.wiring import prepare
 from streamer.tools.bench.windows import MODEL
 from streamer.windows import WindowRule
 

@@ -18,8 +18,8 @@ from serving import Read, Recorder, event, make_settings, produce, read_all, run
 from tooling import require_tool
 from windowing import FoldModel, fold
 
-from streamer.assemble import Parts, build, prepare
-from streamer.service import Service
+from streamer.service.loop import Service
+from streamer.service.wiring import Parts, build, prepare
 from streamer.windows import WindowRule
 
 OWN_STAMPS = {"message.timestamp.type": "LogAppendTime"}

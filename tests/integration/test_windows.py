@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from serving import Recorder, event, make_settings, produce, read_all, running
 
-from streamer.assemble import Parts, build, prepare
-from streamer.model import Model
-from streamer.service import Service
+from streamer.modelfile.model import Model
+from streamer.service.loop import Service
+from streamer.service.wiring import Parts, build, prepare
 from streamer.windows import WindowRule
 
 torch = pytest.importorskip("torch")

@@ -13,7 +13,7 @@ pytest.importorskip("onnx")
 from onnx_models import lstm
 
 from streamer.errors import ModelError
-from streamer.graphfile import scan
+from streamer.modelfile.graph import scan
 
 pytestmark = pytest.mark.torch
 

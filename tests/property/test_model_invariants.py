@@ -23,7 +23,7 @@ from torch import nn
 from export.graph import export_model
 from export.model import ModelConfig, build
 from streamer.core import F32
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 pytestmark = pytest.mark.torch
 

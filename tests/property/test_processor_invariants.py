@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated import ChainModel, records
 
-from streamer.checkpoint import Ledger
 from streamer.core import EventBatch
-from streamer.processor import STREAM_OVERHEAD_BYTES, Limits, Processor
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import STREAM_OVERHEAD_BYTES, Limits, Processor
 
 PARTITIONS, MAX_ROWS, MAX_STEPS, MAX_STREAMS = 3, 3, 2, 5
 

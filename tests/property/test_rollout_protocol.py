@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import POISON, ChainModel, advance, records
 
-from streamer.checkpoint import Kind, Ledger, Progress, StreamRecord, decode_progress, decode_stream, progress_key
-from streamer.contract import Contract
 from streamer.core import Epoch, Op
-from streamer.processor import Limits, Processor
-from streamer.rollout import RolloutLimits
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
+from streamer.generate.rollout import RolloutLimits
+from streamer.modelfile.contract import Contract
+from streamer.records.changelog import Kind, Progress, StreamRecord, decode_progress, decode_stream, progress_key
 
 STREAMS = "abc"
 What = float | Op | dict[str, Any]

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import POISON, ChainModel, advance, records
 
-from streamer.checkpoint import Kind, Ledger, Progress, decode_progress, decode_stream, progress_key
 from streamer.core import Epoch, Op
-from streamer.processor import Limits, Processor
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
+from streamer.records.changelog import Kind, Progress, decode_progress, decode_stream, progress_key
 
 STREAMS = "abcd"
 

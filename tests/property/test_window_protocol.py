@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from simulated import POISON, ChainModel, advance
 from windowing import Closed, FoldModel, Reference, fold, timed
 
-from streamer.checkpoint import NO_WATERMARK, Kind, Ledger, Progress, decode_progress, decode_stream, progress_key
 from streamer.core import Epoch, Op
-from streamer.processor import Limits, Processor
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
+from streamer.records.changelog import NO_WATERMARK, Kind, Progress, decode_progress, decode_stream, progress_key
 from streamer.windows import WindowRule
 
 KINDS = ("tumbling", "hopping", "session", "count", "end")

@@ -12,13 +12,13 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from streamer.checkpoint import Ledger
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Processor
+from streamer.engine.rounds import Rounds
 from streamer.kafka import commit
 from streamer.kafka.restore import Restorer
-from streamer.processor import Processor
-from streamer.recovery import Recovery
-from streamer.rounds import Rounds
-from streamer.service import Service
+from streamer.service.loop import Service
+from streamer.service.recovery import Recovery
 
 PHASES: dict[str, tuple[Any, str, str, int]] = {
     # phase: (owner, function, before or after the call, which call of a run)

@@ -16,7 +16,7 @@ import numpy as np
 from aiokafka import AIOKafkaProducer
 from serving import Read, Row, event, read_all
 
-from streamer.model import Model
+from streamer.modelfile.model import Model
 from streamer.tools.bench import MODEL
 
 PARTITIONS, STREAMS, FEATURES = 4, 40, 16

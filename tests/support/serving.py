@@ -14,9 +14,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from simulated import ChainModel
 
-from streamer.assemble import Parts, build, prepare
 from streamer.kafka.commit import TRANSACTION_HEADER
-from streamer.service import Service
+from streamer.service.loop import Service
+from streamer.service.wiring import Parts, build, prepare
 from streamer.settings import Settings
 
 

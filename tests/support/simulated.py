@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from streamer.contract import Contract
 from streamer.core import EventBatch, Op, RecordBatch
 from streamer.errors import ModelRunError
+from streamer.modelfile.contract import Contract
 
 MODULUS = 8_388_593  # the largest prime below 2^23: sums of products stay exact in float64, values exact in float32
 POISON = 13.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from simulated import MODULUS, POISON, advance
 
-from streamer.contract import Contract
 from streamer.core import EventBatch, Op, RecordBatch
 from streamer.errors import ModelRunError
+from streamer.modelfile.contract import Contract
 from streamer.windows import START, Added, WindowRule, Windows
 
 Row = tuple[int, str, int, "float | Op"]

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from streamer.model import Model
+from streamer.modelfile.model import Model
 from streamer.tools.bench import MODEL, typical_latency, windows
 from streamer.tools.bench.load import POOL, Plan
 from streamer.tools.bench.reference import bilstm_last, lstm_outputs

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamer.contract import Contract, load_sidecar
 from streamer.errors import ModelError
+from streamer.modelfile.contract import Contract, load_sidecar
 
 
 def fields(**changes: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from export.memorytasks import split_of
 from export.model import ModelConfig, build
 from export.train import DataSection, ModelSection, TrainConfig, TrainSection
 from streamer.errors import ConfigurationError
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 pytestmark = pytest.mark.torch
 

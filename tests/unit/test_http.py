@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from streamer.errors import ConfigurationError
-from streamer.http import HttpServer
-from streamer.telemetry import Telemetry
+from streamer.observe.http import HttpServer
+from streamer.observe.telemetry import Telemetry
 
 
 def lookup(key: bytes) -> dict[str, Any] | None:

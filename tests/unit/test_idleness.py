@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.idleness import Idleness, Look
+from streamer.service.idleness import Idleness, Look
 
 IDLE_MS, STALE_MS = 1_000, 500
 QUIET = Look(partition=0, live=True, position=7, fetched=7, log_end=7, confirmed_ms=0)

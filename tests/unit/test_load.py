@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from export.readers import load
-from streamer.codec import Codec
-from streamer.contract import Contract
 from streamer.core import Op, RecordBatch
 from streamer.errors import ConfigurationError
+from streamer.modelfile.contract import Contract
+from streamer.records.codec import Codec
 from streamer.tools.load import (
     BROKEN_KINDS,
     FORMATS,

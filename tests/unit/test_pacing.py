@@ -9,9 +9,9 @@ import pytest
 from serving import make_settings
 from simulated import ChainModel, records
 
-from streamer.checkpoint import Ledger
-from streamer.processor import Limits, Processor
-from streamer.service import Service, ServiceOptions
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
+from streamer.service.loop import Service, ServiceOptions
 
 STREAMS = 1_000
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from simulated import records
 
-from streamer.chance import draw, draw_sets, uniforms
-from streamer.checkpoint import Kind, Ledger, StreamRecord, decode_stream, progress_key
-from streamer.codec import Codec
-from streamer.contract import Contract
 from streamer.core import Epoch, Op, RecordBatch
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
 from streamer.errors import ModelError, ModelRunError
-from streamer.processor import Limits, Processor
-from streamer.rollout import RolloutLimits
+from streamer.generate.chance import draw, draw_sets, uniforms
+from streamer.generate.rollout import RolloutLimits
+from streamer.modelfile.contract import Contract
+from streamer.records.changelog import Kind, StreamRecord, decode_stream, progress_key
+from streamer.records.codec import Codec
 
 LETTERS = ("a", "b", "c", "d")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamer.clock import Times
 from streamer.core import Counters, Epoch, Outgoing, Reject
-from streamer.telemetry import STAGES, Histogram, Telemetry
+from streamer.observe.telemetry import STAGES, Histogram, Telemetry
+from streamer.service.clock import Times
 
 MODELS = [("lstm", "1", "ab" * 32)]
 

@@ -7,11 +7,11 @@ import random
 import pytest
 from simulated import POISON, ChainModel
 
-from streamer.checkpoint import Ledger
-from streamer.codec import Codec
 from streamer.core import RecordBatch
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
 from streamer.kafka.commit import dead_letter_row
-from streamer.processor import Limits, Processor
+from streamer.records.codec import Codec
 
 
 def parent(offset: int) -> list[tuple[str, bytes]]:

@@ -10,11 +10,12 @@ import pytest
 from simulated import POISON, ChainModel
 from windowing import FoldModel, Row, fold, timed
 
-from streamer.checkpoint import Ledger, decode_progress, progress_key
-from streamer.codec import Codec
 from streamer.core import Epoch, Op, RecordBatch
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
-from streamer.processor import Limits, Processor
+from streamer.records.changelog import decode_progress, progress_key
+from streamer.records.codec import Codec
 from streamer.windows import Traces, WindowRule
 
 END = WindowRule("end")

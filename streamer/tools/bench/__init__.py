@@ -28,7 +28,7 @@ import numpy as np
 import typer
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError
-from streamer.model import Model
+from streamer.modelfile.model import Model
 from streamer.tools.bench import windows as window_bench
 from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload
 from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, spread, watch_growth

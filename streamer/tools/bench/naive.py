@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from streamer.model import Model
+from streamer.modelfile.model import Model
 
 
 async def serve(

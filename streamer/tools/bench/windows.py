@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamer.core import F32, I64, ClosedWindow, EventBatch, RecordBatch
+from streamer.engine.processor import Limits
+from streamer.engine.scheduler import plan_windows
 from streamer.errors import KafkaUnavailableError
-from streamer.model import Model
-from streamer.processor import Limits
-from streamer.scheduler import plan_windows
+from streamer.modelfile.model import Model
 from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, send_all
 from streamer.tools.bench.measure import consumer, spread, stable_ends, watch_growth
 from streamer.tools.bench.reference import bilstm_last

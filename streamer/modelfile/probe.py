@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamer.core import F32
 from streamer.errors import ModelError, ModelRunError
-from streamer.signature import Array
-
-if TYPE_CHECKING:
-    from streamer.model import Model
+from streamer.modelfile.session import Session
+from streamer.modelfile.signature import Array
 
 TOLERANCE = 1e-5
 """What rows and chunks may differ by, absolute and relative: other kernels round differently."""
@@ -39,7 +36,7 @@ class Finding:
 class Probe:
     """One walk through the promises. Values are made up, deterministic, different in every row and step."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Session) -> None:
         self.model = model
         self.findings: list[Finding] = []
         self._worst = 0.0

@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from streamer.errors import ConfigurationError
 
-PAGE = resources.files("streamer").joinpath("status.html").read_bytes()
+PAGE = resources.files("streamer.observe").joinpath("status.html").read_bytes()
 
 
 def _policy(page: bytes) -> str:

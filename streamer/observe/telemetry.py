@@ -20,8 +20,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from streamer.core import Epoch, Outgoing, Reject
+from streamer.engine.processor import Processor
 from streamer.errors import KafkaUnavailableError
-from streamer.processor import Processor
 
 STAGES = ("fetch", "decode", "wait", "run", "encode", "commit")
 REJECT_REASONS = (

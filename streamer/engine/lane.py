@@ -7,12 +7,12 @@ from math import isfinite
 
 import numpy as np
 
-from streamer.codec import Encoder
 from streamer.core import F32, Batch, ModelCall
 from streamer.errors import ModelRunError
-from streamer.model import Model
-from streamer.rollout import Carried
-from streamer.state import Arena
+from streamer.modelfile.carried import Carried
+from streamer.modelfile.model import Model
+from streamer.records.codec import Encoder
+from streamer.state.arena import Arena
 
 
 class Lane:

@@ -3,7 +3,7 @@
 One JSON document in the ONNX file's ``metadata_props["streamer.contract"]``, or the same fields as TOML in a sidecar
 NAME.toml beside NAME.onnx. Nothing is guessed from the graph: what is not declared is an error that says what
 to declare.
-Whether the declarations are true is checked by ``streamer.model`` against the real graph.
+Whether the declarations are true is checked by ``streamer.modelfile.model`` against the real graph.
 """
 
 from __future__ import annotations

@@ -15,17 +15,17 @@ from typing import Protocol
 
 import numpy as np
 
-from streamer.checkpoint import Ledger
-from streamer.clock import Clock, SystemClock, Times
-from streamer.codec import Codec
 from streamer.core import I64, Epoch, EventBatch, Outgoing, Reject
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Processor
 from streamer.errors import FencedError, KafkaUnavailableError
-from streamer.idleness import Idleness, Look
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group, Ownership
 from streamer.kafka.input import Input
-from streamer.processor import Processor
-from streamer.recovery import Recovery, RestoreState
+from streamer.records.codec import Codec
+from streamer.service.clock import Clock, SystemClock, Times
+from streamer.service.idleness import Idleness, Look
+from streamer.service.recovery import Recovery, RestoreState
 
 _PUBLISHING = 4
 _YIELD_S = 0.02

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.contract import Axis, Contract
 from streamer.core import F32
 from streamer.errors import ModelError
+from streamer.modelfile.contract import Axis, Contract
 
 Array = NDArray[Any]
 

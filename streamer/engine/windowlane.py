@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamer.checkpoint import NO_WATERMARK, Ledger
 from streamer.core import F32, ClosedWindow, Counters, EventBatch, Headers, ModelCall, Outgoing, Reject
+from streamer.engine.lane import Lane
+from streamer.engine.ledger import Ledger
+from streamer.engine.scheduler import plan_windows
 from streamer.errors import ModelRunError
-from streamer.lane import Lane
-from streamer.model import Model
-from streamer.scheduler import plan_windows
+from streamer.modelfile.model import Model
+from streamer.records.changelog import NO_WATERMARK
 from streamer.windows import Added, Traces, WindowRule, Windows
 
 

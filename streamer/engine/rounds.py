@@ -1,5 +1,5 @@
 """What a transaction writes to the changelog: forgotten streams, windows closed by arrival, a slice of an open round,
-tombstones, and last the progress of the partition. See ``streamer.checkpoint`` for the records and the ledger."""
+tombstones, and last the progress of the partition. See ``streamer.records.changelog`` for the records and the ledger."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from streamer.checkpoint import (
+from streamer.core import I64
+from streamer.engine.lane import Lane, StepLane
+from streamer.engine.ledger import Ledger
+from streamer.engine.windowlane import WindowLane
+from streamer.generate.rollout import Rollouts
+from streamer.records.changelog import (
     NO_WATERMARK,
     RECORD_OVERHEAD_BYTES,
     Identity,
     Kind,
-    Ledger,
     Progress,
     encode_progress,
     encode_stream,
     progress_key,
     stream_key,
 )
-from streamer.core import I64
-from streamer.lane import Lane, StepLane
-from streamer.rollout import Rollouts
-from streamer.state import StreamTable
-from streamer.windowlane import WindowLane
+from streamer.state.table import StreamTable
 
 ChangelogRecord = tuple[bytes, bytes | None]
 """Key and value; None: a tombstone"""

@@ -26,13 +26,13 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from streamer.chance import draw, draw_sets, uniforms
-from streamer.checkpoint import Kind, StreamRecord, encode_stream, stream_key
-from streamer.contract import Contract, Feedback, State
-from streamer.core import CARRIED_HEADERS, F32, I32, Headers, Outgoing, Reject
+from streamer.core import CARRIED_HEADERS, F32, Headers, Outgoing, Reject
 from streamer.errors import ModelRunError
-from streamer.model import Model
-from streamer.state import Arena
+from streamer.generate.chance import draw, draw_sets, uniforms
+from streamer.modelfile.carried import Carried
+from streamer.modelfile.contract import Contract, Feedback
+from streamer.records.changelog import Kind, StreamRecord, encode_stream, stream_key
+from streamer.state.arena import Arena
 
 STEP_HEADER = "streamer-step"
 _OFFSET = struct.Struct(">q")
@@ -91,36 +91,6 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     timestamp_ms: int
     state: bytes | None
     """None: the initial state"""
-
-
-class Carried:
-    """What is kept per stream for a model: its states and, if it can generate, what it last gave for the feedback.
-
-    NaN stands for "no output yet": outputs that are not finite never get this far."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        feedback = model.contract.feedback if model.contract.mode == "step" else None
-        self.states: tuple[State, ...] = tuple(model.states)
-        self.initial = model.initial_states(1)
-        self._own = len(self.states)
-        self._output = -1
-        if feedback is not None:
-            self._output = [output.name for output in model.contract.outputs].index(feedback.output)
-            size = model.contract.outputs[self._output].size
-            self.states += (State("feedback", ("batch", size)),)
-            self.initial = [*self.initial, np.full((1, size), np.nan, np.float32)]
-
-    @property
-    def bytes_per_stream(self) -> int:
-        return sum(value.nbytes for value in self.initial)
-
-    def run(self, x: F32, lengths: I32, states: Sequence[F32]) -> tuple[list[F32], list[F32]]:
-        """``Model.run`` with the last output among the states."""
-        if self._output < 0:
-            return self.model.run(x, lengths, states)
-        results, nexts = self.model.run(x, lengths, states[: self._own])
-        return results, [*nexts, results[self._output][np.arange(len(x)), lengths - 1]]
 
 
 @dataclass(slots=True)

@@ -20,16 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from streamer.checkpoint import Identity, Ledger, StreamRecord
 from streamer.core import F32, I64, U8, Batch, Changelog, Counters, Epoch, EventBatch, Op, Outgoing, Reject
+from streamer.engine.lane import Lane, StepLane
+from streamer.engine.ledger import Ledger
+from streamer.engine.rounds import Rounds
+from streamer.engine.scheduler import plan_steps
+from streamer.engine.windowlane import Closing, WindowLane
 from streamer.errors import ConfigurationError, DataLossError
-from streamer.lane import Lane, StepLane
-from streamer.model import Model
-from streamer.rollout import Carried, Refused, RolloutLimits, Rollouts
-from streamer.rounds import Rounds
-from streamer.scheduler import plan_steps
-from streamer.state import StreamTable
-from streamer.windowlane import Closing, WindowLane
+from streamer.generate.rollout import Refused, RolloutLimits, Rollouts
+from streamer.modelfile.carried import Carried
+from streamer.modelfile.model import Model
+from streamer.records.changelog import Identity, StreamRecord
+from streamer.state.table import StreamTable
 from streamer.windows import WindowRule, Windows
 
 STREAM_OVERHEAD_BYTES = 200
@@ -341,7 +343,7 @@ class Processor:
                 work.refused[row] = refused
 
     def roll(self) -> None:
-        """One step of the open rollouts (see ``streamer.rollout``): one model call per model. Nothing may be pending.
+        """One step of the open rollouts (see ``streamer.generate.rollout``): one model call per model. Nothing may be pending.
 
         Partitions that are still replayed wait: what they answer could not be committed yet."""
         assert self._work is None, "run() the pending work first"

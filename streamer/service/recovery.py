@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamer.checkpoint import Kind, Ledger, Progress, StreamRecord
+from streamer.engine.ledger import Ledger
+from streamer.engine.processor import Processor
 from streamer.errors import DataLossError
 from streamer.kafka.client import Connection
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.restore import RestoreChunk, Restorer
-from streamer.processor import Processor
+from streamer.records.changelog import Kind, Progress, StreamRecord
 
 LOG_CHECK_MS = 5_000
 PROBE_BYTES = 65_536

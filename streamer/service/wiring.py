@@ -10,23 +10,23 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from streamer.checkpoint import Identity
-from streamer.clock import Clock
-from streamer.codec import Codec
+from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
-from streamer.http import HttpServer
+from streamer.generate.rollout import RolloutLimits
 from streamer.kafka.client import Connection
 from streamer.kafka.commit import CommitOptions, Committer, CommitTopics
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics
-from streamer.model import Model
-from streamer.processor import Limits, Processor
-from streamer.recovery import Recovery, Rules
-from streamer.rollout import RolloutLimits
-from streamer.service import Observer, Service, ServiceOptions
+from streamer.modelfile.model import Model
+from streamer.observe.http import HttpServer
+from streamer.observe.telemetry import Telemetry
+from streamer.records.changelog import Identity
+from streamer.records.codec import Codec
+from streamer.service.clock import Clock
+from streamer.service.loop import Observer, Service, ServiceOptions
+from streamer.service.recovery import Recovery, Rules
 from streamer.settings import Settings, WindowSection, security
-from streamer.telemetry import Telemetry
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from streamer.contract import Contract, Output
 from streamer.core import CARRIED_HEADERS, F32, I64, ClosedWindow, EventBatch, Op, RecordBatch
 from streamer.errors import ConfigurationError
+from streamer.modelfile.contract import Contract, Output
 
 OP_HEADER = "streamer-op"
 _OPS = {b"reset": Op.RESET, b"end": Op.END}

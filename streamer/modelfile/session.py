@@ -1,45 +1,39 @@
-"""A model file, checked against its contract and run over ragged batches. The only place that knows ONNX Runtime.
+"""A graph, run over ragged batches as its contract says. The only place that knows ONNX Runtime.
 
-    model = Model.load("model.onnx")
-    outputs, states = model.run(x, lengths, model.initial_states(len(x)))
-
-Letters for shapes: B rows, T steps, F features, O outputs. ``Model.run`` is right for every B, T and lengths, whatever
+Letters for shapes: B rows, T steps, F features, O outputs. ``Session.run`` is right for every B, T and lengths, whatever
 the graph can take at once; ``max_steps``, ``batched`` and ``ragged`` tell a scheduler what is done in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 
-from streamer.contract import METADATA_KEY, Contract, State, load_sidecar
 from streamer.core import F32, I32
 from streamer.errors import ModelError, ModelRunError
-from streamer.graphfile import check, digest, external_files, scan
-from streamer.probe import Finding, Probe
-from streamer.signature import Array, Layout, Signature
+from streamer.modelfile.contract import Contract, State
+from streamer.modelfile.signature import Array, Layout, Signature
 
 Result = tuple[list[F32], list[F32]]
 
 
-class Model:
-    """One loaded model. Invariant 3: a row's result depends neither on its neighbours nor on chunking (see ``probe``).
+class Session:
+    """One graph. Invariant 3: a row's result depends neither on its neighbours nor on chunking (see ``probe``).
 
     ``states``: what must be held per stream, with ``context`` among them where the contract asks for it.
     ``batched``: several rows share a call (``rows_per_call``: exactly so many, None: any). ``max_steps``: steps of one
     call, None: any. ``ragged``: rows of different length share a call.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, contract: Contract, sha256: str, path: Path) -> None:
+    def __init__(self, source: Path | bytes, contract: Contract, *, threads: int = 1) -> None:
+        """``source``: the file, or its bytes when all tensors are in it. ModelError if ONNX Runtime refuses it."""
         self.contract = contract
-        self.sha256 = sha256
-        self.path = path
         self.output_sizes = contract.output_sizes
-        self.findings: list[Finding] = []
         context = (State("context", ("batch", contract.context)),) if contract.context else ()
         self.states: tuple[State, ...] = (*contract.states, *context)
         self.max_steps: int | None = 1 if contract.single_step or contract.context else None
@@ -47,9 +41,7 @@ class Model:
         """The graph declares a batch, but rows disturb each other in it (found by the probe)."""
         self.length_multiple = 1
         """Windows run in multiples of so many events (found by the probe)."""
-        self._session = session
-        self._quiet = onnxruntime.RunOptions()
-        self._quiet.log_severity_level = 4
+        self._session = session = _session(source, threads)
         self._options: onnxruntime.RunOptions | None = None
         self._initial = [state.initial_row() for state in self.states]
         self._layout = Layout.of(contract.input.shape, contract.context)
@@ -67,34 +59,6 @@ class Model:
             self.max_steps = 1
         self._direct = False
         self._settle()
-
-    @classmethod
-    def load(cls, path: str | Path, *, sha256: str | None = None, threads: int = 1, probe: bool = True) -> Model:
-        """Reads, checks and (with ``probe``) tries a model file. ModelError, in one sentence, if it cannot be trusted.
-
-        ``sha256``: the pinned digest in hex; ``threads``: of one call (more pay only for large models and batches).
-        """
-        path = Path(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"the model {path} cannot be read: {error.strerror}") from None
-        try:
-            found = scan(data)
-            files = external_files(path, found.external)
-            digested = digest(data, files)
-            if sha256 is not None and digested != sha256.lower():
-                raise ModelError(
-                    f"sha256 is {digested}, but {sha256} is pinned: deploy the pinned file, or pin this one"
-                )
-            check(found)
-            contract = _contract(path, found.metadata.get(METADATA_KEY))
-            model = cls(_session(path if files else data, threads), contract, digested, path)
-            if probe:
-                model.probe()
-        except ModelError as error:
-            raise ModelError(f"the model {path}: {error}") from None
-        return model
 
     @property
     def batched(self) -> bool:
@@ -245,7 +209,17 @@ class Model:
         plain = self.max_steps is None or self.contract.lengths is None
         self._direct = plain and self.rows_per_call is None
 
-    # the probe
+    # what a probe asks and tells
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """While a graph is tried ONNX Runtime logs no failures: they are told as findings."""
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = 4
+        try:
+            yield
+        finally:
+            self._options = None
 
     def check_shapes(self, steps: int) -> None:
         """One call of ``steps`` steps: ModelRunError if it fails, ModelError if an output is not shaped as declared."""
@@ -274,30 +248,6 @@ class Model:
         """What the time axis promised does not hold."""
         self.max_steps = 1
         self._settle()
-
-    def probe(self) -> list[Finding]:
-        """Tries what the contract promises, on made-up events; where the batch axis is false, it falls back to one row.
-
-        ModelError if the model does not run, gives other shapes than declared, depends on padding although it has
-        lengths, or (step mode) gives another result for a sequence than step by step.
-        """
-        self._options = self._quiet
-        try:
-            self.findings = Probe(self).run()
-        finally:
-            self._options = None
-        return self.findings
-
-
-def _contract(path: Path, embedded: bytes | None) -> Contract:
-    sidecar = path.with_suffix(".toml")
-    if embedded is not None and sidecar.exists():
-        raise ModelError(f"it has a contract inside and the sidecar {sidecar.name} beside it: remove one of the two")
-    if embedded is not None:
-        return Contract.parse(embedded, source=f"metadata {METADATA_KEY}")
-    if not sidecar.exists():
-        raise ModelError(f"it has no contract: export it with `python -m export`, or write {sidecar.name} beside it")
-    return load_sidecar(sidecar)
 
 
 def _session(source: Path | bytes, threads: int) -> onnxruntime.InferenceSession:

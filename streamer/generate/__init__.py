@@ -1,0 +1,1 @@
+"""Sequences that a model writes by itself, one step per call."""

@@ -1,0 +1,1 @@
+"""A file becomes a Model, or one sentence that says why not."""

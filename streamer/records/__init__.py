@@ -1,0 +1,1 @@
+"""Bytes of records to values and back: events, predictions, the changelog."""

@@ -1,0 +1,1 @@
+"""The asyncio shell: it waits, hands over, and decides nothing about sequences."""

@@ -1,0 +1,79 @@
+"""The states of all streams for one model, one row (slot) per stream.
+
+Arrays are reserved at full capacity as untouched virtual memory and touched chunk by chunk when slots are first used, so
+growth copies nothing and a first use never faults (a cold first batch would take up to hundreds of milliseconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamer.core import F32, I64
+from streamer.modelfile.contract import State
+
+
+class Arena:
+    """State of all streams for one model: per state tensor the declared shape with slots in place of the batch."""
+
+    def __init__(self, states: Sequence[State], initial: Sequence[F32], capacity: int) -> None:
+        """``initial``: one row per state tensor as the model gives it (batch size 1)."""
+        self._axes = [state.batch_axis for state in states]
+        self._initial = [np.ascontiguousarray(value, np.float32) for value in initial]
+        self._tensors = []
+        for axis, value in zip(self._axes, self._initial, strict=True):
+            shape = list(value.shape)
+            shape[axis] = capacity
+            self._tensors.append(np.zeros(shape, np.float32))
+        self.bytes_per_stream = sum(value.nbytes for value in self._initial)
+        self.through = np.zeros(capacity, np.int64)
+        """[S] last input offset that each slot's state reflects; -1: none."""
+        self.changed = np.zeros(capacity, bool)
+        """[S] changed since the stream's last stream record."""
+
+    def touch(self, begin: int, end: int) -> None:
+        """Fault the pages of slots [begin, end) in, once, before any batch needs them."""
+        for axis, tensor in zip(self._axes, self._tensors, strict=True):
+            tensor[_at(axis, slice(begin, end))] = 0
+        self.through[begin:end] = -1
+        self.changed[begin:end] = False
+
+    def take(self, slots: I64) -> list[F32]:
+        """Copies of the states of ``slots`` [B], each in the shape that the model declares."""
+        return [tensor.take(slots, axis=axis) for axis, tensor in zip(self._axes, self._tensors, strict=True)]
+
+    def put(self, slots: I64, states: Iterable[F32]) -> None:
+        for axis, tensor, value in zip(self._axes, self._tensors, states, strict=True):
+            tensor[_at(axis, slots)] = value
+
+    def reset(self, slots: I64) -> None:
+        """Back to the initial state."""
+        for axis, tensor, value in zip(self._axes, self._tensors, self._initial, strict=True):
+            tensor[_at(axis, slots)] = value
+
+    def rows(self, slots: I64) -> list[bytes]:
+        """The states of ``slots`` as raw little-endian float32, tensors one after the other: the bytes of stream records."""
+        parts = [
+            np.moveaxis(value, axis, 0).reshape(len(slots), -1)
+            for axis, value in zip(self._axes, self.take(slots), strict=True)
+        ]
+        table = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        width = table.shape[1] * 4
+        raw = np.ascontiguousarray(table, "<f4").tobytes()
+        return [raw[begin : begin + width] for begin in range(0, len(raw), width)]
+
+    def load(self, slots: I64, rows: Sequence[bytes]) -> None:
+        """Inverse of ``rows``. The caller has checked that each row has ``bytes_per_stream`` bytes."""
+        table = np.frombuffer(b"".join(rows), "<f4").reshape(len(slots), -1)
+        begin = 0
+        for axis, value, tensor in zip(self._axes, self._initial, self._tensors, strict=True):
+            shape = [size for index, size in enumerate(value.shape) if index != axis]
+            part = table[:, begin : begin + value.size].reshape([len(slots), *shape])
+            tensor[_at(axis, slots)] = np.moveaxis(part, 0, axis)
+            begin += value.size
+
+
+def _at(axis: int, index: slice | NDArray[np.int64]) -> tuple[slice | NDArray[np.int64], ...]:
+    return (slice(None),) * axis + (index,)
