@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.comparison_report import machine
-from export.measure import microseconds_per_event
-from export.verify import verify
 from streamer.errors import ConfigurationError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
+
+from .comparison_report import machine
+from .measure import microseconds_per_event
+from .verify import verify
 
 
 def card(path: Path) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import torch
 
-from export.data import Split, Streams
-from export.memorytasks import ADDING_BASELINE, copy_baseline, split_of
-from export.model import ModelConfig, build
-from export.recipes import anomaly, characters
-from export.train import DataSection, ModelSection, TrainConfig, TrainSection
+from .data import Split, Streams
+from .memorytasks import ADDING_BASELINE, copy_baseline, split_of
+from .model import ModelConfig, build
+from .recipes import anomaly, characters
+from .train import DataSection, ModelSection, TrainConfig, TrainSection
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "feed-forward": {"kind": "mlp", "window": 8},

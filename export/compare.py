@@ -18,13 +18,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from export import comparison_report, plots
-from export.cases import REFERENCE, TASKS, VARIANTS, Case, built_in, hidden_for, parameters_of, sized
-from export.data import Split
-from export.measure import trained_figures
-from export.progress import epochs_progress
-from export.train import TrainConfig, make_model, read_config, read_split
 from streamer.errors import ConfigurationError, StreamerError
+
+from . import comparison_report, plots
+from .cases import REFERENCE, TASKS, VARIANTS, Case, built_in, hidden_for, parameters_of, sized
+from .data import Split
+from .measure import trained_figures
+from .progress import epochs_progress
+from .train import TrainConfig, make_model, read_config, read_split
 
 WIDTH, RESIZED = "equal hidden", "equal parameters"
 QUICK_RESIZED = ("feed-forward", "rnn", "gru")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from export import plots
+from . import plots
 
 Row = Mapping[str, Any]
 GATED = ("lstm", "gru")

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from export.model import TokenEmbedding
-from export.trace import trace_rows
 from streamer.errors import ModelError
+
+from .model import TokenEmbedding
+from .trace import trace_rows
 
 OPSET = 20
 IR_VERSION = 10

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.data import Chunk, Example, buckets, chunks, segments
-from export.model import SequenceModel
-from export.tasks import Carry, chunk_loss, mean_loss
 from streamer.errors import ConfigurationError
+
+from .data import Chunk, Example, buckets, chunks, segments
+from .model import SequenceModel
+from .tasks import Carry, chunk_loss, mean_loss
 
 Source = Sequence[Example] | Callable[[np.random.Generator], Sequence[Example]]
 """The training sequences, or a function that makes an epoch's."""

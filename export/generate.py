@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from export.model import SequenceModel
+from .model import SequenceModel
 
 Pick = Callable[[Tensor], Tensor]
 

@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export import plots
-from export.data import Example
-from export.fit import FitOptions, Trainer
-from export.memorytasks import ADDING_BASELINE, split_of
-from export.model import ModelConfig, SequenceModel, build
-from export.progress import epochs_progress
-from export.tasks import examples
 from streamer.errors import ConfigurationError, StreamerError
+
+from . import plots
+from .data import Example
+from .fit import FitOptions, Trainer
+from .memorytasks import ADDING_BASELINE, split_of
+from .model import ModelConfig, SequenceModel, build
+from .progress import epochs_progress
+from .tasks import examples
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "rnn": {"kind": "rnn"},

@@ -14,12 +14,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from export import emit
-from export.model import Forecaster, SequenceModel
-from export.trace import Job, flatten, trace
 from streamer.errors import ModelError
 from streamer.modelfile.contract import METADATA_KEY, Axis, Contract
 from streamer.modelfile.model import Model
+
+from . import emit
+from .model import Forecaster, SequenceModel
+from .trace import Job, flatten, trace
 
 _EXAMPLE_ROWS = 3
 

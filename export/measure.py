@@ -20,14 +20,15 @@ import torch
 import torch._dynamo  # torch loads it with the first optimiser: once here, not in every child and its figures
 from onnx import TensorProto, helper
 
-from export import emit
-from export.data import Split
-from export.graph import export_model, write
-from export.model import SequenceModel
-from export.train import TrainConfig, train_seed
 from streamer.errors import ConfigurationError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
+
+from . import emit
+from .data import Split
+from .graph import export_model, write
+from .model import SequenceModel
+from .train import TrainConfig, train_seed
 
 BATCHES = (1, 64, 256)
 _WINDOW_STEPS = 32

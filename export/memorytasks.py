@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.data import Split, Streams, sequences
+from .data import Split, Streams, sequences
 
 ADDING_BASELINE = 1 / 6
 """Mean squared error of always answering 1: the variance of the sum of two numbers from [0, 1]."""

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from export.cells import CELLS, KINDS, TokenEmbedding, WindowCore, initialise, zero_last_linear
 from streamer.errors import ConfigurationError, ModelError
+
+from .cells import CELLS, KINDS, TokenEmbedding, WindowCore, initialise, zero_last_linear
 
 __all__ = ["Forecaster", "ModelConfig", "SequenceModel", "TokenEmbedding", "build", "load", "save"]
 

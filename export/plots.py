@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure  # used directly, it draws with Agg and never asks for a display
 
-from export.fit import History
+from .fit import History
 
 
 def write_json(path: Path, document: Any) -> None:

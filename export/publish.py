@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.graph import export_model
-from export.model import SequenceModel, save
-from export.verify import verify
 from streamer.errors import ModelError
+
+from .graph import export_model
+from .model import SequenceModel, save
+from .verify import verify
 
 
 def publish(

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.data import F32, I64, UNLABELLED, Streams
 from streamer.errors import ConfigurationError
+
+from .data import F32, I64, UNLABELLED, Streams
 
 
 def load(

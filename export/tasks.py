@@ -22,9 +22,10 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from export.data import UNLABELLED, Chunk, Example, Streams, buckets, chunks
-from export.model import Forecaster, SequenceModel
 from streamer.errors import ConfigurationError
+
+from .data import UNLABELLED, Chunk, Example, Streams, buckets, chunks
+from .model import Forecaster, SequenceModel
 
 TASKS = ("forecast", "next_category", "next_set", "classify", "regress")
 ACTIVATION = {"next_category": "softmax", "next_set": "sigmoid", "classify": "softmax"}

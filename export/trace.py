@@ -76,7 +76,7 @@ def trace(job: Job) -> onnx.ModelProto:
                 " define its class at the top level of an importable module"
             ) from None
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-        command = [sys.executable, "-m", "export.trace", str(source), str(target)]
+        command = [sys.executable, "-m", f"{__package__}.trace", str(source), str(target)]
         try:
             done = subprocess.run(  # noqa: S603 - our own module with our own files
                 command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
@@ -123,7 +123,7 @@ def _export(job: Job, target: str) -> None:
 
 if __name__ == "__main__":
     # Run as a script this module is __main__, while the job was pickled with the class of export.trace.
-    from export.trace import _export as run
+    from .trace import _export as run
 
     torch.set_num_threads(1)
     run(torch.load(sys.argv[1], weights_only=False), sys.argv[2])

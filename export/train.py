@@ -19,15 +19,16 @@ import msgspec
 import numpy as np
 import torch
 
-from export import plots
-from export.data import Split, Streams, fit_scaling, split_by_stream, split_by_time
-from export.fit import EpochFigures, FitOptions, History, Trainer
-from export.model import Forecaster, ModelConfig, SequenceModel, build
-from export.progress import epochs_progress
-from export.publish import publish
-from export.readers import load
-from export.tasks import ACTIVATION, TASKS, evaluate, examples, fit_residual_scale
 from streamer.errors import ConfigurationError, StreamerError
+
+from . import plots
+from .data import Split, Streams, fit_scaling, split_by_stream, split_by_time
+from .fit import EpochFigures, FitOptions, History, Trainer
+from .model import Forecaster, ModelConfig, SequenceModel, build
+from .progress import epochs_progress
+from .publish import publish
+from .readers import load
+from .tasks import ACTIVATION, TASKS, evaluate, examples, fit_residual_scale
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it."""

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from export.graph import export_model, export_step_module, sequence_contract
-from export.model import SequenceModel
-from export.verify import build_module, show, verify
 from streamer.errors import ConfigurationError, ModelError, StreamerError
 from streamer.modelfile.contract import Contract
+
+from .graph import export_model, export_step_module, sequence_contract
+from .model import SequenceModel
+from .verify import build_module, show, verify
 
 _PEOPLE = ("name", "version", "trained_on", "metrics", "feedback", "features")
 _WEIGHT_KEYS = ("weights", "state_dict", "model_state_dict")

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from export.model import SequenceModel, load
-from export.trace import flatten
 from streamer.core import F32, I32
 from streamer.errors import ModelError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
+
+from .model import SequenceModel, load
+from .trace import flatten
 
 LIMIT = 1e-5
 """Largest accepted difference |a - b| / max(1, |a|)."""

@@ -19,13 +19,14 @@ from typing import Any
 import msgspec
 import torch
 
-from export import plots
-from export.data import Split, Streams, split_by_stream
-from export.model import SequenceModel
-from export.publish import publish
-from export.readers import load
-from export.train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
 from streamer.errors import ConfigurationError, ModelError, StreamerError
+
+from .. import plots
+from ..data import Split, Streams, split_by_stream
+from ..model import SequenceModel
+from ..publish import publish
+from ..readers import load
+from ..train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
 
 SEED = 0
 
@@ -67,7 +68,7 @@ def get(name: str) -> Recipe:
     """ConfigurationError for a name that is not a recipe."""
     if name not in names():
         raise ConfigurationError(f"no recipe {name!r}, there are {', '.join(names())}")
-    recipe: Recipe = importlib.import_module(f"export.recipes.{name}").RECIPE
+    recipe: Recipe = importlib.import_module(f".{name}", __package__).RECIPE
     return recipe
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from export.data import Split, sequences
-from export.recipes import Recipe, split
-from export.train import ModelSection, TrainSection
+from ..data import Split, sequences
+from ..train import ModelSection, TrainSection
+from . import Recipe, split
 
 FEATURES = ("cpu", "memory", "requests", "latency")
 

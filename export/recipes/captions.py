@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from export.data import Split, sequences
-from export.generate import rollout
-from export.model import SequenceModel
-from export.recipes import Recipe, split
-from export.train import ModelSection, TrainSection
+from ..data import Split, sequences
+from ..generate import rollout
+from ..model import SequenceModel
+from ..train import ModelSection, TrainSection
+from . import Recipe, split
 
 SIDE, PIXELS = 8, 64
 SIZES, SHAPES = ("small", "large"), ("square", "cross", "bar")

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from export.data import Split, sequences, split_by_time
-from export.generate import rollout, sampled
-from export.model import SequenceModel
-from export.recipes import Recipe
-from export.train import ModelSection, TrainSection
 from streamer.errors import ConfigurationError
+
+from ..data import Split, sequences, split_by_time
+from ..generate import rollout, sampled
+from ..model import SequenceModel
+from ..train import ModelSection, TrainSection
+from . import Recipe
 
 UNKNOWN = "\ufffd"
 VOCABULARY = 128  # at most; a model gets as many as its text has

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.data import Split, sequences
-from export.generate import rollout, sampled_set
-from export.model import SequenceModel
-from export.recipes import Recipe, split
-from export.train import ModelSection, TrainSection
+from ..data import Split, sequences
+from ..generate import rollout, sampled_set
+from ..model import SequenceModel
+from ..train import ModelSection, TrainSection
+from . import Recipe, split
 
 NOTES = 36
 FEATURES = tuple(f"note-{i}" for i in range(NOTES))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from export.data import Split, sequences
-from export.recipes import Recipe, split
-from export.train import ModelSection, TrainSection
 from streamer.errors import ConfigurationError
+
+from ..data import Split, sequences
+from ..train import ModelSection, TrainSection
+from . import Recipe, split
 
 NOUNS = ["room", "food", "service", "film", "plot", "staff", "music", "price"]
 GOOD = ["good", "great", "lovely", "warm", "clever", "fresh"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.data import Split, sequences
-from export.recipes import Recipe, split
-from export.train import ModelSection, TrainSection
+from ..data import Split, sequences
+from ..train import ModelSection, TrainSection
+from . import Recipe, split
 
 TAGS = ("determiner", "adjective", "noun", "verb", "adverb")
 DETERMINERS, ADVERBS = ["the", "a", "this"], ["slowly", "often", "now"]
