@@ -20,8 +20,8 @@ import typer
 from streamer import __version__
 from streamer.errors import StreamerError
 from streamer.observe.telemetry import Telemetry, configure_logs, log
-from streamer.service.wiring import build, facts, load_models, observed, prepare
-from streamer.settings import Settings, describe, instance_id, load_settings
+from streamer.service.wiring import build, facts, instance_id, load_models, observed, prepare
+from streamer.settings import Settings, describe, load_settings
 from streamer.tools.bench import bench_command
 from streamer.tools.demo import demo_command
 from streamer.tools.inspect import inspect as inspect_model

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import ssl
 import tomllib
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -367,10 +366,6 @@ def load_settings(
     if problems or settings is None:
         raise ConfigurationError("settings:\n  " + "\n  ".join(problems))
     return settings, origins
-
-
-def instance_id(settings: Settings) -> str:
-    return settings.kafka.instance or uuid.uuid4().hex[:12]
 
 
 def describe(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -322,6 +322,10 @@ async def observed(settings: Settings, telemetry: Telemetry, service: Service) -
         beating.cancel()
 
 
+def instance_id(settings: Settings) -> str:
+    return settings.kafka.instance or uuid.uuid4().hex[:12]
+
+
 def facts(settings: Settings, instance: str) -> dict[str, str]:
     """What people want to know of an instance on the status page. Chosen by name: no setting gets there by itself."""
     return {
