@@ -6,17 +6,21 @@ Letters for shapes: B rows, T steps, F features, O outputs, N records, S slots.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from streamer.words import Closed, Forgotten, Mode, Reason
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
 Headers = Sequence[tuple[str, bytes]]
 
 CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
@@ -47,7 +51,7 @@ class RecordBatch:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def reject(self, row: int, reason: str, detail: str) -> Reject:
+    def reject(self, row: int, reason: Reason, detail: str) -> Reject:
         """The reject of ``row``: everything the dead-letter topic keeps of it."""
         return Reject(
             partition=self.partition,
@@ -67,8 +71,7 @@ class Reject:
 
     partition: int
     offset: int
-    reason: str
-    """A short code, the value of the metric label and of the header ``streamer-error``."""
+    reason: Reason
     detail: str
     key: bytes | None
     value: bytes | None
@@ -133,7 +136,7 @@ class EventBatch:
             headers={new: self.headers[row] for new, row in enumerate(index) if row in self.headers},
         )
 
-    def reject(self, row: int, reason: str, detail: str) -> Reject:
+    def reject(self, row: int, reason: Reason, detail: str) -> Reject:
         """The reject of an event that turned out to be unusable."""
         return self.records.reject(bisect_left(self.records.offsets, int(self.offsets[row])), reason, detail)
 
@@ -161,14 +164,66 @@ class ClosedWindow:
     stream: bytes
     start_ms: int
     end_ms: int
-    reason: str
-    """time | count | end | full | span | limit"""
+    reason: Closed
     part: int
     """0, 1, ... for further windows with the same bounds"""
     x: F32
     """[T, F]"""
     offsets: I64
     times_ms: I64
+
+
+@dataclass(slots=True, kw_only=True)
+class Answers:
+    """What one model answers in one partition, in columns of length N: numbers, since the bytes are the sink's business."""
+
+    mode: ClassVar[Mode]
+
+    partition: int
+    model: str
+    keys: list[bytes]
+    timestamps_ms: list[int]
+    """Of the record that is answered; the prediction keeps it."""
+    sources: list[int]
+    """Input offset that each answer names as its source."""
+    headers: dict[int, Headers] = field(default_factory=dict)
+    """Row -> further headers"""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(slots=True, kw_only=True)
+class StepAnswers(Answers):
+    """One row per event."""
+
+    mode: ClassVar[Mode] = Mode.STEP
+
+    times_ms: I64
+    """[N] event times"""
+    y: list[F32]
+    """Per output of the contract [N, O]"""
+
+
+@dataclass(slots=True, kw_only=True)
+class WindowAnswers(Answers):
+    """One row per closed window."""
+
+    mode: ClassVar[Mode] = Mode.WINDOW
+
+    windows: list[ClosedWindow]
+    y: list[list[F32]]
+    """Per window and output of the contract: [T, O] where there is one per event, else [O]"""
+
+
+@dataclass(slots=True, kw_only=True)
+class GeneratedAnswers(Answers):
+    """One row per generated sequence, or per step of one."""
+
+    mode: ClassVar[Mode] = Mode.GENERATE
+
+    values: list[bytes]
+    """JSON, made step by step: many sequences that end together would keep live events waiting otherwise."""
 
 
 @dataclass(slots=True)
@@ -183,8 +238,8 @@ class Outgoing:
     """Input offset that each record answers (header ``streamer-source``)."""
     headers: dict[int, Headers] = field(default_factory=dict)
     """Row -> further headers"""
-    mode: str = "step"
-    """step | window | generate: which kind of answer, for the metrics"""
+    mode: Mode = Mode.STEP
+    """Which kind of answer, for the metrics"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -201,38 +256,56 @@ class Changelog:
         return len(self.records)
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an epoch brought about. Facts, to be counted when the epoch is committed."""
+
+    records: int = 0
+    """Input records that are settled: events, commands, rejects"""
+    events: int = 0
+    replayed: int = 0
+    """Events that were run again to rebuild states and windows"""
+    late: int = 0
+    trimmed: int = 0
+    """Events left out of windows for the model's length multiple"""
+    calls: Sequence[ModelCall] = ()
+    rejects: Mapping[Reason, int] = field(default_factory=dict)
+    forgotten: Mapping[Forgotten, int] = field(default_factory=dict)
+    closed: Mapping[Closed, int] = field(default_factory=dict)
+    """Windows by reason"""
+    short: int = 0
+    """Closed windows with fewer than ``min_events``, so without an answer"""
+    scores: Sequence[tuple[str, F32]] = ()
+    """(model name, scores that are published) per output of kind score"""
+
+
 @dataclass(slots=True)
 class Epoch:
-    """Everything settled between two commits. Sealed: nothing in it aliases memory that a later run changes."""
+    """Everything settled between two commits. Sealed: nothing in it aliases memory that a later run changes.
+
+    It has exactly two ends, committed or failed (``Processor.committed``, ``Processor.failed``)."""
 
     positions: dict[int, int]
     """Partition -> next input offset, for every partition the epoch touches, unmoved ones too."""
-    outgoing: list[Outgoing]
+    answers: list[Answers]
     rejects: list[Reject]
     changelog: list[Changelog]
-    events: int
-    late: int = 0
-    fetched_at: float = 0.0
-    """Clock reading when the epoch's first records were fetched."""
+    report: Report
 
     @property
-    def empty(self) -> bool:
-        return not (self.outgoing or self.rejects or self.changelog or self.positions)
+    def events(self) -> int:
+        return self.report.events
 
 
-@dataclass(slots=True)
-class Counters:
-    """What happened since the last reading; the service moves it to its metrics."""
+@dataclass(frozen=True, slots=True)
+class LogFacts:
+    """What the cluster says of one partition of the input, at one moment."""
 
-    events: int = 0
-    replayed: int = 0
-    commands: int = 0
-    late: int = 0
-    runs: list[ModelCall] = field(default_factory=list)
-    evicted: dict[str, int] = field(default_factory=dict)
-    windows: dict[str, int] = field(default_factory=dict)
-    """Closed, by reason; short: fewer than ``min_events``, so without a prediction"""
-    trimmed: int = 0
-    """Events left out of windows for the model's length multiple."""
-    scores: list[tuple[str, F32]] = field(default_factory=list)
-    """(model name, scores that were published) per output of kind score"""
+    topic_id: str
+    """Empty where the broker knows none"""
+    begin: int
+    """Log start: the first offset that is still there"""
+    end: int
+    """High watermark: the next offset that is written"""
+    stable: int
+    """Last stable offset: where an open transaction begins, else the high watermark"""

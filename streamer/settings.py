@@ -216,6 +216,9 @@ class BatchSection(_Section):
     max_steps: int = Field(
         default=16, ge=1, le=4_096, description="Steps of one model call for streams that are behind"
     )
+    max_window_cells: int = Field(
+        default=16_384, ge=1, le=16_777_216, description="Events, with padding, of one call over closed windows"
+    )
     max_poll_records: int = Field(default=16_384, ge=1, le=100_000, description="Records of one poll")
     threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime")
 
