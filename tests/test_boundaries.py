@@ -50,7 +50,6 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "structlog": ("streamer.observe.telemetry", "streamer.observe.http"),
     "confluent_kafka": ("streamer.tools",),
     "pydantic": ("streamer.settings",),
-    "pydantic_settings": ("streamer.settings",),
     "uvloop": ("streamer.service.loop", "streamer.cli"),
     "typer": ("streamer.cli", "streamer.tools", "export"),
     "rich": ("streamer.cli", "streamer.tools", "export"),

@@ -27,10 +27,11 @@ from streamer.engine.rounds import Rounds
 from streamer.engine.scheduler import plan_steps
 from streamer.engine.windowlane import Closing, WindowLane
 from streamer.errors import ConfigurationError, DataLossError
-from streamer.generate.rollout import Refused, RolloutLimits, Rollouts
+from streamer.generate.rollout import Refused, Rollouts
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
 from streamer.records.changelog import Identity, StreamRecord
+from streamer.settings import GenerateSection
 from streamer.state.table import StreamTable
 from streamer.windows import WindowRule, Windows
 
@@ -50,7 +51,7 @@ class Limits:
     idle_ttl_ms: int = 0
     checkpoint_interval_ms: int = 10_000
     late_to_dead_letter: bool = False
-    rollouts: RolloutLimits = field(default_factory=RolloutLimits)
+    rollouts: GenerateSection = field(default_factory=GenerateSection)
 
 
 @dataclass(slots=True)

@@ -62,7 +62,11 @@ class WindowLane(Lane):
 
     def assign(self, partition: int, ledger: Ledger) -> None:
         windows = Windows(
-            self.rule, self.model.contract.features, watermark=ledger.watermark, replaying=ledger.replaying
+            self.rule,
+            self.model.contract.features,
+            length_multiple=self.model.length_multiple,
+            watermark=ledger.watermark,
+            replaying=ledger.replaying,
         )
         self._partitions[partition] = _Partition(windows, Traces())
 

@@ -32,6 +32,7 @@ from streamer.generate.chance import draw, draw_sets, uniforms
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.contract import Contract, Feedback
 from streamer.records.changelog import Kind, StreamRecord, encode_stream, stream_key
+from streamer.settings import GenerateSection
 from streamer.state.arena import Arena
 
 STEP_HEADER = "streamer-step"
@@ -40,18 +41,6 @@ _NUMBER_BYTES = 16
 """Estimate of one number in an answer."""
 
 Pick = int | list[int] | list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutLimits:
-    """``max_steps``: prompt and generated steps of one rollout. ``max_open``: of this process, beyond it is refused.
-    ``max_rows``: rollouts of one model call, further ones wait their turn. ``max_answer_bytes``: of a whole sequence."""
-
-    max_steps: int = 1_000
-    max_open: int = 256
-    max_rows: int = 64
-    max_request_bytes: int = 65_536
-    max_answer_bytes: int = 500_000
 
 
 class Refused(Exception):
@@ -127,7 +116,7 @@ class Rollout:
 class Generator:
     """One model that can generate: reads requests, picks from outputs, encodes picks as events, tells answers."""
 
-    def __init__(self, name: str, carried: Carried, limits: RolloutLimits) -> None:
+    def __init__(self, name: str, carried: Carried, limits: GenerateSection) -> None:
         contract: Contract = carried.model.contract
         assert contract.feedback is not None
         self.name, self.carried, self.limits = name, carried, limits
@@ -268,7 +257,7 @@ class Generator:
 class Rollouts:
     """All open rollouts of a process, oldest first."""
 
-    def __init__(self, models: Iterable[tuple[str, Carried]], limits: RolloutLimits) -> None:
+    def __init__(self, models: Iterable[tuple[str, Carried]], limits: GenerateSection) -> None:
         """``models``: every model in step mode; those without ``feedback`` cannot be asked."""
         self.limits = limits
         found = [(name, carried) for name, carried in models if carried.model.contract.feedback is not None]
@@ -471,7 +460,7 @@ class Rollouts:
             rollout.slot = -1
 
 
-def _request(value: bytes, limits: RolloutLimits) -> Request:
+def _request(value: bytes, limits: GenerateSection) -> Request:
     if len(value) > limits.max_request_bytes:
         raise Refused(
             "too_long", f"value has {len(value)} bytes, generate.max_request_bytes is {limits.max_request_bytes}"
