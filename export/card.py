@@ -73,7 +73,7 @@ def limits(model: Model) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """The command ``card``."""
-    parser = argparse.ArgumentParser(prog="python -m export card", description="Write a model card.")
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__} card", description="Write a model card.")
     parser.add_argument("model", type=Path, help="ONNX file")
     parser.add_argument("--out", type=Path, help="Markdown file (default: stdout)")
     arguments = parser.parse_args(list(argv))

@@ -263,7 +263,9 @@ def run(config: TrainConfig, base: Path, out: Path, *, resume: bool = False) -> 
 
 def main(argv: Sequence[str]) -> int:
     """The command; exit codes as everywhere (0 ok, 2 configuration, 3 model), 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m export train", description="Train, verify and export a model.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} train", description="Train, verify and export a model."
+    )
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--data", type=Path, help="data file instead of data.path")

@@ -101,7 +101,9 @@ def _check_derived(module: SequenceModel, fields: dict[str, Any], path: Path) ->
 
 def main(argv: Sequence[str]) -> int:
     """0 written and verified; 2, 3 as everywhere, and then nothing was written."""
-    parser = argparse.ArgumentParser(prog="python -m export export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} export", description="Export a trained module of your own."
+    )
     parser.add_argument("factory", metavar="PACKAGE.MODULE:FACTORY", help="callable that returns the module")
     parser.add_argument("--weights", type=Path, required=True, help="its trained state dict (torch.save)")
     parser.add_argument("--contract", type=Path, required=True, help="TOML or JSON; of a SequenceModel only the name")

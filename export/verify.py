@@ -298,7 +298,10 @@ def show(report: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """``verify MODEL [--weights FILE] [--seed N] [--json]``: 0 if everything made passed, else 3."""
-    parser = argparse.ArgumentParser(prog="python -m export verify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} verify",
+        description="Compare an exported model with the module it came from, and with itself.",
+    )
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("--weights", type=Path, help="its PyTorch weights (default: NAME.pt beside it)")
     parser.add_argument("--seed", type=int, default=0, help="of the random batches")

@@ -5,6 +5,8 @@ A bad record is never an exception: it is a row in ``Rejects``.
 
 from __future__ import annotations
 
+from streamer import __version__
+
 
 class StreamerError(Exception):
     """Base of all errors that end a command. ``exit_code`` is the process's exit status."""
@@ -46,3 +48,9 @@ class ModelRunError(StreamerError):
     """One model call failed. The processor isolates the row that caused it; state is as before the call."""
 
     exit_code = 3
+
+
+def install_hint(extra: str) -> str:
+    """Commands that install an extra of this distribution. None asks the public index for the distribution itself."""
+    wheel = f"streamer_rnn-{__version__}-py3-none-any.whl"
+    return f"pip install '.[{extra}]' in the checkout, or with the wheel: pip install '{wheel}[{extra}]'"

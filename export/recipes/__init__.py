@@ -124,7 +124,10 @@ def run(name: str, out: Path, *, quick: bool = False, data: Path | None = None) 
 
 def main(argv: Sequence[str]) -> int:
     """The command ``recipe``: exit code 0 if the metric was reached, 3 if the model is not good enough."""
-    parser = argparse.ArgumentParser(prog="python -m export recipe", description="Train one of the worked examples.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {(__package__ or '').partition('.')[0]} recipe",
+        description="Train one of the worked examples.",
+    )
     parser.add_argument("name", help="list, or the name of a recipe")
     parser.add_argument("--quick", action="store_true", help="less data and fewer epochs, seconds instead of minutes")
     parser.add_argument("--data", type=Path, help="your file instead of the recipe's own data")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -27,14 +26,20 @@ class WindowLane(Lane):
 
     def __init__(self, name: str, model: Model, rule: WindowRule) -> None:
         super().__init__(name, model)
-        self.rule = replace(rule, length_multiple=model.length_multiple)
+        self.rule = rule
 
     def opened(
         self, watermark: int, *, replaying: bool, through: dict[bytes, int], idle: Sequence[tuple[int, int]]
     ) -> OpenWindows:
         """The windows of a partition that is taken over at its replay point."""
-        features = self.model.contract.features
-        return OpenWindows(Windows(self.rule, features, watermark=watermark, replaying=replaying), through, idle)
+        windows = Windows(
+            self.rule,
+            self.model.contract.features,
+            length_multiple=self.model.length_multiple,
+            watermark=watermark,
+            replaying=replaying,
+        )
+        return OpenWindows(windows, through, idle)
 
     def run(
         self, closings: Sequence[Closing], calls: list[ModelCall], *, max_rows: int, max_cells: int

@@ -7,16 +7,16 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
-from streamer.generate.rollout import RolloutLimits
 from streamer.kafka.client import Connection
 from streamer.kafka.commit import CommitOptions, Committer, CommitTopics
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
+from streamer.kafka.security import security
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics
 from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
@@ -26,13 +26,10 @@ from streamer.records.codec import Codec
 from streamer.service.clock import Clock
 from streamer.service.loop import Observer, Service, ServiceOptions
 from streamer.service.recovery import Recovery, Rules
-from streamer.settings import Settings, WindowSection, security
+from streamer.settings import Settings
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
-
-ANSWER_OVERHEAD_BYTES = 8_192
-"""Key, headers and framing beside a generated sequence"""
 
 
 @dataclass(frozen=True)
@@ -47,22 +44,16 @@ class Parts:
 
 def load_models(settings: Settings) -> list[tuple[str, Model, WindowRule | None]]:
     """One after the other: creating sessions concurrently is not safe everywhere. Raises ModelError."""
-    return [
-        (
-            name,
-            Model.load(section.path, sha256=section.sha256, threads=settings.batch.threads),
-            None if section.window is None else window_rule(name, section.window),
-        )
-        for name, section in settings.model.items()
-    ]
-
-
-def window_rule(name: str, section: WindowSection) -> WindowRule:
-    rule = WindowRule(**section.model_dump())
-    problems = rule.validate()
-    if problems:
-        raise ConfigurationError(f"model.{name}.window: " + "; ".join(problems))
-    return rule
+    models = []
+    for name, section in settings.model.items():
+        model = Model.load(section.path, sha256=section.sha256, threads=settings.batch.threads)
+        if section.window is not None and model.length_multiple > section.window.max_events:
+            raise ConfigurationError(
+                f"model.{name}.window.max_events = {section.window.max_events}: the model takes multiples of "
+                f"{model.length_multiple} events only: set it to one of them"
+            )
+        models.append((name, model, section.window))
+    return models
 
 
 def connection(settings: Settings) -> Connection:
@@ -166,7 +157,7 @@ def build(
         parts.models,
         _limits(settings),
         identity=Identity(kafka.group, parts.input.topic_id, fingerprint(settings, parts.models)),
-        durable=delivery.mode != "ephemeral",
+        durable=delivery.mode.durable,
         reset_changed_models=delivery.model_changed == "reset",
     )
     reader = Input(
@@ -177,7 +168,7 @@ def build(
         fetch_max_bytes=kafka.fetch_max_bytes,
         max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
         check_crcs=kafka.check_crcs,
-        isolation_level="read_uncommitted" if delivery.mode == "ephemeral" else "read_committed",
+        isolation_level="read_committed" if delivery.mode.durable else "read_uncommitted",
     )
     static = instance if kafka.static_membership else None
 
@@ -258,15 +249,8 @@ def _limits(settings: Settings) -> Limits:
         idle_ttl_ms=settings.state.idle_ttl_ms,
         checkpoint_interval_ms=settings.delivery.checkpoint_interval_ms,
         late_to_dead_letter=settings.input.late == "dead-letter",
-        rollouts=_rollout_limits(settings),
+        rollouts=settings.rollouts,
     )
-
-
-def _rollout_limits(settings: Settings) -> RolloutLimits:
-    """An answer has to fit a record batch with its key and headers: one that does not could never be committed."""
-    limits = RolloutLimits(**settings.generate.model_dump())
-    room = settings.output.max_batch_bytes - ANSWER_OVERHEAD_BYTES
-    return replace(limits, max_answer_bytes=max(min(limits.max_answer_bytes, room), 0))
 
 
 def _codec(parts: Parts) -> Codec:

@@ -20,9 +20,9 @@ from simulated import POISON, ChainModel, advance, records
 from streamer.core import Epoch, Op
 from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
-from streamer.generate.rollout import RolloutLimits
 from streamer.modelfile.contract import Contract
 from streamer.records.changelog import Kind, Progress, StreamRecord, decode_progress, decode_stream, progress_key
+from streamer.settings import GenerateSection
 
 STREAMS = "abc"
 What = float | Op | dict[str, Any]
@@ -169,7 +169,7 @@ def some_limits(rng: random.Random) -> Limits:
         max_ingest_rows=16,
         max_state_bytes=1 << 16,
         checkpoint_interval_ms=rng.choice([0, 30, 100]),
-        rollouts=RolloutLimits(max_open=rng.choice([1, 3, 100]), max_rows=rng.randint(1, 3)),
+        rollouts=GenerateSection(max_open=rng.choice([1, 3, 100]), max_rows=rng.randint(1, 3)),
     )
 
 

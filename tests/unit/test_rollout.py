@@ -14,10 +14,10 @@ from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ModelError, ModelRunError
 from streamer.generate.chance import draw, draw_sets, uniforms
-from streamer.generate.rollout import RolloutLimits
 from streamer.modelfile.contract import Contract
 from streamer.records.changelog import Kind, StreamRecord, decode_stream, progress_key
 from streamer.records.codec import Codec
+from streamer.settings import GenerateSection
 
 LETTERS = ("a", "b", "c", "d")
 
@@ -66,7 +66,7 @@ class Served:
 
     def __init__(self, model: Any, **limits: int) -> None:
         self.model, self.next = model, 0
-        bounds = Limits(max_ingest_rows=512, max_state_bytes=1 << 20, rollouts=RolloutLimits(**limits))
+        bounds = Limits(max_ingest_rows=512, max_state_bytes=1 << 20, rollouts=GenerateSection(**limits))
         self.processor = Processor([("m", model, None)], bounds)
         self.processor.assign(0, Ledger.fresh(0))
 
@@ -215,10 +215,10 @@ def test_a_request_that_cannot_be_carried_out_is_refused_in_one_sentence(request
 
 
 def test_what_does_not_fit_one_record_is_refused_unless_per_step() -> None:
-    served = Served(Letters(), max_answer_bytes=500)
-    served.put(("s", {"n": 100}), ("s", {"n": 100, "per_step": True}))
+    served = Served(Letters(), max_answer_bytes=1_024)
+    served.put(("s", {"n": 200}), ("s", {"n": 200, "per_step": True}))
     answers, refused = served.rolled()
-    assert len(answers) == 100
+    assert len(answers) == 200
     assert [(offset, reason) for offset, reason, _ in refused] == [(0, "too_long")]
 
 
