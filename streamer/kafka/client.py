@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError, StreamerError
+from streamer.kafka.internals import Consumer, Producer
 
 KafkaError = kafka_errors.KafkaError
 
@@ -97,11 +97,11 @@ class Connection:
             **self.options,
         }
 
-    def consumer(self, **options: Any) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(**self._common(), enable_auto_commit=False, **options)
+    def consumer(self, **options: Any) -> Consumer:
+        return Consumer(**self._common(), enable_auto_commit=False, **options)
 
-    def producer(self, **options: Any) -> AIOKafkaProducer:
-        return AIOKafkaProducer(**self._common(), **options)
+    def producer(self, **options: Any) -> Producer:
+        return Producer(**self._common(), **options)
 
     def admin(self) -> AIOKafkaAdminClient:
         return AIOKafkaAdminClient(**self._common())

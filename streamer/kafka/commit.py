@@ -1,8 +1,7 @@
 """Writing epochs: one transaction each, fenced by the group's generation (KIP-447).
 
-aiokafka sends TxnOffsetCommit v0, which names neither generation nor member, so the broker would take it from a member
-that was evicted long ago. The v3 request below carries both. Offsets are sent last, after every record of the
-transaction is acknowledged: sent first, a transaction could commit after its partitions had moved.
+Offsets are sent last, after every record of the transaction is acknowledged: sent first, a transaction could commit after
+its partitions had moved.
 """
 
 from __future__ import annotations
@@ -12,86 +11,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
-from aiokafka.producer import message_accumulator as _accumulator
-from aiokafka.producer import sender as _sender
-from aiokafka.structs import OffsetAndMetadata
 
 from streamer.core import Changelog, Epoch, Headers, Outgoing, Reject
 from streamer.errors import ConfigurationError, FencedError
 from streamer.kafka.client import Connection, KafkaError, close
 from streamer.kafka.group import Group, Ownership
-from streamer.kafka.requests import TxnOffsetCommit, TxnOffsetCommitResponse
+from streamer.kafka.internals import CommitFenced, Fence, Producer, Row, RowTooLarge, noticed
 
 TRANSACTION_HEADER = "streamer-txn"
 SOURCE_HEADER = "streamer-source"
-_FENCED = {22: "illegal generation", 25: "unknown member", 82: "fenced instance"}
-
-
-class _FencedGroup(str):
-    """A group id that carries what fences the commit: aiokafka hands it through to the request handler."""
-
-    __slots__ = ("instance", "ownership")
-    ownership: Ownership
-    instance: str | None
-
-
-class _Handler(_sender.TxnOffsetCommitHandler):
-    """Builds the v3 request. A commit that was fenced leaves the transaction abortable and the producer usable."""
-
-    def create_request(self) -> Any:
-        group = self._group_id
-        if not isinstance(group, _FencedGroup):
-            return super().create_request()
-        manager = self._sender._txn_manager
-        topics: dict[str, list[tuple[int, int, int, str, dict[int, bytes]]]] = {}
-        for tp, offset in sorted(self._offsets.items()):
-            topics.setdefault(tp.topic, []).append((tp.partition, offset.offset, -1, offset.metadata, {}))
-        return TxnOffsetCommit(
-            manager.transactional_id,
-            str(group),
-            manager.producer_id,
-            manager.producer_epoch,
-            group.ownership.generation,
-            group.ownership.member_id,
-            group.instance,
-            [(topic, partitions, {}) for topic, partitions in topics.items()],
-        )
-
-    def handle_response(self, resp: Any) -> Any:
-        if not isinstance(resp, TxnOffsetCommitResponse):
-            return super().handle_response(resp)
-        plain = [(topic, [(part, code) for part, code, _ in parts]) for topic, parts, _ in resp.errors]
-        for _, partitions in plain:
-            for _, code in partitions:
-                if code in _FENCED:
-                    self._sender._txn_manager.error_transaction(_fenced_error(code))
-                    return None
-        resp.errors = plain
-        return super().handle_response(resp)
-
-
-class _CommitFenced(kafka_errors.KafkaError):
-    """The group has moved on: the transaction was refused and must be aborted."""
-
-
-def _fenced_error(code: int) -> _CommitFenced:
-    return _CommitFenced(f"offset commit refused: {_FENCED[code]}")
-
-
-class _Batch(_accumulator.MessageBatch):
-    """Of a producer that is given up nobody awaits any more that its batches are taken or sent; asyncio would log each."""
-
-    def failure(self, exception: BaseException) -> None:
-        super().failure(exception)
-        _noticed(self.future)
-        _noticed(self._drain_waiter)
-
-
-_sender.TxnOffsetCommitHandler = _Handler
-_sender.BACKOFF_OVERRIDE = 0.002  # s; while the last transaction's markers are written, a few ms: 20 ms would be a p99
-_accumulator.MessageBatch = _Batch
 
 
 @dataclass(frozen=True)
@@ -138,8 +68,8 @@ class Committer:
         self._group = group
         self._new_id = new_id
         self._prefix = topics.input.encode() + b"/"
-        self._transactional: AIOKafkaProducer | None = None
-        self._plain: AIOKafkaProducer | None = None
+        self._transactional: Producer | None = None
+        self._plain: Producer | None = None
         self.transactional_id = ""
         self.used_ids: set[str] = set()
         """Every transactional id of this process: recovery must never end a transaction of its own."""
@@ -213,15 +143,11 @@ class Committer:
             )
             await _delivered(sent)  # a failed batch does not fail the transaction by itself
             written = await _delivered(changelog)
-            group = _FencedGroup(options.group)
-            group.ownership, group.instance = ownership, options.instance
-            offsets = {
-                TopicPartition(self._topics.input, partition): OffsetAndMetadata(position, "")
-                for partition, position in epoch.positions.items()
-            }
-            await producer.send_offsets_to_transaction(offsets, group)
+            offsets = {TopicPartition(self._topics.input, part): position for part, position in epoch.positions.items()}
+            fence = Fence(ownership.generation, ownership.member_id, options.instance)
+            await producer.send_fenced_offsets(offsets, options.group, fence)
             await producer.commit_transaction()
-        except _CommitFenced as error:
+        except CommitFenced as error:
             await self._replace()
             raise FencedError(str(error)) from error
         counts = {changelog.partition: len(changelog) for changelog in epoch.changelog}
@@ -232,7 +158,7 @@ class Committer:
         return {partition: first + counts[partition] + 1 for partition, first in firsts.items()}
 
     async def _send_results(
-        self, producer: AIOKafkaProducer, outgoing: Sequence[Outgoing], refused: Sequence[Reject]
+        self, producer: Producer, outgoing: Sequence[Outgoing], refused: Sequence[Reject]
     ) -> list[asyncio.Future[Any]]:
         by_partition: dict[int, list[Outgoing]] = {}
         for part in outgoing:
@@ -251,9 +177,7 @@ class Committer:
             ]
         return [future for futures in await asyncio.gather(*sends) for future in futures]
 
-    async def _send_changelog(
-        self, producer: AIOKafkaProducer, changelogs: Sequence[Changelog]
-    ) -> list[asyncio.Future[Any]]:
+    async def _send_changelog(self, producer: Producer, changelogs: Sequence[Changelog]) -> list[asyncio.Future[Any]]:
         topic = self._topics.changelog
         assert topic is not None
         mark = [(TRANSACTION_HEADER, self.transactional_id.encode())]
@@ -268,7 +192,7 @@ class Committer:
         ]
         return [future for futures in await asyncio.gather(*sends) for future in futures]
 
-    def _prediction_rows(self, partition: int, parts: list[Outgoing]) -> Iterable[_Row]:
+    def _prediction_rows(self, partition: int, parts: list[Outgoing]) -> Iterable[Row]:
         prefix = self._prefix + b"%d/" % partition
         for part in parts:
             sources = [[(SOURCE_HEADER, prefix + b"%d" % source)] for source in part.sources]
@@ -276,40 +200,23 @@ class Committer:
                 sources[row] = [*sources[row], *more]
             yield from zip(part.timestamps_ms, part.keys, part.values, sources, strict=True)
 
-    def _dead_letter_row(self, reject: Reject) -> _Row:
+    def _dead_letter_row(self, reject: Reject) -> Row:
         return dead_letter_row(reject, self._prefix, self._topics.dead_letter_max_bytes)
 
     async def _send(
-        self, producer: AIOKafkaProducer, topic: str, partition: int, rows: Iterable[_Row]
+        self, producer: Producer, topic: str, partition: int, rows: Iterable[Row]
     ) -> list[asyncio.Future[Any]]:
-        """Rows in as few record batches as their size allows, in order."""
         futures: list[asyncio.Future[Any]] = []
-        builder = producer.create_batch()
-        append, count = builder._builder.append, 0
-        for timestamp, key, value, headers in rows:
-            if append(count, timestamp, key, value, headers) is None:
-                futures.append(await self._submit(producer, builder, count, topic, partition))
-                builder = producer.create_batch()
-                append, count = builder._builder.append, 0
-                if append(0, timestamp, key, value, headers) is None:
-                    raise ConfigurationError(
-                        f"a record of {len(value or b'')} bytes does not fit output.max_batch_bytes"
-                    )
-            count += 1
-        if count:
-            futures.append(await self._submit(producer, builder, count, topic, partition))
+        try:
+            for batch in producer.pack(rows):
+                if topic == self._topics.changelog:
+                    self.bytes_written += batch.size()
+                future = await producer.send_batch(batch, topic, partition=partition)
+                future.add_done_callback(noticed)
+                futures.append(future)
+        except RowTooLarge as error:
+            raise ConfigurationError(f"a record of {error.size} bytes does not fit output.max_batch_bytes") from error
         return futures
-
-    async def _submit(
-        self, producer: AIOKafkaProducer, builder: Any, count: int, topic: str, partition: int
-    ) -> asyncio.Future[Any]:
-        builder._relative_offset = count
-        builder.close()
-        if topic == self._topics.changelog:
-            self.bytes_written += builder.size()
-        future: asyncio.Future[Any] = await producer.send_batch(builder, topic, partition=partition)
-        future.add_done_callback(_noticed)
-        return future
 
     def _batching(self) -> dict[str, Any]:
         options = self._options
@@ -326,7 +233,7 @@ class Committer:
         if self._options.delivery != "ephemeral" and self._transactional is None:
             await self._new_transactional()
 
-    async def _new_transactional(self) -> AIOKafkaProducer:
+    async def _new_transactional(self) -> Producer:
         """Ends what an earlier producer left open, by initialising its id, and goes on under another id. Under the same
         one a broker gives the same producer id: if it died and forgot the open transaction, the next commit would make
         records visible that were given up (seen after a kill: repeated answers)."""
@@ -337,8 +244,8 @@ class Committer:
         self._transactional = await self._start(self.transactional_id)
         return self._transactional
 
-    async def _start(self, transactional_id: str) -> AIOKafkaProducer:
-        producer: AIOKafkaProducer = await self._connection.started(
+    async def _start(self, transactional_id: str) -> Producer:
+        producer: Producer = await self._connection.started(
             self._connection.producer(
                 transactional_id=transactional_id,
                 transaction_timeout_ms=self._options.transaction_timeout_ms,
@@ -357,33 +264,10 @@ class Committer:
         when the broker is back: so from here on it can send nothing."""
         producer, self._transactional = self._transactional, None
         if producer is not None:
-            manager = producer._txn_manager
-            for future in (manager.wait_for_transaction_end(), *(sent for *_, sent in manager._pending_txn_offsets)):
-                future.add_done_callback(_noticed)
-            producer.client.send = producer.client.ready = _gone
-            producer.client.coordinator_lookup = _nowhere
+            producer.silence()
             await close(producer)
             await close(producer.client)  # also where stopping was given up
-            manager.wait_for_transaction_end().add_done_callback(_noticed)  # another one, if it ended meanwhile
-
-
-async def _gone(*_: Any, **__: Any) -> None:
-    """What a producer is told that was given up: final, so its tasks end."""
-    raise kafka_errors.ProducerFenced("this producer was given up")
-
-
-async def _nowhere(*_: Any, **__: Any) -> int:
-    return 0
-
-
-_Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
-"""timestamp in ms, key, value, headers"""
-
-
-def _noticed(future: asyncio.Future[Any]) -> None:
-    """What is given up leaves futures that nobody awaits any more; asyncio would log the failure of each."""
-    if not future.cancelled():
-        future.exception()
+            producer.forget_waiters()
 
 
 async def _delivered(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
@@ -405,7 +289,7 @@ def _is_fencing(error: BaseException) -> bool:
     return type(error).__name__ in names
 
 
-def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int) -> _Row:
+def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int) -> Row:
     """Original key, value and headers with the reason; the value is cut if the record would exceed the topic's limit."""
     headers: list[tuple[str, bytes]] = [
         *reject.headers,

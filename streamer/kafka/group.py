@@ -157,10 +157,10 @@ class Group(ConsumerRebalanceListener):
         if self._error is not None:
             raise self._connection.explain(self._error, "group callback") from self._error
         try:
-            self._consumer._coordinator.check_errors()
+            self._consumer.raise_errors()
         except KafkaError as error:
             raise self._connection.explain(error, "joining the group") from error
-        known = self._consumer._client.cluster.partitions_for_topic(self._topic)
+        known = self._consumer.client.cluster.partitions_for_topic(self._topic)
         if known is not None and len(known) > self._partitions:
             raise ConfigurationError(
                 f"input topic {self._topic!r} gained partitions ({self._partitions} at start, {len(known)} now): new events "
@@ -190,12 +190,8 @@ class Group(ConsumerRebalanceListener):
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         # first line: a later reading could already belong to the next generation
-        coordinator = self._consumer._coordinator
-        ownership = Ownership(
-            coordinator.generation,
-            coordinator.member_id,
-            frozenset(tp.partition for tp in assigned),
-        )
+        generation, member_id = self._consumer.membership()
+        ownership = Ownership(generation, member_id, frozenset(tp.partition for tp in assigned))
         try:
             self._consumer.pause(*assigned)
             for tp in assigned:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.kafka.client import Connection, KafkaError, close, retriable
-from streamer.kafka.requests import TopicMetadata
+from streamer.kafka.identity import topic_identity
+from streamer.kafka.internals import client_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Topics:
             raise KafkaUnavailableError(
                 f"missing topics: {names}. Create them with {len(partitions)} partitions, or set topics.create = true"
             )
-        topic_id = await self._topic_id(input_topic)
+        topic_id = await topic_identity(client_of(self._admin), input_topic) or ""
         limits = {need.name: result_sizes(await self.config(need.name)) for need in needs}
         return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic), limits)
 
@@ -151,16 +151,6 @@ class Topics:
     async def _replicas(self, topic: str) -> int:
         described = await self._admin.describe_topics([topic])
         return len(described[0]["partitions"][0]["replicas"])
-
-    async def _topic_id(self, topic: str) -> str:
-        client = self._admin._client
-        try:
-            response = await client.send(client.get_random_node(), TopicMetadata(topic))
-        except NotImplementedError:  # a broker before 2.8: no topic ids
-            return ""
-        found = response.topics[0]
-        high, low = found[2] & (2**64 - 1), found[3] & (2**64 - 1)
-        return str(uuid.UUID(int=(high << 64) | low))
 
     async def _create(self, need: TopicNeed, partitions: int, replication_factor: int) -> None:
         topic = NewTopic(need.name, partitions, replication_factor, topic_configs=dict(need.config))

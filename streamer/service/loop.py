@@ -515,7 +515,7 @@ class Service:
                 live=not ledger.replaying,
                 position=ledger.next_offset,
                 fetched=reader.next_fetch_offset(partition),
-                log_end=reader.log_end(partition),
+                log_end=reader.high_watermark(partition),
                 confirmed_ms=reader.confirmed_at_ms(partition),
             )
             if elapsed_ms := self._idleness.elapsed_ms(look, now_s, wall_ms):

@@ -169,16 +169,7 @@ def build(
         durable=delivery.mode != "ephemeral",
         reset_changed_models=delivery.model_changed == "reset",
     )
-    reader = Input(
-        link,
-        settings.input.topic,
-        fetch_min_bytes=kafka.fetch_min_bytes,
-        fetch_max_wait_ms=settings.fetch_max_wait_ms,
-        fetch_max_bytes=kafka.fetch_max_bytes,
-        max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
-        check_crcs=kafka.check_crcs,
-        isolation_level="read_uncommitted" if delivery.mode == "ephemeral" else "read_committed",
-    )
+    reader = Input.of_settings(link, settings)
     static = instance if kafka.static_membership else None
 
     def make_group(service: Service) -> Group:
