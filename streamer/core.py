@@ -153,6 +153,22 @@ class Batch:
     """[B], 1..T"""
 
 
+@dataclass(frozen=True, slots=True)
+class LogFacts:
+    """What is true of the log of one partition at one moment. The shell fetches it, the core judges by it.
+
+    begin <= stable <= end, all of them offsets."""
+
+    topic_id: str
+    """Changes when a topic is deleted and created again under its name; empty on brokers without topic ids."""
+    begin: int
+    """Log start: the first offset that is still there."""
+    end: int
+    """High watermark: the offset after the last replicated record or transaction marker."""
+    stable: int
+    """Last stable offset: everything before it is decided, and can be read as committed."""
+
+
 ModelCall = tuple[int, int, int]
 """(rows, steps of the longest row, cells that held an event)"""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,11 @@ from aiokafka import errors as kafka_errors
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from streamer.errors import ConfigurationError, KafkaUnavailableError
-from streamer.kafka.client import Connection, KafkaError, close, retriable
-from streamer.kafka.requests import TopicMetadata
+from streamer.errors import ConfigurationError, KafkaRefusedError, KafkaUnavailableError
+from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.explain import retriable
+from streamer.kafka.identity import topic_identity
+from streamer.kafka.internals import client_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Topics:
             raise KafkaUnavailableError(
                 f"missing topics: {names}. Create them with {len(partitions)} partitions, or set topics.create = true"
             )
-        topic_id = await self._topic_id(input_topic)
+        topic_id = await topic_identity(client_of(self._admin), input_topic) or ""
         limits = {need.name: result_sizes(await self.config(need.name)) for need in needs}
         return InputTopic(input_topic, partitions, topic_id, await self.config(input_topic), limits)
 
@@ -152,26 +153,29 @@ class Topics:
         described = await self._admin.describe_topics([topic])
         return len(described[0]["partitions"][0]["replicas"])
 
-    async def _topic_id(self, topic: str) -> str:
-        client = self._admin._client
-        try:
-            response = await client.send(client.get_random_node(), TopicMetadata(topic))
-        except NotImplementedError:  # a broker before 2.8: no topic ids
-            return ""
-        found = response.topics[0]
-        high, low = found[2] & (2**64 - 1), found[3] & (2**64 - 1)
-        return str(uuid.UUID(int=(high << 64) | low))
-
     async def _create(self, need: TopicNeed, partitions: int, replication_factor: int) -> None:
         topic = NewTopic(need.name, partitions, replication_factor, topic_configs=dict(need.config))
         response = await self._admin.create_topics([topic])
         for name, code, *rest in response.topic_errors:
             if code not in (0, kafka_errors.TopicAlreadyExistsError.errno):
-                error = kafka_errors.for_code(code)
-                detail = rest[0] if rest and rest[0] else error.__name__
-                raise KafkaUnavailableError(f"creating topic {name!r} ({need.what}): {detail}")
+                self._refuse_creation(need, partitions, replication_factor, kafka_errors.for_code(code)(name), rest)
         if len(await self._partitions(need.name)) != partitions:
             raise ConfigurationError(f"topic {need.name!r} ({need.what}) was created by another with other partitions")
+
+    def _refuse_creation(
+        self, need: TopicNeed, partitions: int, replicas: int, error: KafkaError, details: list[str | None]
+    ) -> None:
+        """Raises the retriable ones as they are."""
+        if retriable(error):
+            raise error
+        topic = f"topic {need.name!r} ({need.what})"
+        detail = (details[0] if details and details[0] else None) or type(error).__name__
+        if isinstance(error, kafka_errors.TopicAuthorizationFailedError | kafka_errors.ClusterAuthorizationFailedError):
+            detail = "permission denied: no right to CREATE it. Grant CREATE on it to this client's principal"
+        raise KafkaRefusedError(
+            f"the cluster at {self._connection.bootstrap} does not create {topic}: {detail}. Or create it yourself with "
+            f"{partitions} partitions (replication factor {replicas} was asked for) and configuration {dict(need.config)}."
+        )
 
     async def _verify(self, need: TopicNeed, partitions: int) -> None:
         found = len(await self._partitions(need.name))

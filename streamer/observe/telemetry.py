@@ -344,7 +344,7 @@ class Telemetry(Collector):
             elif self.ready and self._outage_s and min(filter(None, heard_s)) > self._outage_s:
                 self._outage_s = None
         self._partitions = {
-            partition: self._partition(partition, ledger, reader.log_end(partition))
+            partition: self._partition(partition, ledger, reader.high_watermark(partition))
             for partition, ledger in processor.ledgers.items()
         }
         self._note_rounds(processor.ledgers)

@@ -480,12 +480,11 @@ class Service:
         self.processor.abandon()
         self.warm.clear()
         self._idleness.clear()
-        for task in self._open.publishing:
+        for task in (*self._open.publishing, *([self._commit] if self._commit is not None else [])):
             task.cancel()
+        await self.committer.abandon()
         self._open = _Open()
         self.ready = False
-        if self._commit is not None:
-            self._commit.cancel()
         self._commit = None
 
     # idleness
@@ -515,7 +514,7 @@ class Service:
                 live=not ledger.replaying,
                 position=ledger.next_offset,
                 fetched=reader.next_fetch_offset(partition),
-                log_end=reader.log_end(partition),
+                log_end=reader.high_watermark(partition),
                 confirmed_ms=reader.confirmed_at_ms(partition),
             )
             if elapsed_ms := self._idleness.elapsed_ms(look, now_s, wall_ms):

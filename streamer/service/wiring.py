@@ -7,16 +7,16 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
+from streamer.generate.rollout import RolloutLimits
 from streamer.kafka.client import Connection
-from streamer.kafka.commit import CommitOptions, Committer, CommitTopics
+from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
-from streamer.kafka.security import security
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics
 from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
@@ -26,10 +26,13 @@ from streamer.records.codec import Codec
 from streamer.service.clock import Clock
 from streamer.service.loop import Observer, Service, ServiceOptions
 from streamer.service.recovery import Recovery, Rules
-from streamer.settings import Settings
+from streamer.settings import Settings, WindowSection, security
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
+
+ANSWER_OVERHEAD_BYTES = 8_192
+"""Key, headers and framing beside a generated sequence"""
 
 
 @dataclass(frozen=True)
@@ -44,31 +47,29 @@ class Parts:
 
 def load_models(settings: Settings) -> list[tuple[str, Model, WindowRule | None]]:
     """One after the other: creating sessions concurrently is not safe everywhere. Raises ModelError."""
-    models = []
-    for name, section in settings.model.items():
-        model = Model.load(section.path, sha256=section.sha256, threads=settings.batch.threads)
-        if section.window is not None and model.length_multiple > section.window.max_events:
-            raise ConfigurationError(
-                f"model.{name}.window.max_events = {section.window.max_events}: the model takes multiples of "
-                f"{model.length_multiple} events only: set it to one of them"
-            )
-        models.append((name, model, section.window))
-    return models
+    return [
+        (
+            name,
+            Model.load(section.path, sha256=section.sha256, threads=settings.batch.threads),
+            None if section.window is None else window_rule(name, section.window),
+        )
+        for name, section in settings.model.items()
+    ]
+
+
+def window_rule(name: str, section: WindowSection) -> WindowRule:
+    rule = WindowRule(**section.model_dump())
+    problems = rule.validate()
+    if problems:
+        raise ConfigurationError(f"model.{name}.window: " + "; ".join(problems))
+    return rule
 
 
 def connection(settings: Settings) -> Connection:
     kafka = settings.kafka
     if kafka.security_protocol == "SASL_PLAINTEXT" and kafka.sasl_mechanism == "PLAIN":
         log.warning("kafka.security_protocol = SASL_PLAINTEXT sends the password in the clear: use SASL_SSL or SCRAM")
-    return Connection(
-        bootstrap=kafka.bootstrap,
-        client_id=kafka.client_id,
-        request_timeout_ms=kafka.request_timeout_ms,
-        retry_backoff_ms=kafka.retry_backoff_ms,
-        connect_timeout_ms=kafka.connect_timeout_ms,
-        metadata_max_age_ms=kafka.metadata_max_age_ms,
-        options=security(kafka),
-    )
+    return Connection(kafka, security(kafka))
 
 
 async def prepare(
@@ -157,57 +158,29 @@ def build(
         parts.models,
         _limits(settings),
         identity=Identity(kafka.group, parts.input.topic_id, fingerprint(settings, parts.models)),
-        durable=delivery.mode.durable,
+        durable=delivery.mode != "ephemeral",
         reset_changed_models=delivery.model_changed == "reset",
     )
-    reader = Input(
-        link,
-        settings.input.topic,
-        fetch_min_bytes=kafka.fetch_min_bytes,
-        fetch_max_wait_ms=settings.fetch_max_wait_ms,
-        fetch_max_bytes=kafka.fetch_max_bytes,
-        max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
-        check_crcs=kafka.check_crcs,
-        isolation_level="read_committed" if delivery.mode.durable else "read_uncommitted",
-    )
-    static = instance if kafka.static_membership else None
+    reader = Input.of_settings(link, settings)
 
     def make_group(service: Service) -> Group:
         return Group(
             link,
-            kafka.group,
-            settings.input.topic,
-            len(parts.input.partitions),
+            settings,
+            parts.input,
+            instance=instance,
             on_revoked=service.on_revoked,
             on_assigned=service.on_assigned,
             owned=service.owned,
-            instance=static,
-            session_timeout_ms=kafka.session_timeout_ms,
-            heartbeat_interval_ms=kafka.heartbeat_interval_ms,
-            rebalance_timeout_ms=kafka.rebalance_timeout_ms,
         )
 
     def make_committer(group: Group) -> Committer:
         return Committer(
             link,
-            CommitTopics(
-                settings.input.topic,
-                settings.output.topic,
-                settings.dead_letter_topic,
-                settings.changelog_topic,
-                parts.input.limits.get(settings.dead_letter_topic or "", 1_048_588),
-            ),
-            CommitOptions(
-                delivery=delivery.mode,
-                group=kafka.group,
-                instance=static,
-                compression=None if settings.output.compression == "none" else settings.output.compression,
-                max_batch_bytes=settings.output.max_batch_bytes,
-                max_request_bytes=max(settings.output.max_batch_bytes, 1_048_576),
-                transaction_timeout_ms=delivery.transaction_timeout_ms,
-                commit_timeout_ms=delivery.commit_timeout_ms,
-            ),
+            settings,
+            parts.input,
             group=group,
+            reader=reader,
             new_id=new_id or (lambda: f"{kafka.group}-{instance}-{uuid.uuid4().hex[:12]}"),
         )
 
@@ -249,8 +222,15 @@ def _limits(settings: Settings) -> Limits:
         idle_ttl_ms=settings.state.idle_ttl_ms,
         checkpoint_interval_ms=settings.delivery.checkpoint_interval_ms,
         late_to_dead_letter=settings.input.late == "dead-letter",
-        rollouts=settings.rollouts,
+        rollouts=_rollout_limits(settings),
     )
+
+
+def _rollout_limits(settings: Settings) -> RolloutLimits:
+    """An answer has to fit a record batch with its key and headers: one that does not could never be committed."""
+    limits = RolloutLimits(**settings.generate.model_dump())
+    room = settings.output.max_batch_bytes - ANSWER_OVERHEAD_BYTES
+    return replace(limits, max_answer_bytes=max(min(limits.max_answer_bytes, room), 0))
 
 
 def _codec(parts: Parts) -> Codec:

@@ -44,7 +44,7 @@ class Bench:
         self.heard_s = self.watch.now_s
         self.ends: dict[int, int] = {}
         reader = SimpleNamespace(
-            topic="in", log_end=self.ends.get, confirmed_at_ms=lambda partition: int(self.heard_s * 1000)
+            topic="in", high_watermark=self.ends.get, confirmed_at_ms=lambda partition: int(self.heard_s * 1000)
         )
         stopping = SimpleNamespace(is_set=lambda: False)
         self.service = SimpleNamespace(processor=self.processor, reader=reader, ready=True, stopping=stopping)
