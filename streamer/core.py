@@ -111,6 +111,13 @@ class EventBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @classmethod
+    def empty(cls, partition: int, next_offset: int, features: int) -> EventBatch:
+        """A fetch that moves the position and brings nothing: markers, aborted records."""
+        none = np.empty(0, np.int64)
+        x = np.empty((0, features), np.float32)
+        return cls(partition, none, none, [], [], x, None, RecordBatch(partition, [], [], [], []), next_offset)
+
     def since(self, offset: int) -> EventBatch | None:
         """Without what lies before ``offset``; None when nothing is left."""
         if self.next_offset <= offset:
@@ -314,14 +321,11 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
-class LogFacts:
-    """What the cluster says of one partition of the input, at one moment."""
+class Transaction:
+    """An epoch as bytes: what one Kafka transaction writes."""
 
-    topic_id: str
-    """Empty where the broker knows none"""
-    begin: int
-    """Log start: the first offset that is still there"""
-    end: int
-    """High watermark: the next offset that is written"""
-    stable: int
-    """Last stable offset: where an open transaction begins, else the high watermark"""
+    positions: Mapping[int, int]
+    """Partition -> next input offset"""
+    outgoing: Sequence[Outgoing]
+    rejects: Sequence[Reject]
+    changelog: Sequence[Changelog]

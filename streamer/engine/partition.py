@@ -127,6 +127,10 @@ class Partition:
         return self.next_offset < self.live_from
 
     @property
+    def restoring(self) -> bool:
+        return self.phase is Phase.RESTORING
+
+    @property
     def running(self) -> bool:
         return self.phase in (Phase.REPLAYING, Phase.LIVE)
 

@@ -171,9 +171,11 @@ class Restore:
     def finish(self, found: Found) -> Partition:
         """The partition goes on. Raises DataLossError if that would lose or repeat anything; nothing was changed."""
         progress, lanes = self.progress, self._processor.lanes
+        self._check_input(found.facts)
         if progress is None:
             self._check_first(found)
-            begin = self._fresh(max(found.start, found.committed or 0, found.facts.begin))
+            first = found.start if found.committed is None else found.committed
+            begin = self._fresh(max(first, found.facts.begin))
         else:
             self._check(progress, found)
             since = self._regimes(progress)
@@ -225,6 +227,15 @@ class Restore:
     def _where(self) -> str:
         return f"partition {self.partition.number} of {self._names.input!r}"
 
+    def _check_input(self, facts: LogFacts) -> None:
+        """The topic that is there is the one that the process began with, and that the progress was made on."""
+        known = {self._processor.lanes.identity.topic_id, self.progress.topic_id if self.progress else ""} - {""}
+        if facts.topic_id and known - {facts.topic_id}:
+            raise DataLossError(
+                f"{self._where()}: the input topic was deleted and created again (its id changed), so positions mean "
+                "nothing. Use a new kafka.group to begin with the new topic."
+            )
+
     def _check_first(self, found: Found) -> None:
         if found.committed is not None and self._processor.lanes.durable:
             raise DataLossError(
@@ -239,11 +250,6 @@ class Restore:
             raise DataLossError(
                 f"{where}: the changelog was written by group {progress.group!r}, this is {identity.group!r}. "
                 "Correct changelog.topic or kafka.group."
-            )
-        if progress.topic_id and facts.topic_id and progress.topic_id != facts.topic_id:
-            raise DataLossError(
-                f"{where}: the input topic was deleted and created again (its id changed), so positions mean nothing. "
-                "Use a new kafka.group to begin with the new topic."
             )
         if progress.fingerprint != identity.fingerprint:
             raise DataLossError(

@@ -14,7 +14,7 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
-from streamer.core import Changelog, Epoch, Outgoing, Reject
+from streamer.core import Changelog, Outgoing, Reject, Transaction
 from streamer.errors import ConfigurationError, DataLossError, FencedError, KafkaRefusedError, StreamerError
 from streamer.kafka.client import Connection, KafkaError
 from streamer.kafka.group import Group, Ownership
@@ -120,7 +120,7 @@ class Committer:
                 self.producers.give_up(producer)
                 raise
 
-    async def commit(self, epoch: Epoch, ownership: Ownership) -> dict[int, int]:
+    async def commit(self, epoch: Transaction, ownership: Ownership) -> dict[int, int]:
         """All of the epoch or nothing. Where predictions went out before (``publish``) the epoch holds none, and what
         is left is changelog and offsets, or offsets alone (``ephemeral``). Bounded by ``commit_timeout_ms``.
 
@@ -157,15 +157,15 @@ class Committer:
         finally:
             self._running.discard(task)
 
-    async def _offsets(self, epoch: Epoch, ownership: Ownership) -> dict[int, int]:
+    async def _offsets(self, epoch: Transaction, ownership: Ownership) -> dict[int, int]:
         """Without a changelog."""
         del ownership
         if epoch.positions:
-            await self._same_input(epoch.positions)
+            await self.same_input(epoch.positions)
             await self._group.commit(epoch.positions)
         return dict.fromkeys(epoch.positions, 0)
 
-    async def _write(self, epoch: Epoch, ownership: Ownership) -> dict[int, int]:
+    async def _write(self, epoch: Transaction, ownership: Ownership) -> dict[int, int]:
         """An id that the coordinator forgot while we were idle refuses the first request, so nothing is written: the same
         epoch is written at once by another producer."""
         for last in (False, True):
@@ -181,9 +181,9 @@ class Committer:
                 self.producers.give_up(producer)
         raise AssertionError("unreachable")
 
-    async def _transaction(self, producer: Producer, epoch: Epoch, ownership: Ownership) -> dict[int, int]:
+    async def _transaction(self, producer: Producer, epoch: Transaction, ownership: Ownership) -> dict[int, int]:
         await producer.begin_transaction()
-        checking = asyncio.create_task(self._same_input(epoch.positions))
+        checking = asyncio.create_task(self.same_input(epoch.positions))
         try:
             # handed over together, so that the client adds all partitions and sends all batches in one request each
             sent, changelog = await asyncio.gather(
@@ -211,7 +211,7 @@ class Committer:
         # its records are contiguous, and the commit marker follows them
         return {partition: first + counts[partition] + 1 for partition, first in firsts.items()}
 
-    async def _same_input(self, partitions: Collection[int]) -> None:
+    async def same_input(self, partitions: Collection[int] = ()) -> None:
         """Positions of a topic mean nothing in another one of the same name."""
         if not self._input.topic_id:
             return

@@ -19,18 +19,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from streamer.core import Epoch, Outgoing, Reject
-from streamer.engine.processor import Processor
+from streamer.core import Epoch, Outgoing, Report
 from streamer.errors import KafkaUnavailableError
+from streamer.observe.view import PartitionView, View
+from streamer.words import Closed, Forgotten, Mode, Outcome, Reason, Stage
 
-STAGES = ("fetch", "decode", "wait", "run", "encode", "commit")
-REJECT_REASONS = (
-    "undecodable", "wrong_width", "missing_feature", "not_finite", "missing_key", "bad_key", "missing_value", "too_large",
-    "bad_time", "unknown_command", "late", "model_refused", "bad_request", "too_long", "too_many_rollouts",
-)  # fmt: skip
-EVICT_REASONS = ("idle", "memory", "end")
-WINDOW_REASONS = ("time", "count", "end", "full", "span", "limit")
-OUTCOMES = ("committed", "fenced", "failed")
 _ERRORS_KEPT = 20
 _SNAPSHOT_S = 0.5
 _RATE_S = 2.0
@@ -38,6 +31,8 @@ _MARK_S, _MARKS = 10.0, 7
 """Percentiles for people are over the last minute: marks are set every 10 s, and the oldest of 7 is where it begins."""
 _REPEAT_S = 60.0
 """The same error again is counted, and logged once in this time."""
+_BLOCKED_S = 5.0
+"""Transactions of those who write the input are open for moments; one that is open for so long is told."""
 _SILENT_S = 10.0
 """Fetches are answered every few milliseconds, with or without records; without an answer for this long Kafka is away."""
 
@@ -121,8 +116,8 @@ class Telemetry(Collector):
         self._summary_interval_s = summary_interval_s
         self._monotonic, self._wall = monotonic, wall
         latency = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
-        self.latency = {mode: Histogram(latency) for mode in ("step", "window", "generate")}
-        self.stages = {stage: Histogram(latency) for stage in STAGES}
+        self.latency = {mode: Histogram(latency) for mode in Mode}
+        self.stages = {stage: Histogram(latency) for stage in Stage}
         self.runs = Histogram(doubling(50e-6, 0.4))
         self.rows = Histogram([float(2**power) for power in range(13)])
         self.padding = Histogram([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0])
@@ -132,10 +127,10 @@ class Telemetry(Collector):
         self.scores = {name: Histogram(scores) for name, *_ in models}
         self.loop_lag = Histogram([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0])
         self.records = self.predictions = self.late = self.checkpoint_bytes = self.rebalances = 0
-        self.rejected = dict.fromkeys(REJECT_REASONS, 0)
-        self.evicted = dict.fromkeys(EVICT_REASONS, 0)
-        self.closed = dict.fromkeys(WINDOW_REASONS, 0)
-        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+        self.rejected: dict[Reason, int] = dict.fromkeys(Reason, 0)
+        self.evicted: dict[Forgotten, int] = dict.fromkeys(Forgotten, 0)
+        self.closed: dict[Closed, int] = dict.fromkeys(Closed, 0)
+        self.outcomes: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
         self.last_commit_s = 0.0
         self.ready = False
         self.draining = False
@@ -152,6 +147,7 @@ class Telemetry(Collector):
         self._restoring: dict[int, tuple[int, int, int]] = {}
         self._begun: dict[tuple[str, int], tuple[float, int]] = {}
         self._rounds: dict[int, int] = {}
+        self._blocked: set[int] = set()
         self._round_ended: list[int] = []
         self._round_bytes = 0
         self._topic = ""
@@ -167,24 +163,9 @@ class Telemetry(Collector):
 
     # the observer
 
-    def polled(self, records: int, rejects: Sequence[Reject]) -> None:
-        self.records += records + len(rejects)
-        self._count_rejects(rejects)
-
-    def settled(self, processor: Processor, run_seconds: Sequence[float]) -> None:
-        self.runs.observe(run_seconds)
-        counters = processor.counters
-        if counters.runs:
-            rows, steps, cells = np.array(counters.runs, np.float64).T
-            self.rows.observe(rows)
-            self.padding.observe(1 - cells / np.maximum(rows * steps, 1))
-        for mine, theirs in ((self.evicted, counters.evicted), (self.closed, counters.windows)):
-            for reason, count in theirs.items():
-                mine[reason] = mine.get(reason, 0) + count
-        self.late += counters.late
-        for model, scores in counters.scores:
-            self.scores[model].observe(scores)
-        processor.counters = type(counters)()
+    def ran(self, seconds: Sequence[float]) -> None:
+        """Of each model call."""
+        self.runs.observe(seconds)
 
     def published(self, outgoing: Sequence[Outgoing], now_ms: int) -> None:
         for part in outgoing:
@@ -192,17 +173,35 @@ class Telemetry(Collector):
             latency_s = (now_ms - np.array(part.timestamps_ms, np.float64)) / 1000
             self.latency[part.mode].observe(np.maximum(latency_s, 0.0))
 
-    def committed(self, outcome: str, epoch: Epoch, times: Any, changelog_bytes: int) -> None:
+    def committed(self, outcome: Outcome, epoch: Epoch, times: Any, changelog_bytes: int) -> None:
         self.outcomes[outcome] += 1
-        if outcome != "committed":
-            log.warning("commit_not_done", outcome=outcome, events=epoch.events)
+        if outcome is not Outcome.COMMITTED:
+            log.warning("commit_not_done", outcome=str(outcome), events=epoch.events)
             return
         for stage, histogram in self.stages.items():
             histogram.observe(getattr(times, stage))
         self.commits.observe(times.commit)
+        self._count(epoch.report)
         self.checkpoint_bytes += changelog_bytes
         self.last_commit_s = self._wall()
         self._outage_s = None
+
+    def _count(self, report: Report) -> None:
+        """What an epoch brought about counts when it is committed."""
+        self.records += report.records
+        self.late += report.late
+        if report.calls:
+            rows, steps, cells = np.array(report.calls, np.float64).T
+            self.rows.observe(rows)
+            self.padding.observe(1 - cells / np.maximum(rows * steps, 1))
+        for reason, count in report.rejects.items():
+            self.rejected[reason] += count
+        for why, count in report.forgotten.items():
+            self.evicted[why] += count
+        for how, count in report.closed.items():
+            self.closed[how] += count
+        for model, scores in report.scores:
+            self.scores[model].observe(scores)
 
     def assigned(self, partitions: Sequence[int]) -> None:
         self.rebalances += 1
@@ -213,8 +212,7 @@ class Telemetry(Collector):
         log.info("rebalance", partitions=list(partitions))
 
     def restoring(self, partition: int, state: Any) -> None:
-        begin = state.begin or 0
-        done, total = state.done - begin, state.end - begin
+        done, total = state.done - state.begin, state.end - state.begin
         self._begun.setdefault(("restore", partition), (self._monotonic(), done))
         self._restoring[partition] = (done, total, state.bytes_read)
 
@@ -258,16 +256,14 @@ class Telemetry(Collector):
             logged[kind, text] = now
             log.error("failed", kind=kind, error=text, times=count + 1)
 
-    def tick(self, service: Any) -> None:
-        """Every turn of the loop; looks at the processor twice a second."""
+    def tick(self, look: Callable[[], View]) -> None:
+        """Every turn of the loop; looks twice a second."""
         now = self._monotonic()
         self.beat_at = now
         if now - self._snapshot_at < _SNAPSHOT_S:
             return
         self._snapshot_at = now
-        self.ready = bool(service.ready)
-        self.draining = service.stopping.is_set()
-        self._look(service)
+        self._look(look())
         self._age(now)
 
     def beat(self, late_s: float) -> None:
@@ -324,62 +320,72 @@ class Telemetry(Collector):
         known = [part["lag"] for part in self._partitions.values()]
         return sum(known) if known and len(known) == len(self._assigned or ()) else None
 
-    def _look(self, service: Any) -> None:
-        processor, reader = service.processor, service.reader
-        used = processor.table.used
+    def _look(self, view: View) -> None:
+        self.ready, self.draining = view.ready, view.draining
         self._gauges = {
-            "pending_events": processor.open_events if processor.ledgers else 0,  # what was given up is not pending
-            "streams_resident": used,
-            "streams_limit": processor.max_streams,
-            "state_bytes": used * sum(lane.arena.bytes_per_stream for lane in processor.stepping),
-            "windows_open": sum(windows.open_windows for windows in processor.windows.values()),
-            "rollouts_open": len(processor.rollouts),
+            "pending_events": view.pending_events,
+            "streams_resident": view.streams,
+            "streams_limit": view.streams_limit,
+            "state_bytes": view.state_bytes,
+            "windows_open": view.windows_open,
+            "rollouts_open": view.rollouts_open,
         }
-        self._topic = reader.topic
-        heard_s = [reader.confirmed_at_ms(partition) / 1000 for partition in processor.ledgers]
+        self._topic = view.topic
+        heard_s = [each.confirmed_s for each in view.partitions.values()]
         if any(heard_s):
             self._heard_s = max(heard_s)
             if self._wall() - self._heard_s > _SILENT_S:
                 self._outage_s = self._outage_s or self._heard_s
             elif self.ready and self._outage_s and min(filter(None, heard_s)) > self._outage_s:
                 self._outage_s = None
-        self._partitions = {
-            partition: self._partition(partition, ledger, reader.high_watermark(partition))
-            for partition, ledger in processor.ledgers.items()
-        }
-        self._note_rounds(processor.ledgers)
+        self._partitions = {number: self._partition(number, each) for number, each in view.partitions.items()}
+        self._note_blocked(view.partitions)
+        self._note_rounds(view.partitions)
 
-    def _partition(self, partition: int, ledger: Any, end: int | None) -> dict[str, Any]:
-        found = {
-            "state": "replaying" if ledger.replaying else "live",
-            "position": ledger.position,
-            "lag": max((end or ledger.next_offset) - ledger.next_offset, 0),
-            "replay_records": ledger.position - ledger.replay_point,
+    def _partition(self, number: int, view: PartitionView) -> dict[str, Any]:
+        replaying = view.next_offset < view.live_from
+        found: dict[str, Any] = {
+            "state": "replaying" if replaying else "live",
+            "position": view.position,
+            "lag": view.lag,
+            "replay_records": view.position - view.replay_point,
+            "blocked_s": round(view.blocked_s, 1),
         }
-        if ledger.replaying:
-            done, total = ledger.next_offset - ledger.replay_point, ledger.live_from - ledger.replay_point
-            self._begun.setdefault(("replay", partition), (self._monotonic(), done))
-            found |= self._progress(("replay", partition), done, total)
+        if replaying:
+            done, total = view.next_offset - view.replay_point, view.live_from - view.replay_point
+            self._begun.setdefault(("replay", number), (self._monotonic(), done))
+            found |= self._progress(("replay", number), done, total)
         return found
 
-    def _note_rounds(self, ledgers: Mapping[int, Any]) -> None:
+    def _note_blocked(self, partitions: Mapping[int, PartitionView]) -> None:
+        """One line when an open transaction of somebody else holds a partition for long, and one when that is over."""
+        blocked = {number for number, each in partitions.items() if each.blocked_s > _BLOCKED_S}
+        for number in sorted(blocked - self._blocked):
+            log.warning(
+                "blocked",
+                partition=number,
+                offset=partitions[number].next_offset,
+                seconds=round(partitions[number].blocked_s, 1),
+                cause="a producer of the input has a transaction open there: records behind it cannot be read before it ends",
+            )
+        for number in sorted(self._blocked - blocked):
+            log.info("unblocked", partition=number)
+        self._blocked = blocked
+
+    def _note_rounds(self, partitions: Mapping[int, PartitionView]) -> None:
         """One line when the checkpoint rounds of all partitions are written: they begin together."""
-        for partition, ledger in ledgers.items():
-            if ledger.checkpointed > self._rounds.setdefault(partition, ledger.checkpointed):
-                self._rounds[partition] = ledger.checkpointed
+        for partition, each in partitions.items():
+            if each.checkpointed > self._rounds.setdefault(partition, each.checkpointed):
+                self._rounds[partition] = each.checkpointed
                 self._round_ended.append(partition)
-        if self._round_ended and not any(ledger.round_open for ledger in ledgers.values()):
+        if self._round_ended and not any(each.round_open for each in partitions.values()):
             spent, self._round_bytes = self.checkpoint_bytes - self._round_bytes, self.checkpoint_bytes
-            behind = [ledger.position - ledger.replay_point for ledger in ledgers.values()]
+            behind = [each.position - each.replay_point for each in partitions.values()]
             replay = max(behind, default=0)  # all partitions may have gone meanwhile, with an outage or a rebalance
             log.info(
                 "checkpoint", partitions=sorted(set(self._round_ended)), bytes=spent, longest_replay_records=replay
             )
             self._round_ended = []
-
-    def _count_rejects(self, rejects: Sequence[Reject]) -> None:
-        for reject in rejects:
-            self.rejected[reject.reason] = self.rejected.get(reject.reason, 0) + 1
 
     # what others read
 
@@ -467,6 +473,11 @@ class Telemetry(Collector):
         yield self._by_partition(
             "replay_records", "Position - replay point: what a restart reads again", "replay_records"
         )
+        yield self._by_partition(
+            "partition_blocked_seconds",
+            "How long an open transaction of somebody else has held reading up",
+            "blocked_s",
+        )
         remaining = sum(max(total - done, 0) for done, total, _ in list(self._restoring.values()))
         yield GaugeMetricFamily("streamer_restore_remaining_records", "Changelog records still to restore", remaining)
         yield _histogram("batch_rows", "Rows of a model call", self.rows)
@@ -499,7 +510,7 @@ def _counter(name: str, help_text: str, value: float) -> Metric:
     return CounterMetricFamily(f"streamer_{name}", help_text, value)
 
 
-def _counters(name: str, help_text: str, label: str, values: dict[str, int]) -> Metric:
+def _counters(name: str, help_text: str, label: str, values: Mapping[Any, int]) -> Metric:
     family = CounterMetricFamily(f"streamer_{name}", help_text, labels=[label])
     for key, value in list(values.items()):
         family.add_metric([key], value)
@@ -510,7 +521,7 @@ def _histogram(name: str, help_text: str, values: Histogram) -> Metric:
     return HistogramMetricFamily(f"streamer_{name}", help_text, buckets=values.buckets(), sum_value=values.sum)
 
 
-def _histograms(name: str, help_text: str, label: str, values: dict[str, Histogram]) -> Metric:
+def _histograms(name: str, help_text: str, label: str, values: Mapping[Any, Histogram]) -> Metric:
     family = HistogramMetricFamily(f"streamer_{name}", help_text, labels=[label])
     for key, histogram in values.items():
         family.add_metric([key], histogram.buckets(), histogram.sum)

@@ -7,32 +7,33 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from streamer.engine.processor import Limits, Processor
+from streamer.engine.describe import describe
+from streamer.engine.processor import Processor
 from streamer.errors import ConfigurationError
-from streamer.generate.rollout import RolloutLimits
 from streamer.kafka.client import Connection
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
+from streamer.kafka.security import security
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics
 from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.records.changelog import Identity
 from streamer.records.codec import Codec
-from streamer.service.clock import Clock
-from streamer.service.loop import Observer, Service, ServiceOptions
-from streamer.service.recovery import Recovery, Rules
-from streamer.settings import Settings, WindowSection, security
+from streamer.service.clock import Clock, SystemClock
+from streamer.service.commits import Commits
+from streamer.service.loop import Observer, Service
+from streamer.service.membership import Membership
+from streamer.service.sink import Sink
+from streamer.service.takeover import Takeover
+from streamer.settings import Settings
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
-
-ANSWER_OVERHEAD_BYTES = 8_192
-"""Key, headers and framing beside a generated sequence"""
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,10 @@ def load_models(settings: Settings) -> list[tuple[str, Model, WindowRule | None]
         (
             name,
             Model.load(section.path, sha256=section.sha256, threads=settings.batch.threads),
-            None if section.window is None else window_rule(name, section.window),
+            section.window,
         )
         for name, section in settings.model.items()
     ]
-
-
-def window_rule(name: str, section: WindowSection) -> WindowRule:
-    rule = WindowRule(**section.model_dump())
-    problems = rule.validate()
-    if problems:
-        raise ConfigurationError(f"model.{name}.window: " + "; ".join(problems))
-    return rule
 
 
 def connection(settings: Settings) -> Connection:
@@ -152,85 +145,51 @@ def build(
     clock: Clock | None = None,
     new_id: Callable[[], str] | None = None,
 ) -> Service:
-    settings, link = parts.settings, parts.connection
-    kafka, delivery = settings.kafka, settings.delivery
+    """``new_id``: makes transactional ids, a new one each time; they begin with the group's name, for ACLs."""
+    settings, link, clock = parts.settings, parts.connection, clock or SystemClock()
+    group_id = settings.kafka.group
     processor = Processor(
         parts.models,
-        _limits(settings),
-        identity=Identity(kafka.group, parts.input.topic_id, fingerprint(settings, parts.models)),
-        durable=delivery.mode != "ephemeral",
-        reset_changed_models=delivery.model_changed == "reset",
+        batch=settings.batch,
+        state=settings.state,
+        generate=settings.rollouts,
+        delivery=settings.delivery,
+        late=settings.input.late,
+        identity=Identity(group_id, parts.input.topic_id, fingerprint(settings, parts.models)),
     )
+    membership = Membership(settings.delivery.drain_timeout_ms, clock.monotonic)
     reader = Input.of_settings(link, settings)
-
-    def make_group(service: Service) -> Group:
-        return Group(
-            link,
-            settings,
-            parts.input,
-            instance=instance,
-            on_revoked=service.on_revoked,
-            on_assigned=service.on_assigned,
-            owned=service.owned,
-        )
-
-    def make_committer(group: Group) -> Committer:
-        return Committer(
-            link,
-            settings,
-            parts.input,
-            group=group,
-            reader=reader,
-            new_id=new_id or (lambda: f"{kafka.group}-{instance}-{uuid.uuid4().hex[:12]}"),
-        )
-
-    def make_recovery(service: Service, group: Group, committer: Committer) -> Recovery:
-        return Recovery(
-            link,
-            Rules(
-                settings.input.topic,
-                settings.changelog_topic,
-                settings.input.start_position(),
-                delivery.model_changed,
-            ),
-            processor,
-            reader,
-            group,
-            own_ids=lambda: committer.used_ids,
-            on_progress=observer.restoring,
-        )
-
+    group = Group(
+        link,
+        settings,
+        parts.input,
+        instance=instance,
+        on_revoked=membership.on_revoked,
+        on_assigned=membership.on_assigned,
+        owned=membership.owned,
+    )
+    committer = Committer(
+        link,
+        settings,
+        parts.input,
+        group=group,
+        reader=reader,
+        new_id=new_id or (lambda: f"{group_id}-{instance}-{uuid.uuid4().hex[:12]}"),
+    )
+    sink = Sink((name, model) for name, model, _ in parts.models)
     return Service(
-        _service_options(settings),
+        settings,
         processor,
         _codec(parts),
-        make_group=make_group,
+        membership=membership,
+        group=group,
         reader=reader,
-        make_committer=make_committer,
-        make_recovery=make_recovery,
+        committer=committer,
+        commits=Commits(settings, processor, sink, committer, observer, clock),
+        takeover=Takeover(link, settings, processor, reader, group, committer, observer.restoring),
         observer=observer,
         clock=clock,
     )
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        max_rows=settings.batch.max_rows,
-        max_steps=settings.batch.max_steps,
-        max_ingest_rows=settings.batch.max_poll_records,
-        max_state_bytes=settings.state.max_bytes,
-        idle_ttl_ms=settings.state.idle_ttl_ms,
-        checkpoint_interval_ms=settings.delivery.checkpoint_interval_ms,
-        late_to_dead_letter=settings.input.late == "dead-letter",
-        rollouts=_rollout_limits(settings),
-    )
-
-
-def _rollout_limits(settings: Settings) -> RolloutLimits:
-    """An answer has to fit a record batch with its key and headers: one that does not could never be committed."""
-    limits = RolloutLimits(**settings.generate.model_dump())
-    room = settings.output.max_batch_bytes - ANSWER_OVERHEAD_BYTES
-    return replace(limits, max_answer_bytes=max(min(limits.max_answer_bytes, room), 0))
 
 
 def _codec(parts: Parts) -> Codec:
@@ -245,29 +204,13 @@ def _codec(parts: Parts) -> Codec:
     )
 
 
-def _service_options(settings: Settings) -> ServiceOptions:
-    delivery, kafka = settings.delivery, settings.kafka
-    return ServiceOptions(
-        delivery=delivery.mode,
-        commit_interval_ms=settings.commit_interval_ms,
-        commit_min_gap_ms=delivery.commit_min_gap_ms,
-        checkpoint_bytes_per_second=delivery.checkpoint_bytes_per_second,
-        checkpoint_interval_ms=delivery.checkpoint_interval_ms,
-        max_poll_records=settings.batch.max_poll_records,
-        fetch_max_wait_ms=settings.fetch_max_wait_ms,
-        fetch_min_bytes=kafka.fetch_min_bytes,
-        drain_timeout_ms=delivery.drain_timeout_ms,
-        idle_ms=delivery.idle_ms,
-    )
-
-
 @contextlib.asynccontextmanager
 async def observed(settings: Settings, telemetry: Telemetry, service: Service) -> AsyncIterator[str | None]:
     """Metrics, health and status while the service runs; the URL, None when switched off. Called on the service's loop."""
     loop = asyncio.get_running_loop()
 
     async def look(key: bytes) -> dict[str, Any] | None:
-        return service.processor.describe(key)
+        return describe(service.processor, key)
 
     def stream(key: bytes) -> dict[str, Any] | None:
         return asyncio.run_coroutine_threadsafe(look(key), loop).result(2)

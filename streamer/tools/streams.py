@@ -17,11 +17,12 @@ from typing import Annotated, Any
 
 import typer
 
+from streamer.core import RecordBatch
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.kafka.client import KafkaError
-from streamer.kafka.restore import RestoreChunk, Restorer
+from streamer.kafka.restore import Restorer
 from streamer.kafka.topics import Topics
-from streamer.records.changelog import Kind
+from streamer.records.changelog import Kind, decode_progress, decode_stream, progress_key, split_key
 from streamer.service.wiring import connection
 from streamer.settings import Settings, load_settings
 
@@ -128,27 +129,27 @@ async def read_checkpoint(settings: Settings, stream: bytes) -> dict[str, Any]:
     progress: dict[int, int] = {}
     at: int | None = None
 
-    def look(chunk: RestoreChunk) -> None:
+    def look(piece: RecordBatch, done: int, size: int) -> None:
         nonlocal at
-        if chunk.progress is not None:
-            progress[chunk.partition] = chunk.progress.position
-        for kind, removed in chunk.removed:
-            if removed == stream and kind is Kind.STATE:
-                models.clear()
-        for record in chunk.records:
-            if record.stream == stream and record.kind is Kind.STATE:
-                at = chunk.partition
-                models[record.model] = {
-                    "through_offset": record.through,
-                    "last_event_ms": record.last_ms,
-                    "state_bytes": len(record.state or b""),
-                    "model_id": record.model_id.hex(),
-                }
-        if stream in chunk.forgotten:
-            models.clear()
+        del done, size
+        for key, value in zip(piece.keys, piece.values, strict=True):
+            if key == progress_key() and value is not None:
+                progress[piece.partition] = decode_progress(value).position
+            elif key is not None and key[0] == Kind.STATE and split_key(key)[2] == stream:
+                record = None if value is None else decode_stream(key, value)
+                if record is None or record.state is None:
+                    models.pop(split_key(key)[1], None)
+                else:
+                    at = piece.partition
+                    models[record.model] = {
+                        "through_offset": record.through,
+                        "last_event_ms": record.last_ms,
+                        "state_bytes": len(record.state),
+                        "model_id": record.model_id.hex(),
+                    }
 
     async with Restorer(link, topic, own_ids=set(), fetch_bytes=8_388_608) as restorer:
-        async for _ in restorer.read(await restorer.stable_ends(partitions), on_chunk=look):
+        async for _ in restorer.read(await restorer.stable_ends(partitions), on_piece=look):
             pass
     if not models or at is None:
         raise ConfigurationError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from streamer.core import ClosedWindow, EventBatch, Op
 from streamer.windows.events import BLOCK_ROWS, Events
 from streamer.windows.rule import WindowRule
+from streamer.words import Closed
 
 START = -(2**62)
 """The watermark before the first event."""
@@ -448,7 +449,7 @@ class Windows:
         start = high - self.rule.size_ms if self._timed else self._least[window]
         assert len(index) == self._count[window], "invariant 6: every event is in its windows"
         self._closing.append(
-            ClosedWindow(stream, start, high, reason, self._first[window], events.x[index], offsets, times_ms)
+            ClosedWindow(stream, start, high, Closed(reason), self._first[window], events.x[index], offsets, times_ms)
         )
         return stored
 
