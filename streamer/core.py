@@ -286,6 +286,7 @@ class Report:
     records: int = 0
     """Input records that are settled: events, commands, rejects"""
     events: int = 0
+    """Events and commands"""
     replayed: int = 0
     """Events that were run again to rebuild states and windows"""
     late: int = 0

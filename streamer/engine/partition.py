@@ -233,8 +233,7 @@ class Partition:
         """All models have run over the rows that ``take`` gave out."""
         live = len(batch) - int(np.searchsorted(batch.offsets, self.live_from))
         self.tally.records += live
-        events = live if batch.ops is None else int((batch.ops[len(batch) - live :] == Op.EVENT).sum())
-        self.tally.events += events
+        self.tally.events += live
         self.tally.replayed += len(batch) - live
         if batch.ops is not None:
             self._end(batch)

@@ -175,11 +175,6 @@ class Processor:
         for number in set() if work is None else work.partitions:
             self.drop(number)
 
-    def seen(self, slots: I64, newest_ms: Sequence[int]) -> None:
-        """Restored streams count as used as long ago as their newest event is behind the newest of all beside them."""
-        ages = max(newest_ms) - np.array(newest_ms, np.int64)
-        self.lanes.slots.used_at[slots] = self._now_ms - ages
-
     def keep_limit(self) -> None:
         """Memory is back under its limit: after a run, and after each chunk of a restore."""
         pending = np.empty(0, np.int64) if self._work is None else self._work.slots
@@ -454,6 +449,11 @@ class Processor:
     def round_bytes(self) -> int:
         """What the current or last round of every partition writes, about."""
         return sum(partition.checkpoint.round_bytes for partition in self.partitions.values())
+
+    @property
+    def now_ms(self) -> int:
+        """What the clock said last."""
+        return self._now_ms
 
     def tick(self, now_ms: int) -> None:
         """The time, of a clock that never goes back: what least recently used and idle for long mean."""

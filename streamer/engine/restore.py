@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streamer.core import LogFacts, RecordBatch
+from streamer.core import I64, LogFacts, RecordBatch
 from streamer.engine.checkpoint import ReplayPoint
 from streamer.engine.lane import StepLane
 from streamer.engine.partition import Begin, Partition
@@ -80,7 +80,8 @@ class Restore:
         self._rollouts: dict[bytes, StreamRecord] = {}
         self._decisions: dict[tuple[str, bytes], StreamRecord] = {}
         self._idle: dict[bytes, tuple[int, int]] = {}
-        self._newest_ms = 0
+        self._ahead_ms: int | None = None
+        """Our clock minus event time: how long ago restored streams count as used"""
 
     # the changelog
 
@@ -159,7 +160,21 @@ class Restore:
         lane.arena.load(slots, found.states)
         lane.arena.through[slots] = found.through
         lane.arena.newest_ms[slots] = found.newest_ms
-        self._processor.seen(slots, found.newest_ms)
+        self._seen(slots, np.array(found.newest_ms, np.int64))
+
+    def _seen(self, slots: I64, newest_ms: I64) -> None:
+        """Streams count as used as long ago as their newest event is behind the newest that is known, in one order for all
+        pieces: else the long dead ones of the first piece would outlive those that are in use."""
+        if self._ahead_ms is None:
+            known = max(int(newest_ms.max()), *(each.newest_ms for each in self._processor.partitions.values()))
+            self._ahead_ms = self._processor.now_ms - known
+        self._processor.lanes.slots.used_at[slots] = newest_ms + self._ahead_ms
+
+    def _not_in_the_future(self) -> None:
+        """Later pieces may have had newer events than the first: nothing was used later than now."""
+        slots, used_at = self.partition.streams.every(), self._processor.lanes.slots.used_at
+        if len(slots):
+            used_at[slots] -= max(int(used_at[slots].max()) - self._processor.now_ms, 0)
 
     # the judgement
 
@@ -180,6 +195,7 @@ class Restore:
             self._check(progress, found)
             since = self._regimes(progress)
             begin = self._restored(progress, since)
+        self._not_in_the_future()
         self.partition.begin(begin)
         if progress is not None:
             self.partition.rollouts.restore(
@@ -299,13 +315,16 @@ class Restore:
         return since
 
     def _check_fits(self, name: str, regime: Regime, states: str) -> None:
-        misfits = [stream for stream, at in self._misfits.get(name, {}).items() if at >= regime.since]
-        if regime.states != states or misfits:
-            raise DataLossError(
-                f"{self._where()}: model {name!r} keeps {states or 'no state'} per stream, the changelog's states are "
-                f'{regime.states or "none"}. Serve the model that wrote them, or set delivery.model_changed = "reset" to '
-                "begin from the initial state."
-            )
+        if regime.states != states:
+            what = f"keeps {states or 'no state'} per stream, the changelog's states are {regime.states or 'none'}"
+        elif misfits := [stream for stream, at in self._misfits.get(name, {}).items() if at >= regime.since]:
+            what = f"keeps {states}, the changelog's state of stream {misfits[0][:64]!r} has another size"
+        else:
+            return
+        raise DataLossError(
+            f"{self._where()}: model {name!r} {what}. Serve the model that wrote it, or set "
+            'delivery.model_changed = "reset" to begin from the initial state.'
+        )
 
 
 def restore_all(restore: Restore, pieces: Iterable[RecordBatch], found: Found) -> Partition:

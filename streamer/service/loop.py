@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from streamer.core import EventBatch, RecordBatch
-from streamer.engine.partition import Phase
+from streamer.engine.partition import Partition, Phase
 from streamer.engine.processor import Processor
 from streamer.errors import FencedError, KafkaUnavailableError
 from streamer.kafka.commit import Committer
@@ -88,6 +88,8 @@ class Service:
         idle_ms = settings.delivery.idle_ms
         self._idleness = Idleness(idle_ms, stale_ms=max(1000, 10 * settings.fetch_max_wait_ms))
         self._pace = Pace(settings.batch.max_poll_records)
+        self._fetching: dict[int, Partition] = {}
+        """What the reader fetches: restored partitions are taken up between two turns"""
         self._blocked: dict[int, tuple[int, float]] = {}
         """Partition -> (offset, since): an open transaction of somebody else holds us there"""
         self._taking: _Taking | None = None
@@ -101,8 +103,8 @@ class Service:
 
     async def run(self) -> None:
         """Until ``stopping`` is set; then drains: commits what is open and leaves the group."""
-        await self._reader.start()
         try:
+            await self._reader.start()
             await self._committer.start()
             await self._group.start()
             while not self.stopping.is_set():
@@ -174,7 +176,7 @@ class Service:
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""
         found = []
-        for number, partition in self.processor.partitions.items():
+        for number, partition in self._fetching.items():
             if number not in fetched and partition.running:
                 reached = self._reader.next_fetch_offset(number)
                 if reached > partition.next_offset:
@@ -246,6 +248,7 @@ class Service:
         for number in processor.partitions.keys() - ownership.partitions:
             self._drop(number)
         self._observer.assigned(sorted(ownership.partitions))
+        self._fetching = {}
         self._reader.assign({})
         await self._committer.ready()
         kept = await self._takeover.unchanged(processor.partitions.values())
@@ -285,8 +288,8 @@ class Service:
 
     def _fetch_from_here(self) -> None:
         """Fetches what is owned and restored, each partition from its next offset; what was prefetched is dropped."""
-        running = {number: each for number, each in self.processor.partitions.items() if each.running}
-        self._reader.assign({number: each.next_offset for number, each in running.items()})
+        self._fetching = {number: each for number, each in self.processor.partitions.items() if each.running}
+        self._reader.assign({number: each.next_offset for number, each in self._fetching.items()})
 
     async def _recover(self, error: FencedError | KafkaUnavailableError) -> None:
         """Never go on with state that ran ahead of the log: it is dropped, and what is still ours is restored."""
@@ -308,6 +311,7 @@ class Service:
 
     def _drop(self, number: int) -> None:
         self.processor.drop(number)
+        self._fetching.pop(number, None)
         self._idleness.forget(number)
         self._blocked.pop(number, None)
 
@@ -323,7 +327,7 @@ class Service:
     async def _watch_idle(self) -> None:
         """Closes the windows whose time has come although no record did; notes who holds us."""
         now_s, wall_ms, reader = self._clock.monotonic(), self._clock.now_ms(), self._reader
-        for number, partition in list(self.processor.partitions.items()):
+        for number, partition in list(self._fetching.items()):
             if not partition.running:
                 continue
             self._note_blocked(number, reader.blocked(number), now_s)
@@ -362,7 +366,7 @@ class Service:
         for number, each in processor.partitions.items():
             if each.restoring:
                 continue
-            here = each.running
+            here = number in self._fetching
             partitions[number] = PartitionView(
                 phase=each.phase,
                 position=each.position,

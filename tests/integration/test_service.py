@@ -55,9 +55,9 @@ async def test_a_second_member_takes_over_half_and_gives_it_back(kafka, topic_na
             await wait_for(lambda: len(one.recoveries) >= 2, one)
             await produce(kafka, topic, rows(1000, 1000))
             await wait_for(lambda: one.committed_events + two.committed_events >= 2000, one, two)
-            assert len(first.processor.ledgers) == len(second.processor.ledgers) == 2
+            assert len(first.processor.partitions) == len(second.processor.partitions) == 2
             assert one.recoveries[-1][1], "partitions that stayed were restored instead of kept"
-        await wait_for(lambda: len(first.processor.ledgers) == PARTITIONS, one)
+        await wait_for(lambda: len(first.processor.partitions) == PARTITIONS, one)
         await produce(kafka, topic, rows(2000, 500))
         await wait_for(lambda: one.committed_events + two.committed_events >= 2500, one)
     check(await read_all(kafka, f"{topic}.out", at_least=2500), 2500)
@@ -138,7 +138,7 @@ async def test_commands_in_the_log_reset_and_end_streams(kafka, topic_name, crea
     service, recorder = await make_service(make_settings(kafka, topic, topic_name("group")))
     async with running(service):
         await wait_for(lambda: recorder.committed_events >= 7, recorder)
-        assert service.processor.table.used == 0
+        assert service.processor.lanes.slots.used == 0
     found = await read_all(kafka, f"{topic}.out", at_least=4)
     first = advance(0, 5)
     assert [read.document["y"] for read in found] == [first, advance(first, 5), first, first]

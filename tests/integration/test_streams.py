@@ -8,6 +8,7 @@ import json
 import pytest
 from serving import event, make_service, make_settings, produce, read_all, running
 
+from streamer.engine.describe import describe
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.observe.telemetry import Telemetry
 from streamer.service.wiring import observed
@@ -45,7 +46,7 @@ async def test_a_stream_is_shown_reset_and_ended(kafka, topic_name, create_topic
 
         await send_command(settings, b"a", "end", 0)
         async with asyncio.timeout(30):
-            while service.processor.describe(b"a") is not None:
+            while describe(service.processor, b"a") is not None:
                 recorder.changed.clear()
                 await recorder.changed.wait()
     assert json.dumps(kept)

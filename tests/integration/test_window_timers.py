@@ -144,7 +144,7 @@ async def test_windows_close_after_a_rebalance_wherever_they_are(kafka, topic_na
         async with serving(settings, clock, instance="b") as (two, _):
             async with asyncio.timeout(60):
                 await until_live(recorder, 2)
-            assert len(one.processor.ledgers) == len(two.processor.ledgers) == 1
+            assert len(one.processor.partitions) == len(two.processor.ledgers) == 1
             found = await time_passes(kafka, topic, clock, at_least=2)
     assert answers(found) == {"a": fold([1.0, 2.0]), "b": fold([3.0, 4.0])}
 

@@ -63,7 +63,9 @@ class Picky(ChainModel):
     """Refuses another value than the first model does."""
 
     def run(self, x: np.ndarray, lengths: np.ndarray, states: Any) -> Any:
-        return super().run(np.where(x == 3.0, POISON, np.where(x == POISON, 3.5, x)).astype(np.float32), lengths, states)
+        return super().run(
+            np.where(x == 3.0, POISON, np.where(x == POISON, 3.5, x)).astype(np.float32), lengths, states
+        )
 
 
 def refuses(model: str, what: float) -> bool:
@@ -77,7 +79,9 @@ def value_of(model: str, what: float) -> float:
 class Owner:
     """A process: recovers from what is durable, then settles epochs of the log."""
 
-    def __init__(self, durable: Durable, log: Log, models: list[Any], limits: dict[str, Any], rng: random.Random) -> None:
+    def __init__(
+        self, durable: Durable, log: Log, models: list[Any], limits: dict[str, Any], rng: random.Random
+    ) -> None:
         self.log = log
         self.processor = make_processor(models, **limits)
         self.partition = self.recover(durable, rng)
@@ -293,7 +297,9 @@ def test_a_failed_call_changes_nothing_but_the_poisoned_row() -> None:
     a1 = advance(0, 1)
     assert got == {0: a1, 2: advance(a1, 2), 3: advance(0, 3), 4: advance(0, 1)}
     assert [(reject.offset, reject.reason) for reject in epoch.rejects] == [(1, "model_refused")]
-    decided = [decode_stream(key, value) for key, value in epoch.changelog[0].records if key[0] == Kind.DECISIONS and value]
+    decided = [
+        decode_stream(key, value) for key, value in epoch.changelog[0].records if key[0] == Kind.DECISIONS and value
+    ]
     assert [decode_offsets(record.state).tolist() for record in decided] == [[1]]
 
 

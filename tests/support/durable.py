@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from streamer.core import Epoch, EventBatch, GeneratedAnswers, LogFacts, Outgoing, RecordBatch, StepAnswers, WindowAnswers
+from streamer.core import (
+    Epoch,
+    EventBatch,
+    GeneratedAnswers,
+    LogFacts,
+    Outgoing,
+    RecordBatch,
+    StepAnswers,
+    WindowAnswers,
+)
 from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
@@ -20,13 +29,22 @@ NAMES = Names("in", "changelog")
 END = 1 << 40
 
 
-def make_processor(models: Sequence[Any], *, identity: Any = None, late: str = "drop", **limits: Any) -> Processor:
-    """``limits``: keys of any section, whatever their bounds: tests want small ones."""
+def make_processor(
+    models: Sequence[Any],
+    *,
+    identity: Any = None,
+    late: str = "drop",
+    generate: dict[str, Any] | None = None,
+    **limits: Any,
+) -> Processor:
+    """``limits``: keys of any section, whatever their bounds: tests want small ones. ``generate``: those of [generate],
+    which shares names with [batch]."""
     sections: dict[str, Any] = {}
     for name, section in (
         ("batch", BatchSection), ("state", StateSection), ("generate", GenerateSection), ("delivery", DeliverySection)
     ):  # fmt: skip
         mine = {key: value for key, value in limits.items() if key in section.model_fields}
+        mine = (generate or {}) if name == "generate" else mine
         sections[name] = section.model_construct(**{**section().model_dump(), **mine})
         limits = {key: value for key, value in limits.items() if key not in mine}
     assert not limits, f"no section has {sorted(limits)}"

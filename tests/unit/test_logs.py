@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import structlog
 from simulated import ChainModel
+from streamer.engine.ledger import Ledger
+from streamer.service.recovery import RestoreState
 
 from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch
-from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import FencedError, KafkaUnavailableError
 from streamer.observe.telemetry import Telemetry, _Repeats, configure_logs
 from streamer.service.clock import Times
-from streamer.service.recovery import RestoreState
 
 
 class Watch:

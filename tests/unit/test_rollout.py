@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 from simulated import records
+from streamer.engine.ledger import Ledger
 
 from streamer.core import Epoch, Op, RecordBatch
-from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ModelError, ModelRunError
 from streamer.generate.chance import draw, draw_sets, uniforms

@@ -6,9 +6,9 @@ import random
 
 import pytest
 from simulated import POISON, ChainModel
+from streamer.engine.ledger import Ledger
 
 from streamer.core import RecordBatch
-from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.kafka.rows import dead_letter_row
 from streamer.records.codec import Codec
