@@ -30,6 +30,13 @@ class KafkaUnavailableError(StreamerError):
     exit_code = 4
 
 
+class KafkaRefusedError(StreamerError):
+    """The cluster refuses what the service needs: a right, a topic, a policy. An administrator acts; trying again does not
+    help, so the process ends."""
+
+    exit_code = 4
+
+
 class DataLossError(StreamerError):
     """Going on would lose or repeat data: a person decides; nothing was changed."""
 

@@ -17,6 +17,8 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, Cons
 
 from streamer.errors import ConfigurationError
 from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.topics import InputTopic
+from streamer.settings import Settings
 
 _VERSION = 0
 
@@ -28,6 +30,8 @@ class Ownership:
     generation: int
     member_id: str
     partitions: frozenset[int]
+    instance: str | None = None
+    """Of a static member"""
 
     @property
     def valid(self) -> bool:
@@ -114,32 +118,30 @@ class Group(ConsumerRebalanceListener):
     def __init__(
         self,
         connection: Connection,
-        group: str,
-        topic: str,
-        partitions: int,
+        settings: Settings,
+        topic: InputTopic,
         *,
+        instance: str,
         on_revoked: Callable[[], Awaitable[None]],
         on_assigned: Callable[[Ownership], None],
         owned: Callable[[], Iterable[int]],
-        instance: str | None,
-        session_timeout_ms: int,
-        heartbeat_interval_ms: int,
-        rebalance_timeout_ms: int,
     ) -> None:
+        kafka = settings.kafka
         self._connection = connection
-        self._topic = topic
-        self._partitions = partitions
+        self._topic = topic.name
+        self._partitions = len(topic.partitions)
+        self._instance = instance if kafka.static_membership else None
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._error: BaseException | None = None
         self._consumer = connection.consumer(
-            group_id=group,
-            group_instance_id=instance,
+            group_id=kafka.group,
+            group_instance_id=self._instance,
             auto_offset_reset="earliest",
             partition_assignment_strategy=[sticky_assignor(owned)],
-            session_timeout_ms=session_timeout_ms,
-            heartbeat_interval_ms=heartbeat_interval_ms,
-            rebalance_timeout_ms=rebalance_timeout_ms,
+            session_timeout_ms=kafka.session_timeout_ms,
+            heartbeat_interval_ms=kafka.heartbeat_interval_ms,
+            rebalance_timeout_ms=kafka.rebalance_timeout_ms,
             max_poll_interval_ms=2**31 - 1,  # this consumer is never polled; the loop's own health is watched elsewhere
             isolation_level="read_committed",
         )
@@ -191,7 +193,7 @@ class Group(ConsumerRebalanceListener):
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         # first line: a later reading could already belong to the next generation
         generation, member_id = self._consumer.membership()
-        ownership = Ownership(generation, member_id, frozenset(tp.partition for tp in assigned))
+        ownership = Ownership(generation, member_id, frozenset(tp.partition for tp in assigned), self._instance)
         try:
             self._consumer.pause(*assigned)
             for tp in assigned:

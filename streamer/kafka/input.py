@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 _TURNS = 4
 """Of the event loop, until the client has sent the next fetch: it then waits at the broker while we process this one."""
+
+
+_LOOK_S = 5.0
 
 
 def to_columns(partition: int, records: list[Any]) -> RecordBatch:
@@ -177,6 +180,15 @@ class Input:
         ``partitions`` are asked: who has sent us records of a new topic of this name knows its id. Else any broker."""
         tps = [self._tp(partition) for partition in partitions]
         return await self._explained(topic_identity(self._consumer.client, self.topic, tps), "looking at the input")
+
+    async def missing(self, topics: Sequence[str]) -> list[str]:
+        """Those topics that are not there. Empty when nobody answers: then nothing is known."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                found = await asyncio.gather(*(topic_identity(self._consumer.client, topic) for topic in topics))
+        except (TimeoutError, KafkaError, OSError):
+            return []
+        return [topic for topic, identity in zip(topics, found, strict=True) if identity is None]
 
     async def at_time(self, partitions: Iterable[int], timestamp_ms: int) -> dict[int, int]:
         """First offsets at or after a time; the end where there is none."""

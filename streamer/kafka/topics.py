@@ -11,8 +11,9 @@ from aiokafka import errors as kafka_errors
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from streamer.errors import ConfigurationError, KafkaUnavailableError
-from streamer.kafka.client import Connection, KafkaError, close, retriable
+from streamer.errors import ConfigurationError, KafkaRefusedError, KafkaUnavailableError
+from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.explain import retriable
 from streamer.kafka.identity import topic_identity
 from streamer.kafka.internals import client_of
 
@@ -157,11 +158,24 @@ class Topics:
         response = await self._admin.create_topics([topic])
         for name, code, *rest in response.topic_errors:
             if code not in (0, kafka_errors.TopicAlreadyExistsError.errno):
-                error = kafka_errors.for_code(code)
-                detail = rest[0] if rest and rest[0] else error.__name__
-                raise KafkaUnavailableError(f"creating topic {name!r} ({need.what}): {detail}")
+                self._refuse_creation(need, partitions, replication_factor, kafka_errors.for_code(code)(name), rest)
         if len(await self._partitions(need.name)) != partitions:
             raise ConfigurationError(f"topic {need.name!r} ({need.what}) was created by another with other partitions")
+
+    def _refuse_creation(
+        self, need: TopicNeed, partitions: int, replicas: int, error: KafkaError, details: list[str | None]
+    ) -> None:
+        """Raises the retriable ones as they are."""
+        if retriable(error):
+            raise error
+        topic = f"topic {need.name!r} ({need.what})"
+        detail = (details[0] if details and details[0] else None) or type(error).__name__
+        if isinstance(error, kafka_errors.TopicAuthorizationFailedError | kafka_errors.ClusterAuthorizationFailedError):
+            detail = "permission denied: no right to CREATE it. Grant CREATE on it to this client's principal"
+        raise KafkaRefusedError(
+            f"the cluster at {self._connection.bootstrap} does not create {topic}: {detail}. Or create it yourself with "
+            f"{partitions} partitions (replication factor {replicas} was asked for) and configuration {dict(need.config)}."
+        )
 
     async def _verify(self, need: TopicNeed, partitions: int) -> None:
         found = len(await self._partitions(need.name))

@@ -480,12 +480,11 @@ class Service:
         self.processor.abandon()
         self.warm.clear()
         self._idleness.clear()
-        for task in self._open.publishing:
+        for task in (*self._open.publishing, *([self._commit] if self._commit is not None else [])):
             task.cancel()
+        await self.committer.abandon()
         self._open = _Open()
         self.ready = False
-        if self._commit is not None:
-            self._commit.cancel()
         self._commit = None
 
     # idleness

@@ -14,7 +14,7 @@ from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
 from streamer.generate.rollout import RolloutLimits
 from streamer.kafka.client import Connection
-from streamer.kafka.commit import CommitOptions, Committer, CommitTopics
+from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics
@@ -69,15 +69,7 @@ def connection(settings: Settings) -> Connection:
     kafka = settings.kafka
     if kafka.security_protocol == "SASL_PLAINTEXT" and kafka.sasl_mechanism == "PLAIN":
         log.warning("kafka.security_protocol = SASL_PLAINTEXT sends the password in the clear: use SASL_SSL or SCRAM")
-    return Connection(
-        bootstrap=kafka.bootstrap,
-        client_id=kafka.client_id,
-        request_timeout_ms=kafka.request_timeout_ms,
-        retry_backoff_ms=kafka.retry_backoff_ms,
-        connect_timeout_ms=kafka.connect_timeout_ms,
-        metadata_max_age_ms=kafka.metadata_max_age_ms,
-        options=security(kafka),
-    )
+    return Connection(kafka, security(kafka))
 
 
 async def prepare(
@@ -170,44 +162,25 @@ def build(
         reset_changed_models=delivery.model_changed == "reset",
     )
     reader = Input.of_settings(link, settings)
-    static = instance if kafka.static_membership else None
 
     def make_group(service: Service) -> Group:
         return Group(
             link,
-            kafka.group,
-            settings.input.topic,
-            len(parts.input.partitions),
+            settings,
+            parts.input,
+            instance=instance,
             on_revoked=service.on_revoked,
             on_assigned=service.on_assigned,
             owned=service.owned,
-            instance=static,
-            session_timeout_ms=kafka.session_timeout_ms,
-            heartbeat_interval_ms=kafka.heartbeat_interval_ms,
-            rebalance_timeout_ms=kafka.rebalance_timeout_ms,
         )
 
     def make_committer(group: Group) -> Committer:
         return Committer(
             link,
-            CommitTopics(
-                settings.input.topic,
-                settings.output.topic,
-                settings.dead_letter_topic,
-                settings.changelog_topic,
-                parts.input.limits.get(settings.dead_letter_topic or "", 1_048_588),
-            ),
-            CommitOptions(
-                delivery=delivery.mode,
-                group=kafka.group,
-                instance=static,
-                compression=None if settings.output.compression == "none" else settings.output.compression,
-                max_batch_bytes=settings.output.max_batch_bytes,
-                max_request_bytes=max(settings.output.max_batch_bytes, 1_048_576),
-                transaction_timeout_ms=delivery.transaction_timeout_ms,
-                commit_timeout_ms=delivery.commit_timeout_ms,
-            ),
+            settings,
+            parts.input,
             group=group,
+            reader=reader,
             new_id=new_id or (lambda: f"{kafka.group}-{instance}-{uuid.uuid4().hex[:12]}"),
         )
 

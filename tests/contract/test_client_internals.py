@@ -14,7 +14,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer import fetcher
 from aiokafka.producer import message_accumulator, sender
 
-from streamer.kafka.internals import BETWEEN_TRANSACTIONS_S, PRIVATE, USED, Consumer, Producer
+from streamer.kafka.internals import BETWEEN_TRANSACTIONS_S, Consumer, Producer
+from streamer.kafka.private import PRIVATE, USED
 
 STREAMER = Path(__file__).resolve().parents[2] / "streamer"
 INTERNALS = STREAMER / "kafka" / "internals.py"
@@ -43,7 +44,7 @@ def _own_names(owner: type) -> set[str]:
 @pytest.mark.parametrize(("where", "name", "parameters"), PRIVATE + USED, ids=lambda value: str(value) or "attribute")
 def test_the_client_still_has(where: str, name: str, parameters: str) -> None:
     owner = _class(where)
-    assert name in _own_names(owner), f"{where} has no {name} any more: see streamer/kafka/internals.py"
+    assert name in _own_names(owner), f"{where} has no {name} any more: see streamer/kafka/private.py"
     if parameters:
         signature = inspect.signature(getattr(owner, name))
         bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]

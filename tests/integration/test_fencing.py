@@ -69,7 +69,7 @@ async def test_a_stale_member_writes_nothing_not_even_an_unmoved_slice(
         assert first.committer.transactional_id != used, (
             "a producer id whose records were refused must not commit again"
         )
-        changelog = await read_all(kafka, str(first.committer._topics.changelog))
+        changelog = await read_all(kafka, str(first.committer._settings.changelog_topic))
         assert KEY not in {read.key for read in changelog}
     check(await read_all(kafka, f"{topic}.out", at_least=800), 800)
 
@@ -192,7 +192,7 @@ async def test_a_broker_that_goes_away_inside_a_commit(kafka, topic_name, create
     async with running(service):
         await produce(kafka, topic, rows(0, 40))
         await wait_for(lambda: recorder.committed_events >= 40, recorder)
-        client = service.committer._transactional.client
+        client = service.committer.producers.committing.client
         send, asked = client.send, asyncio.Event()
 
         async def nobody_answers(node, request, **options):

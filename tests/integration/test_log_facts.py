@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from administration import administrator
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import TopicPartition
 from serving import make_settings, open_transaction, produce
@@ -50,16 +50,6 @@ async def transaction(kafka: str, topic: str, values: list[bytes], *, commit: bo
         await (producer.commit_transaction() if commit else producer.abort_transaction())
     finally:
         await producer.stop()
-
-
-@contextlib.asynccontextmanager
-async def administrator(kafka: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
 
 
 async def test_the_position_passes_trailing_markers_and_aborted_records(kafka, topic_name, create_topics) -> None:
@@ -133,17 +123,7 @@ async def test_a_topic_that_is_made_again_has_another_identity(kafka, topic_name
         assert await reader.identity() is None
         with pytest.raises(DataLossError, match="was deleted while the service runs"):
             await reader.facts([0])
-        await admin.create_topics([NewTopic(topic, 2, 1)])
-        await create_topics_led(admin, topic)
+        await create_topics(kafka, {topic: 2})
         second = await reader.identity([0, 1])
         assert second
         assert second != first
-
-
-async def create_topics_led(admin: AIOKafkaAdminClient, topic: str) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            (described,) = await admin.describe_topics([topic])
-            if described["partitions"] and all(part["leader"] >= 0 for part in described["partitions"]):
-                return
-            await asyncio.sleep(0.05)

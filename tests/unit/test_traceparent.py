@@ -10,7 +10,7 @@ from simulated import POISON, ChainModel
 from streamer.core import RecordBatch
 from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
-from streamer.kafka.commit import dead_letter_row
+from streamer.kafka.rows import dead_letter_row
 from streamer.records.codec import Codec
 
 

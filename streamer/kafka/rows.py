@@ -1,0 +1,47 @@
+"""What the records look like that an epoch writes to the output and to the dead-letter topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from streamer.core import Headers, Outgoing, Reject
+from streamer.kafka.internals import Row
+
+SOURCE_HEADER = "streamer-source"
+
+
+def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing]) -> Iterable[Row]:
+    """``prefix``: of the sources, the input topic and a slash."""
+    prefix += b"%d/" % partition
+    for part in parts:
+        sources = [[(SOURCE_HEADER, prefix + b"%d" % source)] for source in part.sources]
+        for row, more in part.headers.items():
+            sources[row] = [*sources[row], *more]
+        yield from zip(part.timestamps_ms, part.keys, part.values, sources, strict=True)
+
+
+def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int) -> Row:
+    """Original key, value and headers with the reason; the value is cut if the record would exceed the topic's limit."""
+    headers: list[tuple[str, bytes]] = [
+        *reject.headers,
+        ("streamer-error", reject.reason.encode()),
+        ("streamer-error-detail", reject.detail.encode()[:1024]),
+        (SOURCE_HEADER, prefix + b"%d/%d" % (reject.partition, reject.offset)),
+    ]
+    value = reject.value
+    fixed = len(reject.key or b"") + 256  # batch and record framing
+    room = max_bytes - fixed - _size(headers)
+    if room < 0:  # headers alone are too large: keep ours
+        headers = [*headers[-3:], ("streamer-headers-dropped", b"%d" % len(reject.headers))]
+        room = max_bytes - fixed - _size(headers)
+    if value is not None and len(value) > room:
+        headers.append(("streamer-truncated", b"%d" % len(value)))
+        value = value[: max(room - 64, 0)]
+    key = reject.key
+    if key is not None and room < 0:
+        key = None
+    return reject.timestamp_ms, key, value, headers
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name.encode()) + len(value or b"") + 10 for name, value in headers)
