@@ -147,7 +147,7 @@ class InputSection(_Section):
 class OutputSection(_Section):
     topic: str = Field(min_length=1, description="Topic of the predictions")
     format: Literal["json"] = Field(default="json", description="Value format of predictions")
-    compression: Literal["none", "gzip"] = Field(
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
         default="none", description="Compression of everything that is written"
     )
     max_batch_bytes: int = Field(default=524_288, ge=16_384, le=10_485_760, description="Bound on one record batch")
