@@ -178,7 +178,7 @@ class OutputSection(Section):
     timestamp: Literal["record", "now"] = Field(
         default="record", description="Timestamp of predictions: their record's, or when they are written"
     )
-    compression: Literal["none", "gzip"] = Field(
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
         default="none", description="Compression of everything that is written"
     )
     max_batch_bytes: int = Field(default=524_288, ge=16_384, le=10_485_760, description="Bound on one record batch")

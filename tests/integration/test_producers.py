@@ -15,7 +15,7 @@ from tooling import require_tool
 from streamer.errors import DataLossError, KafkaUnavailableError
 from streamer.kafka.internals import Producer
 
-ROWS = [(0, b"a", event([float(number)]), []) for number in range(40)]
+ROWS = [(0, b"a", event([float(number % 11)]), []) for number in range(40)]
 
 
 @pytest.fixture(scope="module")
