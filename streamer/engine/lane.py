@@ -11,7 +11,7 @@ from streamer.core import F32, Batch, ModelCall
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
-from streamer.records.codec import Encoder
+from streamer.records.encode import Encoder
 from streamer.state.arena import Arena
 
 

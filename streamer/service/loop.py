@@ -22,7 +22,7 @@ from streamer.errors import FencedError, KafkaUnavailableError
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group, Ownership
 from streamer.kafka.input import Input
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.service.clock import Clock, SystemClock, Times
 from streamer.service.idleness import Idleness, Look
 from streamer.service.recovery import Recovery, RestoreState

@@ -22,7 +22,7 @@ from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.records.changelog import Identity
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.service.clock import Clock
 from streamer.service.loop import Observer, Service, ServiceOptions
 from streamer.service.recovery import Recovery, Rules

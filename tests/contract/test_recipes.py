@@ -25,7 +25,7 @@ from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.torch

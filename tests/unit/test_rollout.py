@@ -17,7 +17,7 @@ from streamer.generate.chance import draw, draw_sets, uniforms
 from streamer.generate.rollout import RolloutLimits
 from streamer.modelfile.contract import Contract
 from streamer.records.changelog import Kind, StreamRecord, decode_stream, progress_key
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 
 LETTERS = ("a", "b", "c", "d")
 

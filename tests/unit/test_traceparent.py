@@ -11,7 +11,7 @@ from streamer.core import RecordBatch
 from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.kafka.commit import dead_letter_row
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 
 
 def parent(offset: int) -> list[tuple[str, bytes]]:

@@ -15,7 +15,7 @@ from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
 from streamer.records.changelog import decode_progress, progress_key
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.windows import Traces, WindowRule
 
 END = WindowRule("end")
