@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,10 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
+"""Names and values; Kafka knows values that are null."""
+X = NDArray[Any]
+"""Features in the dtype that the contract declares."""
 
 CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
 """Headers of an input record that its answers keep."""
@@ -90,7 +94,8 @@ class EventBatch:
     timestamps_ms: list[int]
     """The record's own timestamp, which its prediction keeps."""
     keys: list[bytes]
-    x: F32
+    """Streams: the text form of the records' keys (``streamer.records.keys``), in UTF-8."""
+    x: X
     """[N, F]"""
     ops: U8 | None
     records: RecordBatch
@@ -165,7 +170,7 @@ class ClosedWindow:
     """time | count | end | full | span | limit"""
     part: int
     """0, 1, ... for further windows with the same bounds"""
-    x: F32
+    x: X
     """[T, F]"""
     offsets: I64
     times_ms: I64

@@ -7,21 +7,23 @@ from math import isfinite
 
 import numpy as np
 
-from streamer.core import F32, Batch, ModelCall
+from streamer.core import F32, Batch, ModelCall, X
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
 from streamer.records.encode import Encoder
+from streamer.records.keys import Keys
 from streamer.state.arena import Arena
 
 
 class Lane:
     """What is known of a model while it runs. ``model_id``: the first 8 bytes of its file's sha256."""
 
-    def __init__(self, name: str, model: Model) -> None:
+    def __init__(self, name: str, model: Model, keys: Keys | None = None) -> None:
+        """``keys``: what the keys of the input are; answers have the same."""
         self.name = name
         self.model = model
-        self.encoder = Encoder(model.contract, name)
+        self.encoder = Encoder(model.contract, name, keys)
         self.model_id = bytes.fromhex(model.sha256)[:8]
 
     def scores(self, outputs: Sequence[F32]) -> list[tuple[str, F32]]:
@@ -36,8 +38,8 @@ class Lane:
 class StepLane(Lane):
     """A causal model with the states of all streams in its arena."""
 
-    def __init__(self, name: str, carried: Carried, capacity: int) -> None:
-        super().__init__(name, carried.model)
+    def __init__(self, name: str, carried: Carried, capacity: int, keys: Keys | None = None) -> None:
+        super().__init__(name, carried.model, keys)
         self.carried = carried
         self.arena = Arena(carried.states, carried.initial, capacity)
 
@@ -45,9 +47,7 @@ class StepLane(Lane):
         """Room for the outputs of ``rows`` events, each [rows, O]."""
         return [np.empty((rows, size), np.float32) for size in self.model.contract.output_sizes]
 
-    def call(
-        self, x: F32, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]
-    ) -> None:
+    def call(self, x: X, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]) -> None:
         """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F]. A call that fails changed nothing, and
         is halved until the row is found that the model does not take: that one is in ``refused``, the others have run."""
         rows = batch.rows
@@ -71,7 +71,7 @@ class StepLane(Lane):
 
     def _halve(
         self,
-        x: F32,
+        x: X,
         batch: Batch,
         outputs: Sequence[F32],
         refused: dict[int, str],

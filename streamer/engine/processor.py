@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from streamer.core import F32, I64, U8, Batch, Changelog, Counters, Epoch, EventBatch, Op, Outgoing, Reject
+from streamer.core import F32, I64, U8, Batch, Changelog, Counters, Epoch, EventBatch, Op, Outgoing, Reject, X
 from streamer.engine.lane import Lane, StepLane
 from streamer.engine.ledger import Ledger
 from streamer.engine.rounds import Rounds
@@ -31,6 +31,7 @@ from streamer.generate.rollout import Refused, RolloutLimits, Rollouts
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
 from streamer.records.changelog import Identity, StreamRecord
+from streamer.records.keys import Keys
 from streamer.state.table import StreamTable
 from streamer.windows import WindowRule, Windows
 
@@ -69,7 +70,7 @@ class _Work:
 
     segments: list[_Segment]
     slots: I64
-    x: F32
+    x: X
     offsets: I64
     times_ms: I64
     keys: list[bytes]
@@ -92,8 +93,10 @@ class Processor:
         identity: Identity | None = None,
         durable: bool = True,
         reset_changed_models: bool = False,
+        keys: Keys | None = None,
     ) -> None:
-        """``models``: (name, model, window rule or None for step mode); at most one in window mode, all of one width."""
+        """``models``: (name, model, window rule or None for step mode); at most one in window mode, all of one width and
+        dtype. ``keys``: what the keys of the input are (``Codec.keys``), so that answers have the same."""
         self.limits = limits or Limits()
         self.identity = identity or Identity()
         self._durable = durable
@@ -104,13 +107,13 @@ class Processor:
         per_stream = sum(each.bytes_per_stream for each in carried.values()) + STREAM_OVERHEAD_BYTES
         self.max_streams = max(self.limits.max_state_bytes // per_stream, 1)
         capacity = self.max_streams + 2 * self.limits.max_ingest_rows if carried else 1
-        self.stepping = [StepLane(name, each, capacity) for name, each in carried.items()]
-        windowing = [WindowLane(name, model, rule) for name, model, rule in models if rule is not None]
+        self.stepping = [StepLane(name, each, capacity, keys) for name, each in carried.items()]
+        windowing = [WindowLane(name, model, rule, keys) for name, model, rule in models if rule is not None]
         self._windowing = windowing[0] if windowing else None
         self.lanes: list[Lane] = [*self.stepping, *windowing]
         self.table = StreamTable([lane.arena for lane in self.stepping], capacity)
         self.ledgers: dict[int, Ledger] = {}
-        self.rollouts = Rollouts([(lane.name, lane.carried) for lane in self.stepping], self.limits.rollouts)
+        self.rollouts = Rollouts([(lane.name, lane.carried) for lane in self.stepping], self.limits.rollouts, keys)
         self._rounds = Rounds(
             self.table,
             self.stepping,
@@ -433,7 +436,14 @@ class Processor:
                 headers = {new: batch.headers[row] for new, row in enumerate(inside.tolist()) if row in batch.headers}
             if begin < end:
                 self._outgoing.append(
-                    Outgoing(batch.partition, keys[begin:end], values[begin:end], stamps, sources, headers)
+                    Outgoing(
+                        batch.partition,
+                        lane.encoder.keys.raws(keys[begin:end]),
+                        values[begin:end],
+                        stamps,
+                        sources,
+                        headers,
+                    )
                 )
 
     def _refuse(self, lane: StepLane, work: _Work, row: int, detail: str) -> None:
@@ -630,6 +640,9 @@ def _check_models(models: Sequence[tuple[str, Model, WindowRule | None]]) -> Non
     widths = {name: model.contract.features for name, model, _ in models}
     if len(set(widths.values())) > 1:
         raise ConfigurationError(f"models on one input must take the same features, these take {widths}")
+    dtypes = {name: model.contract.input.dtype for name, model, _ in models}
+    if len(set(dtypes.values())) > 1:
+        raise ConfigurationError(f"models on one input must take the same dtype, these take {dtypes}")
     for name, model, rule in models:
         if rule is None and model.contract.mode == "window":
             raise ConfigurationError(

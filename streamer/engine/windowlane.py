@@ -14,6 +14,7 @@ from streamer.engine.scheduler import plan_windows
 from streamer.errors import ModelRunError
 from streamer.modelfile.model import Model
 from streamer.records.changelog import NO_WATERMARK
+from streamer.records.keys import Keys
 from streamer.windows import Added, Traces, WindowRule, Windows
 
 
@@ -47,8 +48,8 @@ class _Partition:
 class WindowLane(Lane):
     """Windows of all partitions for one model; zero state, nothing is kept beyond a window."""
 
-    def __init__(self, name: str, model: Model, rule: WindowRule) -> None:
-        super().__init__(name, model)
+    def __init__(self, name: str, model: Model, rule: WindowRule, keys: Keys | None = None) -> None:
+        super().__init__(name, model, keys)
         self.rule = rule
         self._partitions: dict[int, _Partition] = {}
 
@@ -61,8 +62,13 @@ class WindowLane(Lane):
         return self._partitions[partition].windows
 
     def assign(self, partition: int, ledger: Ledger) -> None:
+        declared = self.model.contract
         windows = Windows(
-            self.rule, self.model.contract.features, watermark=ledger.watermark, replaying=ledger.replaying
+            self.rule,
+            declared.features,
+            dtype=declared.input.dtype,
+            watermark=ledger.watermark,
+            replaying=ledger.replaying,
         )
         self._partitions[partition] = _Partition(windows, Traces())
 
@@ -153,7 +159,7 @@ class WindowLane(Lane):
         """The value of each window's prediction, or why the model does not take it: a call that fails is halved."""
         outputs = self.model.contract.outputs
         lengths = np.array([len(window.x) for window in windows], np.int32)
-        x = np.zeros((len(windows), int(lengths.max()), self.model.contract.features), np.float32)
+        x = np.zeros((len(windows), int(lengths.max()), self.model.contract.features), windows[0].x.dtype)
         for row, window in zip(x, windows, strict=True):
             row[: len(window.x)] = window.x
         try:
@@ -191,7 +197,7 @@ class WindowLane(Lane):
                 settled.append(outgoing)
             if closing.headers:
                 outgoing.headers[len(outgoing)] = closing.headers
-            outgoing.keys.append(closing.window.stream)
+            outgoing.keys.append(self.encoder.keys.raw(closing.window.stream))
             outgoing.values.append(answer)
             outgoing.timestamps_ms.append(closing.timestamp_ms)
             outgoing.sources.append(closing.source)
@@ -205,7 +211,7 @@ class WindowLane(Lane):
             offset=closing.source,
             reason="model_refused",
             detail=f"model {self.name!r}, window {window.start_ms} to {window.end_ms} ms, {offsets}: {detail}",
-            key=window.stream,
+            key=self.encoder.keys.raw(window.stream),
             value=None,
             headers=closing.headers,
             timestamp_ms=closing.timestamp_ms,

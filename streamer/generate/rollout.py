@@ -26,12 +26,16 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from streamer.core import CARRIED_HEADERS, F32, Headers, Outgoing, Reject
-from streamer.errors import ModelRunError
+from streamer.core import F32, Headers, Outgoing, Reject, X
+from streamer.errors import DataLossError, ModelRunError
 from streamer.generate.chance import draw, draw_sets, uniforms
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.contract import Contract, Feedback
 from streamer.records.changelog import Kind, StreamRecord, encode_stream, stream_key
+from streamer.records.decode import carried as travelling
+from streamer.records.exact import Exact
+from streamer.records.keys import Keys
+from streamer.records.unusable import Unusable, plain
 from streamer.state.arena import Arena
 
 STEP_HEADER = "streamer-step"
@@ -59,7 +63,7 @@ class Refused(Exception):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, plain(detail)
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +76,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_k: int | None = None
     """Draw among the k most probable classes only"""
     seed: int = 0
-    prompt: str | list[int | float | str | list[float]] | None = None
+    prompt: str | list[int | float | str | list[int | float]] | None = None
     """Events that come first: labels (a text: one per character), classes, or whole events of F numbers"""
     begin: Literal["state", "initial"] = msgspec.field(default="state", name="from")
     stop: int | str | None = None
@@ -87,7 +91,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     """What a changelog record keeps of an open rollout."""
 
     value: bytes
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
     timestamp_ms: int
     state: bytes | None
     """None: the initial state"""
@@ -105,7 +109,7 @@ class Rollout:
     model: str
     generator: Generator | None
     request: Request
-    first: F32
+    first: X
     """[P, F] the events that come before the first pick"""
     recorded: bool = False
     """Its changelog record is written"""
@@ -127,10 +131,11 @@ class Rollout:
 class Generator:
     """One model that can generate: reads requests, picks from outputs, encodes picks as events, tells answers."""
 
-    def __init__(self, name: str, carried: Carried, limits: RolloutLimits) -> None:
+    def __init__(self, name: str, carried: Carried, limits: RolloutLimits, keys: Keys) -> None:
         contract: Contract = carried.model.contract
         assert contract.feedback is not None
-        self.name, self.carried, self.limits = name, carried, limits
+        self.name, self.carried, self.limits, self.keys = name, carried, limits, keys
+        self.exact = Exact(contract.input.dtype)
         self.feedback: Feedback = contract.feedback
         self.output = next(output for output in contract.outputs if output.name == self.feedback.output)
         self.features = contract.features
@@ -145,13 +150,12 @@ class Generator:
         longest = max((len(msgspec.json.encode(label)) for label in self._labels), default=0)
         self._step_bytes = (_NUMBER_BYTES if self.classes else (self.output.size + 1) * _NUMBER_BYTES) + 2 * longest
 
-    def first_events(self, request: Request, after: F32 | None) -> F32:
+    def first_events(self, request: Request, after: F32 | None) -> X:
         """[P, F] what the model takes before the first pick: the prompt, or a zero event where nothing came before.
 
         ``after``: the last output of the stream, None without one. Refused: the request does not fit the model."""
         limits, given = self.limits, request.prompt
-        prompt = [self._event(part) for part in given] if given else []
-        steps = len(prompt) + request.n
+        steps = len(given or ()) + request.n
         if request.n < 1 or not 0 <= request.seed < 2**63:
             raise Refused("bad_request", "n must be at least 1, seed 0 to 2**63 - 1")
         if steps > limits.max_steps:
@@ -168,9 +172,10 @@ class Generator:
             raise Refused("bad_request", "top_k must be at least 1, and needs a model that picks one class")
         if request.stop is not None:
             self._class(request.stop)
+        prompt = [self._event(part) for part in given] if given else []
         if not prompt and after is None:
-            prompt = [np.zeros(self.features, np.float32)]
-        return np.array(prompt, np.float32).reshape(len(prompt), self.features)
+            prompt = [np.zeros(self.features, self.exact.dtype)]
+        return np.array(prompt, self.exact.dtype).reshape(len(prompt), self.features)
 
     def pick(self, rollouts: Sequence[Rollout], y: F32) -> list[Pick]:
         """What each rollout takes from its row of ``y`` [B, O] as its next step."""
@@ -186,9 +191,9 @@ class Generator:
         top = np.array([min(r.top_k or y.shape[1], y.shape[1]) for r in asked])
         return list(draw(y, temperature, top, uniforms(seeds, steps, 1)[:, 0]).tolist())
 
-    def event(self, pick: Pick) -> F32:
+    def event(self, pick: Pick) -> X:
         """[F] the event that feeds a pick back."""
-        x, at = np.zeros(self.features, np.float32), self.feedback.at
+        x, at = np.zeros(self.features, self.exact.dtype), self.feedback.at
         if isinstance(pick, list):
             x[at : at + len(pick)] = pick
         elif self.feedback.encoding == "index":
@@ -218,7 +223,7 @@ class Generator:
         """The record that is due after a pick; None while a whole sequence goes on, or for what was answered before."""
         request, step = rollout.request, len(rollout.told)
         about: dict[str, Any] = {"n": request.n, "seed": request.seed}
-        headers = [header for header in rollout.asked.headers if header[0] in CARRIED_HEADERS]
+        headers = travelling(rollout.asked.headers)
         if request.per_step:
             if step <= rollout.emitted:
                 return None
@@ -236,7 +241,7 @@ class Generator:
         fields |= {"generate": about, "model": self._model}
         return Outgoing(
             rollout.partition,
-            [rollout.stream],
+            [self.keys.raw(rollout.stream)],
             [msgspec.json.encode(fields)],
             [rollout.asked.timestamp_ms],
             [rollout.offset],
@@ -244,35 +249,38 @@ class Generator:
             mode="generate",
         )
 
-    def _event(self, part: int | float | str | list[float]) -> F32:
+    def _event(self, part: int | float | str | list[int | float]) -> X:
         """One event of a prompt."""
-        if isinstance(part, list):
-            with np.errstate(over="ignore"):
-                event = np.array(part, np.float32)
-            if len(part) != self.features or not np.isfinite(event).all():
-                raise Refused("bad_request", f"prompt: an event needs {self.features} finite numbers")
-            return event
-        if self.classes and not isinstance(part, float):
+        if self.classes and isinstance(part, int | str):
             return self.event(self._class(part))
-        if isinstance(part, str) or self.features != 1 or not np.isfinite(np.float32(part)):
-            raise Refused("bad_request", f"prompt: {part!r} is no event: give lists of {self.features} finite numbers")
-        return np.array([part], np.float32)
+        event = part if isinstance(part, list) else [part]
+        if isinstance(part, str) or len(event) != self.features:
+            raise Refused(
+                "bad_request", f"prompt: {_short(part)} is no event: give lists of {self.features} finite numbers"
+            )
+        try:
+            numbers = [self.exact.number(each, place) for place, each in enumerate(event)]  # type: ignore[arg-type]
+        except Unusable as why:
+            raise Refused("bad_request", f"prompt: {why.detail}") from None
+        return np.array(numbers, self.exact.dtype)
 
     def _class(self, part: int | str) -> int:
         number = self._labels.get(part, -1) if isinstance(part, str) else part
         if not self.classes or not 0 <= number < self.output.size:
-            raise Refused("bad_request", f"{part!r} is neither a class nor a label of output {self.output.name!r}")
+            raise Refused(
+                "bad_request", f"{_short(part)} is neither a class nor a label of output {self.output.name!r}"
+            )
         return number
 
 
 class Rollouts:
     """All open rollouts of a process, oldest first."""
 
-    def __init__(self, models: Iterable[tuple[str, Carried]], limits: RolloutLimits) -> None:
-        """``models``: every model in step mode; those without ``feedback`` cannot be asked."""
-        self.limits = limits
+    def __init__(self, models: Iterable[tuple[str, Carried]], limits: RolloutLimits, keys: Keys | None = None) -> None:
+        """``models``: every model in step mode; those without ``feedback`` cannot be asked. ``keys``: of the input."""
+        self.limits, self.keys = limits, keys or Keys()
         found = [(name, carried) for name, carried in models if carried.model.contract.feedback is not None]
-        self.generators = {name: Generator(name, carried, limits) for name, carried in found}
+        self.generators = {name: Generator(name, carried, limits, self.keys) for name, carried in found}
         self._open: dict[tuple[int, int], Rollout] = {}
         self._closed: dict[int, list[tuple[bytes, bytes | None]]] = {}
         self.calls: list[int] = []
@@ -289,7 +297,7 @@ class Rollouts:
             return names[0]
         if wanted in self.generators:
             return str(wanted)
-        raise Refused("bad_request", f"model is {wanted!r}, those that generate are {', '.join(names) or 'none'}")
+        raise Refused("bad_request", f"model is {_short(wanted)}, those that generate are {', '.join(names) or 'none'}")
 
     def ask(
         self,
@@ -306,7 +314,7 @@ class Rollouts:
         """Opens the rollout that the record at ``source`` (partition, offset) asks for. Refused if it cannot be."""
         if len(self._open) >= self.limits.max_open:
             raise Refused("too_many_rollouts", f"{len(self._open)} rollouts are open, generate.max_open: ask later")
-        size = len(value) + sum(len(name) + len(content) for name, content in headers)
+        size = len(value) + sum(len(name) + len(content or b"") for name, content in headers)
         if size > self.limits.max_request_bytes:  # it has to fit a record of the changelog
             bound = self.limits.max_request_bytes
             raise Refused("too_long", f"value and headers have {size} bytes, generate.max_request_bytes is {bound}")
@@ -319,7 +327,7 @@ class Rollouts:
     ) -> None:
         """Opens what was open when the changelog was written. What the models of today cannot do will be refused."""
         for record in sorted(records, key=lambda record: record.through):
-            asked = msgspec.msgpack.decode(record.state or b"", type=Asked)
+            asked = _asked(record)
             stream, source = record.stream[_OFFSET.size :], (partition, record.through)
             generator = self.generators.get(record.model)
             size = None if generator is None else generator.arena.bytes_per_stream
@@ -451,7 +459,7 @@ class Rollouts:
             offset=rollout.offset,
             reason="model_refused",
             detail=f"after {len(rollout.told)} steps: {detail}",
-            key=rollout.stream,
+            key=self.keys.raw(rollout.stream),
             value=asked.value,
             headers=asked.headers,
             timestamp_ms=asked.timestamp_ms,
@@ -478,8 +486,28 @@ def _request(value: bytes, limits: RolloutLimits) -> Request:
         )
     try:
         return _REQUESTS.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused("bad_request", f"not a request to generate: {error}") from None
+    except Exception as error:  # whatever a request holds, it is carried out or refused
+        raise Refused("bad_request", f"not a request to generate: {plain(error)}") from None
+
+
+def _asked(record: StreamRecord) -> Asked:
+    """What a changelog record keeps of a rollout. DataLossError: it does not."""
+    try:
+        if len(record.stream) < _OFFSET.size:
+            raise ValueError("its key is too short")
+        return msgspec.msgpack.decode(record.state or b"", type=Asked)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise DataLossError(
+            f"changelog: the request to generate at offset {record.through} cannot be read ({plain(error)}). The topic holds "
+            "foreign or damaged records: restore it from a backup, or delete it and start a new group to begin anew."
+        ) from None
+
+
+def _short(part: object) -> str:
+    """A part of a request for people: bounded before it is made text."""
+    if isinstance(part, int) and abs(part) >= 10**30:
+        return "an integer of more than 30 digits"
+    return repr(part[:40] if isinstance(part, str | list) else part)
 
 
 _REQUESTS = msgspec.json.Decoder(Request)

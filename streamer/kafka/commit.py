@@ -271,7 +271,9 @@ class Committer:
     def _prediction_rows(self, partition: int, parts: list[Outgoing]) -> Iterable[_Row]:
         prefix = self._prefix + b"%d/" % partition
         for part in parts:
-            sources = [[(SOURCE_HEADER, prefix + b"%d" % source)] for source in part.sources]
+            sources: list[list[tuple[str, bytes | None]]] = [
+                [(SOURCE_HEADER, prefix + b"%d" % source)] for source in part.sources
+            ]
             for row, more in part.headers.items():
                 sources[row] = [*sources[row], *more]
             yield from zip(part.timestamps_ms, part.keys, part.values, sources, strict=True)
@@ -376,7 +378,7 @@ async def _nowhere(*_: Any, **__: Any) -> int:
     return 0
 
 
-_Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
+_Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 """timestamp in ms, key, value, headers"""
 
 
@@ -407,7 +409,7 @@ def _is_fencing(error: BaseException) -> bool:
 
 def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int) -> _Row:
     """Original key, value and headers with the reason; the value is cut if the record would exceed the topic's limit."""
-    headers: list[tuple[str, bytes]] = [
+    headers: list[tuple[str, bytes | None]] = [
         *reject.headers,
         ("streamer-error", reject.reason.encode()),
         ("streamer-error-detail", reject.detail.encode()[:1024]),

@@ -13,6 +13,7 @@ from aiokafka.consumer import fetcher as _fetcher
 
 from streamer.core import Headers, RecordBatch
 from streamer.errors import DataLossError
+from streamer.kafka import foreign
 from streamer.kafka.client import Connection, KafkaError, close
 
 _TURNS = 4
@@ -41,6 +42,7 @@ def columnar(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
     # the class is looked up in the module by the fetcher's response handling, so it is chosen there per process:
     # consumers without our columns (membership) fetch nothing
     _fetcher.PartitionRecords = _Records
+    _fetcher.MemoryRecords = foreign.Records
     return consumer
 
 

@@ -96,11 +96,10 @@ class Codec:
     def _usable(self, records: RecordBatch, ops: Mapping[int, Op], bad: Bad) -> list[bytes]:
         """The stream of each record; those whose key or value cannot be one are added to ``bad``."""
         keys, values = records.keys, records.values
-        if not ops and not bad and None not in keys and b"" not in keys and None not in values:
-            if self._none_too_large(keys, values):  # type: ignore[arg-type]
-                streams = self.keys.texts(keys)  # type: ignore[arg-type]
-                if streams is not None:
-                    return streams
+        if not ops and not bad and self._none_too_large(keys, values):
+            streams = self.keys.texts(keys)  # type: ignore[arg-type]
+            if streams is not None:
+                return streams
         found = [b""] * len(keys)
         for row, (key, value) in enumerate(zip(keys, values, strict=True)):
             if row not in bad:
@@ -110,9 +109,14 @@ class Codec:
                     bad[row] = why
         return found
 
-    def _none_too_large(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool:
-        small = len(b"".join(keys)) <= self._max_key_bytes  # together, so each
-        return (small or max(map(len, keys)) <= self._max_key_bytes) and max(map(len, values)) <= self._max_record_bytes
+    def _none_too_large(self, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> bool:
+        """All keys and values are there, and none is too large."""
+        if None in keys or b"" in keys or None in values:
+            return False
+        small = len(b"".join(keys)) <= self._max_key_bytes  # type: ignore[arg-type] # together, so each
+        return (small or max(map(len, keys)) <= self._max_key_bytes) and (  # type: ignore[arg-type]
+            max(map(len, values)) <= self._max_record_bytes  # type: ignore[arg-type]
+        )
 
     def _stream(self, key: bytes | None, value: bytes | None, *, command: bool) -> bytes:
         if not key:

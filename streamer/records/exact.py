@@ -71,16 +71,16 @@ class Exact:
 
         ``floats_may_be_integers``: integers were read as float64, so a large one may have been rounded already."""
         if x.dtype.kind == "f":
-            with np.errstate(over="ignore", invalid="ignore"):
-                if self.integral:
+            if self.integral:
+                with np.errstate(invalid="ignore"):
                     good = (np.trunc(x) == x) & (np.abs(x) < min(_FLOAT64_INTEGERS, self._highest))
                     return np.where(good, x, 0).astype(self.dtype), _rows(~good)
-                held = x.astype(self.dtype, copy=False)
-                bound = self.integers if floats_may_be_integers else np.inf
-                if not held.size or max(held.max(), -held.min()) < bound:  # false with a NaN, too
-                    return held, []
-                good = (np.abs(held) < bound) if bound == np.inf else self._kept(x, held)
-                return held, _rows(~good)
+            held = x if x.dtype == self.dtype else self._rounded(x)
+            bound = self.integers if floats_may_be_integers else np.inf
+            if not held.size or max(held.max(), -held.min()) < bound:  # false with a NaN, too
+                return held, []
+            good = (np.abs(held) < bound) if bound == np.inf else self._kept(x, held)
+            return held, _rows(~good)
         if self.integral:
             good = (x >= self._lowest) & (x <= self._highest)
             return x.astype(self.dtype, copy=False), [] if good.all() else _rows(~good)
@@ -92,6 +92,10 @@ class Exact:
         size = np.abs(x)
         kept: Numbers = (size < self.integers) | ((size < _FLOAT64_INTEGERS) & (held == x))
         return kept
+
+    def _rounded(self, x: Numbers) -> Numbers:
+        with np.errstate(over="ignore"):
+            return x.astype(self.dtype)
 
     def _cast(self, value: float) -> Any:
         with np.errstate(over="ignore"):

@@ -71,16 +71,29 @@ class TimeRule:
         """Event times [N] of many records, and the rows that ``event_time`` has to decide (their times mean nothing)."""
         kinds = {type(None)} if given is None else set(map(type, given))
         if given is None or kinds == {type(None)}:
-            good = (stamps_ms >= max(self._min_ms, 1)) & (stamps_ms <= MAX_TIME_MS)
-            return stamps_ms, [] if good.all() else np.flatnonzero(~good).tolist()
+            first = max(self._min_ms, 1)
+            if np.minimum.reduce(stamps_ms) >= first and np.maximum.reduce(stamps_ms) <= MAX_TIME_MS:
+                return stamps_ms, []
+            return stamps_ms, np.flatnonzero((stamps_ms < first) | (stamps_ms > MAX_TIME_MS)).tolist()
         times = self._column(given) if kinds in ({int}, {float}) else None
         if times is None:
             return self._each(given, stamps_ms)
+        if self._all_good(times, stamps_ms):
+            return times, []
         latest: I64 | int = MAX_TIME_MS
         if self._max_future_ms is not None:
             latest = np.minimum(np.where(stamps_ms > 0, stamps_ms + self._max_future_ms, MAX_TIME_MS), MAX_TIME_MS)
         good = (times >= self._min_ms) & (times <= latest)
-        return times, [] if good.all() else np.flatnonzero(~good).tolist()
+        return times, np.flatnonzero(~good).tolist()
+
+    def _all_good(self, times: I64, stamps_ms: I64) -> bool:
+        """The common case in few passes: all records have a timestamp, and all times are in bounds."""
+        lowest, highest = np.minimum.reduce, np.maximum.reduce
+        if lowest(times) < self._min_ms or highest(times) > MAX_TIME_MS:
+            return False
+        if self._max_future_ms is None:
+            return True
+        return bool(lowest(stamps_ms) > 0 and highest(times - stamps_ms) <= self._max_future_ms)
 
     def _each(self, given: Sequence[object], stamps_ms: I64) -> tuple[I64, list[int]]:
         times, bad = np.zeros(len(given), np.int64), []

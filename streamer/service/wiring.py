@@ -162,12 +162,14 @@ def build(
 ) -> Service:
     settings, link = parts.settings, parts.connection
     kafka, delivery = settings.kafka, settings.delivery
+    codec = _codec(parts)
     processor = Processor(
         parts.models,
         _limits(settings),
         identity=Identity(kafka.group, parts.input.topic_id, fingerprint(settings, parts.models)),
         durable=delivery.mode != "ephemeral",
         reset_changed_models=delivery.model_changed == "reset",
+        keys=codec.keys,
     )
     reader = Input(
         link,
@@ -239,7 +241,7 @@ def build(
     return Service(
         _service_options(settings),
         processor,
-        _codec(parts),
+        codec,
         make_group=make_group,
         reader=reader,
         make_committer=make_committer,

@@ -52,15 +52,23 @@ class Windows:
 
     A late event of a session is one that belongs to no open window and whose own window would be closed already."""
 
-    def __init__(self, rule: WindowRule, features: int, *, watermark: int = START, replaying: bool = False) -> None:
-        """``features``: F, values per event. ``watermark``: at the replay point. ValueError: the rule is not valid."""
+    def __init__(
+        self,
+        rule: WindowRule,
+        features: int,
+        *,
+        dtype: str = "float32",
+        watermark: int = START,
+        replaying: bool = False,
+    ) -> None:
+        """``features``: F, values per event, of ``dtype``. ``watermark``: at the replay point. ValueError: the rule is not valid."""
         if problems := rule.validate():
             raise ValueError("; ".join(problems))
         self.rule = rule
         self.watermark = watermark
         self.open_windows = 0
         self._replaying = replaying
-        self._events = Events(features)
+        self._events = Events(features, dtype)
         self._last_offset = -1
         self._timed = rule.kind in ("tumbling", "hopping")
         self._endless = rule.kind in ("count", "end")

@@ -298,7 +298,7 @@ def test_a_model_that_came_later_carries_on_or_begins_anew_or_refuses() -> None:
 
 
 def test_the_command_is_known_only_where_a_model_generates() -> None:
-    raw = RecordBatch(0, [0], [1], [b"s"], [b'{"n": 1}'], {0: [("streamer-op", b"generate")]})
+    raw = RecordBatch(0, [0], [1_700_000_000_000], [b"s"], [b'{"n": 1}'], {0: [("streamer-op", b"generate")]})
     contract = Letters().contract
     known = Codec(contract, "json", generates=True).decode(raw)
     assert known.commands == {0: b'{"n": 1}'}

@@ -17,6 +17,8 @@ from streamer.words import TimeUnit
 
 _CHUNK = 128
 """Values of one native call. Of a chunk with a bad value each is read alone, so that one costs little more."""
+_FEW = 32
+"""Up to this many, reading one by one beats the checks of the one call over all."""
 _FIRST, _LAST = itemgetter(0), itemgetter(-1)
 _OPENED, _CLOSED = {0x7B}, {0x7D}
 _INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -85,7 +87,7 @@ class TypedRows(Generic[Typed]):
         doubtful: list[int] = []
         for first in range(0, len(values), _CHUNK):
             chunk = values[first : first + _CHUNK]
-            found = self._lines(chunk) if b"" not in chunk else None
+            found = self._lines(chunk) if len(chunk) > _FEW and b"" not in chunk else None
             if found is not None:
                 rows += found
                 continue
