@@ -256,7 +256,7 @@ class Committer:
     ) -> list[asyncio.Future[Any]]:
         topic = self._topics.changelog
         assert topic is not None
-        mark = [(TRANSACTION_HEADER, self.transactional_id.encode())]
+        mark: list[tuple[str, bytes | None]] = [(TRANSACTION_HEADER, self.transactional_id.encode())]
         sends = [
             self._send(
                 producer,

@@ -73,7 +73,7 @@ class Exact:
         if x.dtype.kind == "f":
             if self.integral:
                 with np.errstate(invalid="ignore"):
-                    good = (np.trunc(x) == x) & (np.abs(x) < min(_FLOAT64_INTEGERS, self._highest))
+                    good = (np.trunc(x) == x) & (np.abs(x, dtype=np.float64) < min(_FLOAT64_INTEGERS, self._highest))
                     return np.where(good, x, 0).astype(self.dtype), _rows(~good)
             held = x if x.dtype == self.dtype else self._rounded(x)
             bound = self.integers if floats_may_be_integers else np.inf
