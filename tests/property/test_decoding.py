@@ -72,6 +72,7 @@ token = st.one_of(
         ]
     ),
 )
+calm = st.floats(-9, 9).map(repr)
 time = st.one_of(
     st.integers(NOW_MS - 10, NOW_MS + 10).map(str),
     st.floats(NOW_MS - 10, NOW_MS + 10).map(repr),
@@ -95,7 +96,8 @@ extra = st.sampled_from(
 
 @st.composite
 def listed(draw: st.DrawFn) -> bytes:
-    fields = ['"x":[' + ",".join(draw(st.lists(token, min_size=F, max_size=F) | st.lists(token, max_size=4))) + "]"]
+    one = draw(st.sampled_from([token, calm]))
+    fields = ['"x":[' + ",".join(draw(st.lists(one, min_size=F, max_size=F) | st.lists(one, max_size=4))) + "]"]
     if draw(st.booleans()):
         fields.append('"ts":' + draw(time))
     return joined(draw, fields)

@@ -36,6 +36,7 @@ KINDS: list[tuple[str, str, bytes | None, Any]] = [
     ("unknown field, deep", "json", b'{"x":[1,2],"meta":' + DEEP + b"}", "undecodable"),
     ("unknown field, deep, named", "json-named", b'{"a":1,"b":2,"meta":' + DEEP + b"}", "undecodable"),
     ("unknown field, 400 deep", "json", b'{"x":[1,2],"m":' + b"[" * 400 + b"]" * 400 + b"}", (FLOATS, NOW_MS)),
+    ("unknown field, 600 deep", "json", b'{"x":[1,2],"m":' + b"[" * 600 + b"]" * 600 + b"}", "undecodable"),
     ("a deep time", "json", b'{"x":[1,2],"ts":' + DEEP + b"}", "undecodable"),
     ("many brackets in a text", "json", b'{"x":[1,2],"m":"' + b"[" * 900 + b'\\"]"}', (FLOATS, NOW_MS)),
     ("400 digits", "json", b'{"x":[1' + b"0" * 399 + b",2]}", "not_finite"),
@@ -100,6 +101,15 @@ def test_a_record_means_the_same_alone_and_in_every_company(
     companies = [[value], [good, value, good], [bad, value, bad], [good] * 200 + [value] + [good] * 200]
     found = [told(codec, records(company), company.index(value)) for company in companies]
     assert found == [expected] * len(companies)
+
+
+def test_halves_of_a_value_do_not_become_one() -> None:
+    """As many values as lines, in a fetch that is read as lines; but two are halves, and one is two."""
+    odd = [b'{"x":[1,2]', b',"ts":1760000000000}', b'{"x":[1,2]} {"x":[3,4]}']
+    for order in (odd, odd[::-1], [odd[2], *odd[:2]]):
+        batch = Codec(contract(), "json").decode(records([GOOD["json"]] * 60 + order + [GOOD["json"]] * 60))
+        assert [reject.offset for reject in batch.rejects] == [60, 61, 62]
+        assert batch.x.tolist() == [[1.5, 2.0]] * 120
 
 
 def test_what_is_missing_may_be_a_constant() -> None:
