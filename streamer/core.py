@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,10 @@ I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
+"""Names and values; Kafka knows values that are null."""
+X = NDArray[Any]
+"""Features in the dtype that the contract declares."""
 
 CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
 """Headers of an input record that its answers keep."""
@@ -93,7 +96,8 @@ class EventBatch:
     timestamps_ms: list[int]
     """The record's own timestamp, which its prediction keeps."""
     keys: list[bytes]
-    x: F32
+    """Streams: the text form of the records' keys (``streamer.records.keys``), in UTF-8."""
+    x: X
     """[N, F]"""
     ops: U8 | None
     records: RecordBatch
@@ -112,10 +116,9 @@ class EventBatch:
         return len(self.keys)
 
     @classmethod
-    def empty(cls, partition: int, next_offset: int, features: int) -> EventBatch:
-        """A fetch that moves the position and brings nothing: markers, aborted records."""
+    def empty(cls, partition: int, next_offset: int, x: X) -> EventBatch:
+        """A fetch that moves the position and brings nothing: markers, aborted records. ``x`` [0, F]: of the input's dtype."""
         none = np.empty(0, np.int64)
-        x = np.empty((0, features), np.float32)
         return cls(partition, none, none, [], [], x, None, RecordBatch(partition, [], [], [], []), next_offset)
 
     def since(self, offset: int) -> EventBatch | None:
@@ -190,7 +193,7 @@ class ClosedWindow:
     reason: Closed
     part: int
     """0, 1, ... for further windows with the same bounds"""
-    x: F32
+    x: X
     """[T, F]"""
     offsets: I64
     times_ms: I64

@@ -134,7 +134,7 @@ def test_imports_keep_to_the_architecture():
         ("streamer.settings", "from streamer.modelfile.contract import Contract"),
         ("streamer.service.loop", "from aiokafka import AIOKafkaConsumer"),
         ("streamer.service.loop", "import torch.nn"),
-        ("streamer.records.codec", "import onnxruntime as ort"),
+        ("streamer.records.decode", "import onnxruntime as ort"),
         ("streamer.tools.produce", "import aiokafka"),
         ("streamer.tools.demo", "from streamer.cli import app"),
         ("streamer.cli", "from export import train"),

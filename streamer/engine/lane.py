@@ -7,7 +7,7 @@ from math import isfinite
 
 import numpy as np
 
-from streamer.core import F32, I64, Batch, Flags, ModelCall
+from streamer.core import F32, I64, Batch, Flags, ModelCall, X
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
@@ -84,9 +84,7 @@ class StepLane(Lane):
         else:
             np.maximum.at(arena.newest_ms, slots[events], times_ms[events])
 
-    def call(
-        self, x: F32, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]
-    ) -> None:
+    def call(self, x: X, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]) -> None:
         """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F]. A call that fails changed nothing, and
         is halved until the row is found that the model does not take: that one is in ``refused``, the others have run."""
         rows = batch.rows
@@ -110,7 +108,7 @@ class StepLane(Lane):
 
     def _halve(
         self,
-        x: F32,
+        x: X,
         batch: Batch,
         outputs: Sequence[F32],
         refused: dict[int, str],

@@ -46,6 +46,7 @@ from streamer.core import (
     Op,
     Reject,
     StepAnswers,
+    X,
 )
 from streamer.engine.journal import journal
 from streamer.engine.lane import StepLane
@@ -61,6 +62,7 @@ from streamer.generate.rollouts import Generators
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
 from streamer.records.changelog import Identity
+from streamer.records.keys import Keys
 from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
 from streamer.state.table import STREAM_OVERHEAD_BYTES, Slots
 from streamer.windows import WindowRule
@@ -88,7 +90,7 @@ class _Work:
 
     parts: list[_Part]
     slots: I64
-    x: F32
+    x: X
     offsets: I64
     times_ms: I64
     keys: list[bytes]
@@ -126,23 +128,26 @@ class Processor:
         delivery: DeliverySection | None = None,
         late: str = "drop",
         identity: Identity | None = None,
+        keys: Keys | None = None,
     ) -> None:
-        """``models``: at most one in window mode, all of one width. ``late``: as ``input.late``."""
+        """``models``: at most one in window mode, all of one width and dtype. ``late``: as ``input.late``.
+        ``keys``: what the keys of the input are (``Codec.keys``)."""
         _check_models(models)
         self.batch, state = batch or BatchSection(), state or StateSection()
         self.delivery = delivery or DeliverySection()
-        self.features = models[0][1].contract.features
+        contract = models[0][1].contract
+        self.no_events: X = np.empty((0, contract.features), contract.input.dtype)
         carried = {name: Carried(model) for name, model, rule in models if rule is None}
         per_stream = sum(each.bytes_per_stream for each in carried.values()) + STREAM_OVERHEAD_BYTES
         self.max_streams = max(state.max_bytes // per_stream, 1)
         capacity = self.max_streams + self.batch.max_poll_records + RESTORE_STREAMS if carried else 1
         stepping = [StepLane(name, each, capacity, idle_ttl_ms=state.idle_ttl_ms) for name, each in carried.items()]
-        windowing = [WindowLane(name, model, rule) for name, model, rule in models if rule is not None]
+        windowing = [WindowLane(name, model, rule, keys or Keys()) for name, model, rule in models if rule is not None]
         self.lanes = Lanes(
             stepping=stepping,
             windowing=windowing[0] if windowing else None,
             slots=Slots([lane.arena for lane in stepping], capacity),
-            generators=Generators(carried.items(), generate or GenerateSection()),
+            generators=Generators(carried.items(), generate or GenerateSection(), keys or Keys()),
             identity=identity or Identity(),
             late_to_dead_letter=late == "dead-letter",
             durable=self.delivery.mode != "ephemeral",
@@ -218,7 +223,7 @@ class Processor:
         return _Work(
             parts=parts,
             slots=_joined(slots, np.int64),
-            x=_joined([batch.x for batch in batches], np.float32),
+            x=_joined([batch.x for batch in batches], self.no_events.dtype),
             offsets=_joined([batch.offsets for batch in batches], np.int64),
             times_ms=_joined([batch.times_ms for batch in batches], np.int64),
             keys=batches[0].keys if len(batches) == 1 else [key for batch in batches for key in batch.keys],
@@ -522,6 +527,9 @@ def _check_models(models: Sequence[Served]) -> None:
     widths = {name: model.contract.features for name, model, _ in models}
     if len(set(widths.values())) > 1:
         raise ConfigurationError(f"models on one input must take the same features, these take {widths}")
+    dtypes = {name: model.contract.input.dtype for name, model, _ in models}
+    if len(set(dtypes.values())) > 1:
+        raise ConfigurationError(f"models on one input must take the same dtype, these take {dtypes}")
     for name, model, rule in models:
         if rule is None and model.contract.mode == "window":
             raise ConfigurationError(
@@ -529,7 +537,7 @@ def _check_models(models: Sequence[Served]) -> None:
             )
 
 
-def _joined(parts: Sequence[Any], dtype: type) -> Any:
+def _joined(parts: Sequence[Any], dtype: Any) -> Any:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype)

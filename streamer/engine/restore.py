@@ -170,11 +170,12 @@ class Restore:
             self._ahead_ms = self._processor.now_ms - known
         self._processor.lanes.slots.used_at[slots] = newest_ms + self._ahead_ms
 
-    def _not_in_the_future(self) -> None:
+    def _settle_ages(self) -> None:
         """Later pieces may have had newer events than the first: nothing was used later than now."""
         slots, used_at = self.partition.streams.every(), self._processor.lanes.slots.used_at
         if len(slots):
             used_at[slots] -= max(int(used_at[slots].max()) - self._processor.now_ms, 0)
+            self.partition.newest_ms = int(self.partition.newest_of(slots).max())
 
     # the judgement
 
@@ -195,7 +196,7 @@ class Restore:
             self._check(progress, found)
             since = self._regimes(progress)
             begin = self._restored(progress, since)
-        self._not_in_the_future()
+        self._settle_ages()
         self.partition.begin(begin)
         if progress is not None:
             self.partition.rollouts.restore(

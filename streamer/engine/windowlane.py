@@ -12,6 +12,7 @@ from streamer.engine.scheduler import plan_windows
 from streamer.engine.windowing import Closing, OpenWindows
 from streamer.errors import ModelRunError
 from streamer.modelfile.model import Model
+from streamer.records.keys import Keys
 from streamer.windows import WindowRule, Windows
 from streamer.words import Reason
 
@@ -24,9 +25,10 @@ Settled = tuple[WindowAnswers, list[Reject], list[tuple[str, F32]]]
 class WindowLane(Lane):
     """Zero state, nothing is kept beyond a window."""
 
-    def __init__(self, name: str, model: Model, rule: WindowRule) -> None:
+    def __init__(self, name: str, model: Model, rule: WindowRule, keys: Keys) -> None:
+        """``keys``: what the keys of the input are; dead letters have the same."""
         super().__init__(name, model)
-        self.rule = rule
+        self.rule, self.keys = rule, keys
 
     def opened(
         self, watermark: int, *, replaying: bool, through: dict[bytes, int], idle: Sequence[tuple[int, int]]
@@ -35,6 +37,7 @@ class WindowLane(Lane):
         windows = Windows(
             self.rule,
             self.model.contract.features,
+            dtype=self.model.contract.input.dtype,
             length_multiple=self.model.length_multiple,
             watermark=watermark,
             replaying=replaying,
@@ -59,7 +62,7 @@ class WindowLane(Lane):
         """A call that fails is halved until the window is found."""
         outputs = self.model.contract.outputs
         lengths = np.array([len(window.x) for window in windows], np.int32)
-        x = np.zeros((len(windows), int(lengths.max()), self.model.contract.features), np.float32)
+        x = np.zeros((len(windows), int(lengths.max()), self.model.contract.features), windows[0].x.dtype)
         for row, window in zip(x, windows, strict=True):
             row[: len(window.x)] = window.x
         try:
@@ -108,7 +111,7 @@ class WindowLane(Lane):
             offset=closing.source,
             reason=Reason.MODEL_REFUSED,
             detail=f"model {self.name!r}, window {window.start_ms} to {window.end_ms} ms, {offsets}: {detail}",
-            key=window.stream,
+            key=self.keys.raw(window.stream),
             value=None,
             headers=closing.headers,
             timestamp_ms=closing.timestamp_ms,

@@ -9,12 +9,15 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from streamer.core import CARRIED_HEADERS, F32, GeneratedAnswers
+from streamer.core import F32, GeneratedAnswers, X
 from streamer.generate.chance import draw, draw_sets, uniforms
-from streamer.generate.request import Asked, Refused, Request
+from streamer.generate.request import Asked, Refused, Request, short
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.contract import Contract, Feedback
 from streamer.records.changelog import Kind, offset_key
+from streamer.records.decode import carried as travelling
+from streamer.records.exact import Exact
+from streamer.records.unusable import Unusable
 from streamer.settings import GenerateSection
 from streamer.state.arena import Arena
 from streamer.words import Reason
@@ -45,7 +48,7 @@ class Rollout:
     model: str
     generator: Generator | None
     request: Request
-    first: F32
+    first: X
     """[P, F] the events that come before the first pick"""
     recorded: bool = False
     """Its changelog record is written"""
@@ -72,6 +75,7 @@ class Generator:
         contract: Contract = carried.model.contract
         assert contract.feedback is not None
         self.name, self.carried, self.limits = name, carried, limits
+        self.exact = Exact(contract.input.dtype)
         self.feedback: Feedback = contract.feedback
         self.output = next(output for output in contract.outputs if output.name == self.feedback.output)
         self.features = contract.features
@@ -86,13 +90,12 @@ class Generator:
         longest = max((len(msgspec.json.encode(label)) for label in self._labels), default=0)
         self._step_bytes = (_NUMBER_BYTES if self.classes else (self.output.size + 1) * _NUMBER_BYTES) + 2 * longest
 
-    def first_events(self, request: Request, after: F32 | None) -> F32:
+    def first_events(self, request: Request, after: F32 | None) -> X:
         """[P, F] what the model takes before the first pick: the prompt, or a zero event where nothing came before.
 
         ``after``: the last output of the stream, None without one. Refused: the request does not fit the model."""
         limits, given = self.limits, request.prompt
-        prompt = [self._event(part) for part in given] if given else []
-        steps = len(prompt) + request.n
+        steps = len(given or ()) + request.n
         if request.n < 1 or not 0 <= request.seed < 2**63:
             raise Refused(Reason.BAD_REQUEST, "n must be at least 1, seed 0 to 2**63 - 1")
         if steps > limits.max_steps:
@@ -111,9 +114,10 @@ class Generator:
             raise Refused(Reason.BAD_REQUEST, "top_k must be at least 1, and needs a model that picks one class")
         if request.stop is not None:
             self._class(request.stop)
+        prompt = [self._event(part) for part in given] if given else []
         if not prompt and after is None:
-            prompt = [np.zeros(self.features, np.float32)]
-        return np.array(prompt, np.float32).reshape(len(prompt), self.features)
+            prompt = [np.zeros(self.features, self.exact.dtype)]
+        return np.array(prompt, self.exact.dtype).reshape(len(prompt), self.features)
 
     def pick(self, rollouts: Sequence[Rollout], y: F32) -> list[Pick]:
         """What each rollout takes from its row of ``y`` [B, O] as its next step."""
@@ -129,9 +133,9 @@ class Generator:
         top = np.array([min(r.top_k or y.shape[1], y.shape[1]) for r in asked])
         return list(draw(y, temperature, top, uniforms(seeds, steps, 1)[:, 0]).tolist())
 
-    def event(self, pick: Pick) -> F32:
+    def event(self, pick: Pick) -> X:
         """[F] the event that feeds a pick back."""
-        x, at = np.zeros(self.features, np.float32), self.feedback.at
+        x, at = np.zeros(self.features, self.exact.dtype), self.feedback.at
         if isinstance(pick, list):
             x[at : at + len(pick)] = pick
         elif self.feedback.encoding == "index":
@@ -161,7 +165,7 @@ class Generator:
         """The record that is due after a pick; None while a whole sequence goes on, or for what was answered before."""
         request, step = rollout.request, len(rollout.told)
         about: dict[str, Any] = {"n": request.n, "seed": request.seed}
-        headers = [header for header in rollout.asked.headers if header[0] in CARRIED_HEADERS]
+        headers = travelling(rollout.asked.headers)
         if request.per_step:
             if step <= rollout.emitted:
                 return None
@@ -187,24 +191,25 @@ class Generator:
             values=[msgspec.json.encode(fields)],
         )
 
-    def _event(self, part: int | float | str | list[float]) -> F32:
+    def _event(self, part: int | float | str | list[int | float]) -> X:
         """One event of a prompt."""
-        if isinstance(part, list):
-            with np.errstate(over="ignore"):
-                event = np.array(part, np.float32)
-            if len(part) != self.features or not np.isfinite(event).all():
-                raise Refused(Reason.BAD_REQUEST, f"prompt: an event needs {self.features} finite numbers")
-            return event
-        if self.classes and not isinstance(part, float):
+        if self.classes and isinstance(part, int | str):
             return self.event(self._class(part))
-        if isinstance(part, str) or self.features != 1 or not np.isfinite(np.float32(part)):
+        event = part if isinstance(part, list) else [part]
+        if isinstance(part, str) or len(event) != self.features:
             raise Refused(
-                Reason.BAD_REQUEST, f"prompt: {part!r} is no event: give lists of {self.features} finite numbers"
+                Reason.BAD_REQUEST, f"prompt: {short(part)} is no event: give lists of {self.features} finite numbers"
             )
-        return np.array([part], np.float32)
+        try:
+            numbers = [self.exact.number(each, place) for place, each in enumerate(event)]  # type: ignore[arg-type]
+        except Unusable as why:
+            raise Refused(Reason.BAD_REQUEST, f"prompt: {why.detail}") from None
+        return np.array(numbers, self.exact.dtype)
 
     def _class(self, part: int | str) -> int:
         number = self._labels.get(part, -1) if isinstance(part, str) else part
         if not self.classes or not 0 <= number < self.output.size:
-            raise Refused(Reason.BAD_REQUEST, f"{part!r} is neither a class nor a label of output {self.output.name!r}")
+            raise Refused(
+                Reason.BAD_REQUEST, f"{short(part)} is neither a class nor a label of output {self.output.name!r}"
+            )
         return number

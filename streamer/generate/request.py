@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from streamer.records.unusable import plain
 from streamer.settings import GenerateSection
 from streamer.words import Reason
 
@@ -15,7 +16,7 @@ class Refused(Exception):
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, plain(detail)
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +29,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_k: int | None = None
     """Draw among the k most probable classes only"""
     seed: int = 0
-    prompt: str | list[int | float | str | list[float]] | None = None
+    prompt: str | list[int | float | str | list[int | float]] | None = None
     """Events that come first: labels (a text: one per character), classes, or whole events of F numbers"""
     begin: Literal["state", "initial"] = msgspec.field(default="state", name="from")
     stop: int | str | None = None
@@ -43,7 +44,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     """What a changelog record keeps of an open rollout."""
 
     value: bytes
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
     timestamp_ms: int
     state: bytes | None
     """None: the initial state"""
@@ -57,8 +58,15 @@ def parse_request(value: bytes, limits: GenerateSection) -> Request:
         )
     try:
         return _REQUESTS.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(Reason.BAD_REQUEST, f"not a request to generate: {error}") from None
+    except Exception as error:  # whatever a request holds, it is carried out or refused
+        raise Refused(Reason.BAD_REQUEST, f"not a request to generate: {plain(error)}") from None
+
+
+def short(part: object) -> str:
+    """A part of a request for people: bounded before it is made text."""
+    if isinstance(part, int) and abs(part) >= 10**30:
+        return "an integer of more than 30 digits"
+    return repr(part[:40] if isinstance(part, str | list) else part)
 
 
 _REQUESTS = msgspec.json.Decoder(Request)

@@ -24,11 +24,13 @@ import msgspec
 import numpy as np
 
 from streamer.core import F32, Answers, Headers, Reject
-from streamer.errors import ModelRunError
+from streamer.errors import DataLossError, ModelRunError
 from streamer.generate.generator import Generator, Rollout
-from streamer.generate.request import Asked, Refused, Request, parse_request
+from streamer.generate.request import Asked, Refused, Request, parse_request, short
 from streamer.modelfile.carried import Carried
 from streamer.records.changelog import StreamRecord, encode_stream
+from streamer.records.keys import Keys
+from streamer.records.unusable import plain
 from streamer.settings import GenerateSection
 from streamer.words import Reason
 
@@ -39,9 +41,9 @@ _OFFSET_BYTES = 8
 class Generators:
     """All models of a process that can generate, and how many rollouts are open over all partitions."""
 
-    def __init__(self, models: Iterable[tuple[str, Carried]], limits: GenerateSection) -> None:
-        """``models``: every model in step mode; those without ``feedback`` cannot be asked."""
-        self.limits = limits
+    def __init__(self, models: Iterable[tuple[str, Carried]], limits: GenerateSection, keys: Keys) -> None:
+        """``models``: every model in step mode; those without ``feedback`` cannot be asked. ``keys``: of the input."""
+        self.limits, self.keys = limits, keys
         found = [(name, carried) for name, carried in models if carried.model.contract.feedback is not None]
         self.by_name = {name: Generator(name, carried, limits) for name, carried in found}
         self.open = 0
@@ -54,7 +56,9 @@ class Generators:
             return names[0]
         if wanted in self.by_name:
             return str(wanted)
-        raise Refused(Reason.BAD_REQUEST, f"model is {wanted!r}, those that generate are {', '.join(names) or 'none'}")
+        raise Refused(
+            Reason.BAD_REQUEST, f"model is {short(wanted)}, those that generate are {', '.join(names) or 'none'}"
+        )
 
     def step(self, partitions: Sequence[Rollouts], calls: list[int]) -> Iterator[Answers | Reject]:
         """One step of up to ``max_rows`` rollouts per model, of ``partitions``; the oldest begin first.
@@ -135,7 +139,7 @@ class Generators:
             offset=rollout.offset,
             reason=Reason.MODEL_REFUSED,
             detail=f"after {len(rollout.told)} steps: {detail}",
-            key=rollout.stream,
+            key=self.keys.raw(rollout.stream),
             value=asked.value,
             headers=asked.headers,
             timestamp_ms=asked.timestamp_ms,
@@ -188,7 +192,7 @@ class Rollouts:
 
         ``since``: model -> where its present regime began; a state that was forked before is not its own."""
         for record in sorted(records, key=lambda record: record.through):
-            asked = msgspec.msgpack.decode(record.state or b"", type=Asked)
+            asked = _asked(record)
             stream = record.stream[_OFFSET_BYTES:]
             generator = self._generators.by_name.get(record.model)
             if record.through < since.get(record.model, 0):
@@ -262,6 +266,17 @@ class Rollouts:
             rollout.slot = -1
         del self._open[rollout.offset]
         self._generators.open -= 1
+
+
+def _asked(record: StreamRecord) -> Asked:
+    """What a changelog record keeps of a rollout. DataLossError: it does not."""
+    try:
+        return msgspec.msgpack.decode(record.state or b"", type=Asked)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise DataLossError(
+            f"changelog: the request to generate at offset {record.through} cannot be read ({plain(error)}). The topic holds "
+            "foreign or damaged records: restore it from a backup, or delete it and start a new group to begin anew."
+        ) from None
 
 
 def _last_output(state: bytes | None, size: int) -> F32 | None:

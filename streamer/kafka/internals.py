@@ -29,7 +29,7 @@ BETWEEN_TRANSACTIONS_S = 0.002
 """The broker writes the last transaction's markers for a few ms: the client's 20 ms between two looks would be a p99."""
 _FENCED = {22: "illegal generation", 25: "unknown member", 82: "fenced instance"}
 
-Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]
+Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 """timestamp in ms, key, value, headers"""
 
 

@@ -109,7 +109,8 @@ class Restorer:
                 headers = batch.headers.get(0, ())
                 if batch.offsets[0] != offset:
                     return  # decided meanwhile
-                found = next((value.decode() for name, value in headers if name == TRANSACTION_HEADER), "")
+                named = next((value for name, value in headers if name == TRANSACTION_HEADER), None)
+                found = (named or b"").decode("utf-8", "replace")
         if not found or found in fenced or found in self._own_ids:
             return  # foreign or own: the broker's time-out decides
         fenced.add(found)

@@ -14,7 +14,9 @@ def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing]) ->
     """``prefix``: of the sources, the input topic and a slash."""
     prefix += b"%d/" % partition
     for part in parts:
-        sources = [[(SOURCE_HEADER, prefix + b"%d" % source)] for source in part.sources]
+        sources: list[list[tuple[str, bytes | None]]] = [
+            [(SOURCE_HEADER, prefix + b"%d" % source)] for source in part.sources
+        ]
         for row, more in part.headers.items():
             sources[row] = [*sources[row], *more]
         yield from zip(part.timestamps_ms, part.keys, part.values, sources, strict=True)
@@ -22,7 +24,7 @@ def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing]) ->
 
 def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int) -> Row:
     """Original key, value and headers with the reason; the value is cut if the record would exceed the topic's limit."""
-    headers: list[tuple[str, bytes]] = [
+    headers: list[tuple[str, bytes | None]] = [
         *reject.headers,
         ("streamer-error", reject.reason.encode()),
         ("streamer-error-detail", reject.detail.encode()[:1024]),

@@ -258,6 +258,11 @@ def _check_input(contract: Contract) -> None:
     if contract.context < 0:
         raise ModelError("context must be 0 or the number of values to repeat")
     if contract.context:
+        if declared.dtype != "float32":
+            raise ModelError(
+                f"input {declared.name!r}: context is kept as float32, which does not hold every {declared.dtype}: "
+                "export the model with the context among its states"
+            )
         if contract.mode == "window":
             raise ModelError("context belongs to step models: a window model sees its whole window")
         if sum(isinstance(axis, int) for axis in declared.shape) != 1:
@@ -316,6 +321,10 @@ def _check_feedback(contract: Contract, feedback: Feedback) -> None:
         raise ModelError(
             f"feedback: mode {feedback.mode} and encoding {feedback.encoding} do not go together: argmax picks a class"
             " (index, one-hot), value feeds numbers back (value)"
+        )
+    if feedback.mode == "value" and contract.input.dtype.startswith("int"):
+        raise ModelError(
+            f"feedback: an output is no {contract.input.dtype}: feed classes back, or take floats as input"
         )
     width = 1 if feedback.encoding == "index" else output.size
     if feedback.at < 0 or feedback.at + width > contract.features:

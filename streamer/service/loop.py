@@ -19,7 +19,7 @@ from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.observe.view import PartitionView, View
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.service.clock import Clock
 from streamer.service.commits import CommitObserver, Commits
 from streamer.service.idleness import Idleness, Look
@@ -180,7 +180,7 @@ class Service:
             if number not in fetched and partition.running:
                 reached = self._reader.next_fetch_offset(number)
                 if reached > partition.next_offset:
-                    found.append(EventBatch.empty(number, reached, self.processor.features))
+                    found.append(EventBatch.empty(number, reached, self.processor.no_events))
         return found
 
     async def _run(self) -> float:

@@ -6,20 +6,29 @@ from collections.abc import Iterable, Sequence
 
 from streamer.core import Answers, Epoch, GeneratedAnswers, Outgoing, StepAnswers, Transaction, WindowAnswers
 from streamer.modelfile.model import Model
-from streamer.records.codec import Encoder
+from streamer.records.encode import Encoder
+from streamer.records.keys import Keys
 
 
 class Sink:
     """Values of predictions, per model as its contract says."""
 
-    def __init__(self, models: Iterable[tuple[str, Model]]) -> None:
-        self._encoders = {name: Encoder(model.contract, name) for name, model in models}
+    def __init__(self, models: Iterable[tuple[str, Model]], keys: Keys) -> None:
+        """``keys``: what the keys of the input are; answers have the same."""
+        self._keys = keys
+        self._encoders = {name: Encoder(model.contract, name, keys) for name, model in models}
 
     def encode(self, answers: Sequence[Answers]) -> list[Outgoing]:
         """One batch of records per batch of answers, in their order."""
         return [
             Outgoing(
-                each.partition, each.keys, self._values(each), each.timestamps_ms, each.sources, each.headers, each.mode
+                each.partition,
+                self._keys.raws(each.keys),
+                self._values(each),
+                each.timestamps_ms,
+                each.sources,
+                each.headers,
+                each.mode,
             )
             for each in answers
         ]

@@ -23,7 +23,7 @@ from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.records.changelog import Identity
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Observer, Service
@@ -132,7 +132,8 @@ def topic_needs(settings: Settings) -> list[TopicNeed]:
 def fingerprint(settings: Settings, models: list[tuple[str, Model, WindowRule | None]]) -> str:
     """What decides how a replayed record is judged: must not change while events are in flight."""
     decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
-    decide.append(str(settings.input.max_future_ms))
+    decide += [str(settings.input.max_future_ms), settings.input.time_unit, str(settings.input.min_time_ms)]
+    decide.append(settings.input.key)
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
     return "|".join(decide)
 
@@ -147,7 +148,7 @@ def build(
 ) -> Service:
     """``new_id``: makes transactional ids, a new one each time; they begin with the group's name, for ACLs."""
     settings, link, clock = parts.settings, parts.connection, clock or SystemClock()
-    group_id = settings.kafka.group
+    group_id, codec = settings.kafka.group, _codec(parts)
     processor = Processor(
         parts.models,
         batch=settings.batch,
@@ -156,6 +157,7 @@ def build(
         delivery=settings.delivery,
         late=settings.input.late,
         identity=Identity(group_id, parts.input.topic_id, fingerprint(settings, parts.models)),
+        keys=codec.keys,
     )
     membership = Membership(settings.delivery.drain_timeout_ms, clock.monotonic)
     reader = Input.of_settings(link, settings)
@@ -176,11 +178,11 @@ def build(
         reader=reader,
         new_id=new_id or (lambda: f"{group_id}-{instance}-{uuid.uuid4().hex[:12]}"),
     )
-    sink = Sink((name, model) for name, model, _ in parts.models)
+    sink = Sink([(name, model) for name, model, _ in parts.models], codec.keys)
     return Service(
         settings,
         processor,
-        _codec(parts),
+        codec,
         membership=membership,
         group=group,
         reader=reader,
@@ -200,6 +202,9 @@ def _codec(parts: Parts) -> Codec:
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
         max_future_ms=section.max_future_ms,
+        min_time_ms=section.min_time_ms,
+        time_unit=section.time_unit,
+        key=section.key,
         generates=any(model.contract.feedback is not None for _, model, rule in parts.models if rule is None),
     )
 

@@ -58,11 +58,12 @@ class Windows:
         rule: WindowRule,
         features: int,
         *,
+        dtype: str = "float32",
         length_multiple: int = 1,
         watermark: int = START,
         replaying: bool = False,
     ) -> None:
-        """``features``: F, values per event. ``length_multiple``: of models that take only such lengths; the oldest
+        """``features``: F, values per event, of ``dtype``. ``length_multiple``: of models that take only such lengths; the oldest
         events beyond a multiple are left out, and counted. ``watermark``: at the replay point."""
         if not 1 <= length_multiple <= rule.max_events:
             raise ValueError(f"length_multiple is {length_multiple}, must be 1 to max_events = {rule.max_events}")
@@ -71,7 +72,7 @@ class Windows:
         self.watermark = watermark
         self.open_windows = 0
         self._replaying = replaying
-        self._events = Events(features)
+        self._events = Events(features, dtype)
         self._last_offset = -1
         self._timed = rule.kind in ("tumbling", "hopping")
         self._endless = rule.kind in ("count", "end")

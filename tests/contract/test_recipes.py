@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 import torch
+from streamer.engine.ledger import Ledger
 
 from export import recipes
 from export.generate import rollout
@@ -21,11 +22,10 @@ from export.model import SequenceModel, load
 from export.recipes.characters import read_text
 from export.tasks import EVALUATION_STEPS
 from streamer.core import RecordBatch
-from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.torch

@@ -131,7 +131,7 @@ class World:
             self.changelogs[number].commit(self.sealed, number)
         for answers in self.sealed.answers:
             self.answered[answers.partition] += answers.sources
-        self.processor.committed(self.sealed, {number: 7 for number in self.sealed.positions})
+        self.processor.committed(self.sealed, dict.fromkeys(self.sealed.positions, 7))
         self.sealed = None
 
     def failed(self, _: None) -> None:

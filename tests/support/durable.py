@@ -22,7 +22,7 @@ from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.records.changelog import Kind, Progress, decode_progress, decode_stream, progress_key
-from streamer.records.codec import Encoder
+from streamer.records.encode import Encoder
 from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
 
 NAMES = Names("in", "changelog")

@@ -13,7 +13,7 @@ from export.readers import load
 from streamer.core import Op, RecordBatch
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.tools.load import (
     BROKEN_KINDS,
     FORMATS,

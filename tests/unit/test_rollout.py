@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from simulated import records
 from streamer.engine.ledger import Ledger
+from streamer.records.codec import Codec
 
 from streamer.core import Epoch, Op, RecordBatch
 from streamer.engine.processor import Limits, Processor
@@ -16,7 +17,6 @@ from streamer.errors import ModelError, ModelRunError
 from streamer.generate.chance import draw, draw_sets, uniforms
 from streamer.modelfile.contract import Contract
 from streamer.records.changelog import Kind, StreamRecord, decode_stream, progress_key
-from streamer.records.codec import Codec
 from streamer.settings import GenerateSection
 
 LETTERS = ("a", "b", "c", "d")

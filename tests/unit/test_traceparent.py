@@ -7,11 +7,11 @@ import random
 import pytest
 from simulated import POISON, ChainModel
 from streamer.engine.ledger import Ledger
+from streamer.records.codec import Codec
 
 from streamer.core import RecordBatch
 from streamer.engine.processor import Limits, Processor
 from streamer.kafka.rows import dead_letter_row
-from streamer.records.codec import Codec
 
 
 def parent(offset: int) -> list[tuple[str, bytes]]:

@@ -8,14 +8,14 @@ import msgspec
 import numpy as np
 import pytest
 from simulated import POISON, ChainModel
+from streamer.engine.ledger import Ledger
 from windowing import FoldModel, Row, fold, timed
 
 from streamer.core import Epoch, Op, RecordBatch
-from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError
 from streamer.records.changelog import decode_progress, progress_key
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
 from streamer.windows import Traces, WindowRule
 
 END = WindowRule("end")
@@ -241,7 +241,7 @@ def decoded(codec: Codec, *rows: tuple[int | None, Any]) -> Any:
 
 
 def test_a_far_future_event_is_rejected_and_moves_no_watermark() -> None:
-    codec = Codec(FoldModel().contract, "json", max_future_ms=1_000)
+    codec = Codec(FoldModel().contract, "json", max_future_ms=1_000, min_time_ms=0)
     batch = decoded(codec, (None, 10_000), (None, 11_001), (None, 11_000), (None, 10**17), (None, 253_402_300_799_001))
     assert [(reject.offset, reject.reason) for reject in batch.rejects] == [
         (1, "bad_time"),
@@ -257,15 +257,15 @@ def test_a_far_future_event_is_rejected_and_moves_no_watermark() -> None:
 
 
 def test_events_without_a_time_take_the_records() -> None:
-    batch = decoded(
-        Codec(FoldModel().contract, "json"), (None, b'{"x":[1]}'), (None, None), (None, b'{"x":[1],"ts":0}')
-    )
-    assert batch.times_ms.tolist() == [10_000] * len(batch)
+    codec = Codec(FoldModel().contract, "json", min_time_ms=0)
+    batch = decoded(codec, (None, b'{"x":[1]}'), (None, None), (None, b'{"x":[1],"ts":0}'))
+    assert batch.times_ms.tolist() == [10_000, 10_000, 0], "0 is a time like any other"
 
 
 @pytest.mark.parametrize("ts", [b"-5", b'"soon"', b"true", b"1e400", b"[1]"])
 def test_a_time_that_is_none_is_rejected(ts: bytes) -> None:
-    batch = decoded(Codec(FoldModel().contract, "json"), (None, b'{"x":[1],"ts":' + ts + b"}"), (None, 10_000))
+    codec = Codec(FoldModel().contract, "json", min_time_ms=0)
+    batch = decoded(codec, (None, b'{"x":[1],"ts":' + ts + b"}"), (None, 10_000))
     assert len(batch) == 1
     assert [reject.offset for reject in batch.rejects] == [0]
 

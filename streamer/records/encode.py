@@ -1,0 +1,97 @@
+"""Outputs of a model to prediction values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from streamer.core import F32, I64, ClosedWindow
+from streamer.modelfile.contract import Contract, Output
+from streamer.records.keys import Keys
+
+_NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
+
+
+class Encoder:
+    """Prediction values, JSON: ``{"stream", "ts", "y" or the named outputs, "label"?, "window"?, "model"}``.
+
+    A ``value`` or ``score`` of size one is a number, anything else an array; float32 survives the text exactly (9 digits).
+    """
+
+    def __init__(self, contract: Contract, model_name: str, keys: Keys | None = None) -> None:
+        """``keys``: what the keys of records are, so that answers have the same."""
+        self.keys = keys or Keys()
+        self._outputs = contract.outputs
+        single = len(contract.outputs) == 1
+        self._names = ["y" if single else output.name for output in contract.outputs]
+        self._tail = b',"model":%b}' % msgspec.json.encode(f"{model_name}@{contract.version}")
+        self._templates: dict[tuple[int, ...], bytes] = {}
+
+    def steps(self, keys: Sequence[bytes], times_ms: I64, outputs: Sequence[F32]) -> list[bytes]:
+        """One value per row of ``outputs`` (each [N, O_k], finite)."""
+        template = self._template(tuple(y.shape[1] for y in outputs))
+        columns: list[Sequence[Any]] = [escape(keys), times_ms.tolist()]
+        for output, y in zip(self._outputs, outputs, strict=True):
+            columns.extend(y.T.tolist())
+            if output.labels:
+                columns.append(self._labels(output, y))
+        return [template % row for row in zip(*columns, strict=True)]
+
+    def window(self, window: ClosedWindow, outputs: Sequence[F32]) -> bytes:
+        """The one value of a closed window; outputs per event are arrays over its T events ([T, O_k]), others [O_k]."""
+        fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
+        for name, output, y in zip(self._names, self._outputs, outputs, strict=True):
+            flat = y.reshape(len(y), -1) if output.per == "event" else y.reshape(1, -1)
+            values = [_number(row) for row in flat]
+            fields[name] = values if output.per == "event" else values[0]
+            if output.labels:
+                labels = [output.labels[int(np.argmax(row))] for row in flat]
+                fields[self._label_name(name)] = labels if output.per == "event" else labels[0]
+        fields["window"] = {
+            "start": window.start_ms,
+            "end": window.end_ms,
+            "count": len(window.x),
+            "reason": window.reason,
+            "part": window.part,
+            "offsets": [int(window.offsets.min()), int(window.offsets.max())],
+        }
+        return msgspec.json.encode(fields)[:-1] + self._tail
+
+    def _template(self, sizes: tuple[int, ...]) -> bytes:
+        if sizes not in self._templates:
+            text = b'{"stream":"%b","ts":%d'
+            for name, output, size in zip(self._names, self._outputs, sizes, strict=True):
+                scalar = size == 1 and output.kind in ("value", "score")
+                numbers = b",".join([b"%.9g"] * size)
+                text += b",%b:%b" % (_quoted(name), numbers if scalar else b"[" + numbers + b"]")
+                if output.labels:
+                    text += b",%b:%%b" % _quoted(self._label_name(name))
+            self._templates[sizes] = text + self._tail.replace(b"%", b"%%")
+        return self._templates[sizes]
+
+    def _label_name(self, name: str) -> str:
+        return "label" if name == "y" else f"{name}_label"
+
+    def _labels(self, output: Output, y: F32) -> list[bytes]:
+        labels = [msgspec.json.encode(label) for label in output.labels or ()]
+        return [labels[index] for index in y.argmax(axis=1).tolist()]
+
+
+def _quoted(name: str) -> bytes:
+    return msgspec.json.encode(name).replace(b"%", b"%%")
+
+
+def _number(row: F32) -> Any:
+    values = [float(f"{value:.9g}") for value in row.tolist()]
+    return values[0] if len(values) == 1 else values
+
+
+def escape(keys: Sequence[bytes]) -> Sequence[bytes]:
+    """Keys as the inside of JSON strings."""
+    if _NEEDS_ESCAPE.search(b" ".join(keys)) is None:
+        return keys
+    return [msgspec.json.encode(key.decode())[1:-1] for key in keys]
