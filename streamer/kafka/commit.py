@@ -248,7 +248,7 @@ class Committer:
     async def _send_changelog(self, producer: Producer, changelogs: Sequence[Changelog]) -> list[asyncio.Future[Any]]:
         topic = self._settings.changelog_topic
         assert topic is not None
-        mark = [(TRANSACTION_HEADER, self.transactional_id.encode())]
+        mark: list[tuple[str, bytes | None]] = [(TRANSACTION_HEADER, self.transactional_id.encode())]
         sends = [
             self._send(
                 producer,

@@ -250,8 +250,7 @@ async def test_a_clock_that_jumps_loses_and_repeats_nothing(kafka, topic_name, c
     await create_topics(kafka, {topic: PARTITIONS})
     settings = make_settings(kafka, topic, topic_name("group"), state={"idle_ttl_ms": 3_600_000})
     for part in range(2):
-        service, recorder = await make_service(settings, instance=f"run{part}")
-        service._clock = JumpingClock()
+        service, recorder = await make_service(settings, instance=f"run{part}", clock=JumpingClock())
         async with running(service):
             await produce(kafka, topic, rows(part * 500, 500))
             await wait_for(lambda r=recorder: r.committed_events >= 500, recorder)

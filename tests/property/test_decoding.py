@@ -278,7 +278,7 @@ def test_a_number_is_exact_or_refused(dtype: str, value: int | float) -> None:
     try:
         held = Exact(dtype).number(value, "a")
     except Unusable as why:
-        assert why.reason in ("not_exact", "not_finite")
+        assert why.reason in ("not_exact", "not_finite")  # noqa: PT017 - the reasons that there are
         return
     stored = np.zeros(1, dtype)
     stored[0] = held

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from simulated import ChainModel
 
 from streamer.kafka.commit import TRANSACTION_HEADER
+from streamer.service.clock import Clock
 from streamer.service.loop import Service
 from streamer.service.wiring import Parts, build, prepare
 from streamer.settings import Settings
@@ -73,10 +74,13 @@ def make_settings(bootstrap: str, topic: str, group: str, **sections: dict[str, 
     return Settings(**document)
 
 
-async def make_service(settings: Settings, model: Any = None, *, instance: str = "a") -> tuple[Service, Recorder]:
+async def make_service(
+    settings: Settings, model: Any = None, *, instance: str = "a", clock: Clock | None = None
+) -> tuple[Service, Recorder]:
     parts = await prepare(settings, [("chain", model or ChainModel(), None)])
     recorder = Recorder()
-    return build(Parts(settings, parts.models, parts.connection, parts.input), recorder, instance=instance), recorder
+    parts = Parts(settings, parts.models, parts.connection, parts.input)
+    return build(parts, recorder, instance=instance, clock=clock), recorder
 
 
 @contextlib.asynccontextmanager

@@ -6,21 +6,23 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import structlog
+from durable import begin, encoded, make_processor, settle
 from simulated import ChainModel
-from streamer.engine.ledger import Ledger
-from streamer.service.recovery import RestoreState
 
-from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch
-from streamer.engine.processor import Limits, Processor
+from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch, Report
+from streamer.engine.partition import Partition, Phase
 from streamer.errors import FencedError, KafkaUnavailableError
 from streamer.observe.telemetry import Telemetry, _Repeats, configure_logs
+from streamer.observe.view import PartitionView, View
 from streamer.service.clock import Times
+from streamer.service.takeover import RestoreProgress
+from streamer.words import Outcome
 
 
 class Watch:
@@ -39,18 +41,14 @@ class Bench:
     def __init__(self, partitions: int = 2) -> None:
         self.watch = Watch()
         self.telemetry = Telemetry([("chain", "1", "ab" * 32)], "0", monotonic=self.watch, wall=self.watch)
-        limits = Limits(checkpoint_interval_ms=10_000)
-        self.processor = Processor([("chain", ChainModel(), None)], limits)  # type: ignore[list-item]
+        self.processor = make_processor([("chain", ChainModel(), None)], checkpoint_interval_ms=10_000)
         self.heard_s = self.watch.now_s
         self.ends: dict[int, int] = {}
-        reader = SimpleNamespace(
-            topic="in", high_watermark=self.ends.get, confirmed_at_ms=lambda partition: int(self.heard_s * 1000)
-        )
-        stopping = SimpleNamespace(is_set=lambda: False)
-        self.service = SimpleNamespace(processor=self.processor, reader=reader, ready=True, stopping=stopping)
+        self.blocked_s = 0.0
+        self.ready = True
         self.telemetry.assigned(list(range(partitions)))
         for partition in range(partitions):
-            self.processor.assign(partition, Ledger.fresh(0))
+            begin(self.processor, partition)
         self.telemetry.recovered(list(range(partitions)), [], 0.5)
         self.pass_time(0.25)
 
@@ -60,35 +58,55 @@ class Bench:
             self.watch.now_s += 0.25
             if heard:
                 self.heard_s = self.watch.now_s
-            self.telemetry.tick(self.service)
+            self.telemetry.tick(self.look)
             self.telemetry.beat(0.0)
+
+    def look(self) -> View:
+        partitions = {number: self.view(number, each) for number, each in self.processor.partitions.items()}
+        used = self.processor.lanes.slots.used
+        return View(self.ready, False, "in", partitions, pending_events=self.processor.open_events, streams=used)
+
+    def view(self, number: int, partition: Partition, **other: Any) -> PartitionView:
+        known: dict[str, Any] = {
+            "phase": partition.phase,
+            "position": partition.position,
+            "next_offset": partition.next_offset,
+            "live_from": partition.live_from,
+            "replay_point": partition.checkpoint.replay_point.offset,
+            "checkpointed": partition.checkpoint.complete.offset,
+            "round_open": partition.checkpoint.open,
+            "log_end": self.ends.get(number),
+            "confirmed_s": self.heard_s,
+            "blocked_s": self.blocked_s,
+        }
+        return PartitionView(**{**known, **other})
+
+    def drop(self, *numbers: int) -> None:
+        for number in numbers or list(self.processor.partitions):
+            self.processor.drop(number)
 
     def events(self, count: int, *, commit: bool = True) -> None:
         """``count`` events on every partition, through to the commit."""
-        for partition, ledger in self.processor.ledgers.items():
-            first, stamp = ledger.next_offset, int(self.watch.now_s * 1000)
+        for partition, each in self.processor.partitions.items():
+            first, stamp = each.next_offset, int(self.watch.now_s * 1000)
             offsets = list(range(first, first + count))
             keys = [b"s%d" % (offset % 5) for offset in offsets]
             records = RecordBatch(partition, offsets, [stamp] * count, list(keys), [b""] * count)
             times = np.full(count, stamp, np.int64)
             x = np.ones((count, 1), np.float32)
-            self.processor.ingest(
-                [
-                    EventBatch(
-                        partition, np.array(offsets), times, [stamp] * count, keys, x, None, records, first + count
-                    )
-                ]
+            stamps = [stamp] * count
+            settle(
+                self.processor,
+                EventBatch(partition, np.array(offsets), times, stamps, keys, x, None, records, first + count),
             )
-            for _ in self.processor.run():
-                pass
         if not commit:
             return
-        self.telemetry.polled(count * len(self.processor.ledgers), [])
-        self.telemetry.settled(self.processor, [0.001])
+        self.telemetry.ran([0.001])
         epoch = self.processor.seal(int(self.watch.now_s * 1000))
         assert epoch is not None
-        self.telemetry.committed("committed", epoch, Times(commit=0.01), 1_000)
-        self.telemetry.published(epoch.outgoing, int(self.watch.now_s * 1000) + 12)
+        self.processor.committed(epoch, {})
+        self.telemetry.committed(Outcome.COMMITTED, epoch, Times(commit=0.01), 1_000)
+        self.telemetry.published(encoded(self.processor, epoch), int(self.watch.now_s * 1000) + 12)
 
 
 def named(lines: list[Any], event: str) -> list[Any]:
@@ -131,13 +149,13 @@ def test_a_round_is_told_when_its_partitions_have_gone_meanwhile() -> None:
     bench = Bench()
     bench.events(4)
     bench.pass_time(1)
-    one, other = bench.processor.ledgers.values()
-    one.checkpointed += 1
-    other.begin_round([], 0, 0)
+    one, other = (bench.view(number, each) for number, each in bench.processor.partitions.items())
+    seen = {0: replace(one, checkpointed=one.checkpointed + 1), 1: replace(other, round_open=True)}
+    bench.look = lambda: View(True, False, "in", seen)  # type: ignore[method-assign]
     with structlog.testing.capture_logs() as lines:
         bench.pass_time(1)
         assert named(lines, "checkpoint") == []
-        bench.processor.abandon()
+        seen.clear()
         bench.pass_time(1)
     (line,) = named(lines, "checkpoint")
     assert (line["partitions"], line["longest_replay_records"]) == ([0], 0)
@@ -147,8 +165,8 @@ def test_rebalance_and_recovery_are_a_line_each() -> None:
     bench = Bench()
     with structlog.testing.capture_logs() as lines:
         bench.telemetry.assigned([0, 3])
-        bench.telemetry.restoring(3, RestoreState(done=50, begin=0, end=100, bytes_read=700))
-        bench.telemetry.restoring(3, RestoreState(done=100, begin=0, end=100, bytes_read=1_400))
+        bench.telemetry.restoring(3, RestoreProgress(begin=0, done=50, end=100, bytes_read=700))
+        bench.telemetry.restoring(3, RestoreProgress(begin=0, done=100, end=100, bytes_read=1_400))
         bench.telemetry.recovered([3], [0], 1.25)
     assert [line["event"] for line in lines] == ["rebalance", "live"]
     assert lines[0]["partitions"] == [0, 3]
@@ -182,14 +200,13 @@ def test_errors_that_all_differ_stay_bounded() -> None:
 
 def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
     bench = Bench()
-    bench.processor.revoke(0)
-    bench.processor.revoke(1)
-    bench.service.ready = False
+    bench.drop()
+    bench.ready = False
     bench.telemetry.assigned([0, 1])
     assert bench.telemetry.status()["health"] == "restoring"
     assert bench.telemetry.status()["lag"] is None
     for done in (0, 150, 315):
-        bench.telemetry.restoring(0, RestoreState(done=done, begin=0, end=500))
+        bench.telemetry.restoring(0, RestoreProgress(begin=0, done=done, end=500))
         bench.watch.now_s += 1
     found = bench.telemetry.status()["partitions"]
     assert found["0"]["share"] == pytest.approx(0.63)
@@ -197,9 +214,9 @@ def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
         "315 records in 3 s until now, also if nothing comes now"
     )
     assert found["1"] == {"state": "waiting"}
-    bench.telemetry.restoring(0, RestoreState(done=500, begin=0, end=500))
+    bench.telemetry.restoring(0, RestoreProgress(begin=0, done=500, end=500))
     assert bench.telemetry.status()["partitions"]["0"]["state"] == "restored"
-    bench.processor.assign(0, Ledger.fresh(0))
+    begin(bench.processor)
     bench.pass_time(1)
     found = bench.telemetry.status()
     assert found["health"] == "restoring", "one runs already, the other is still to come"
@@ -211,12 +228,14 @@ def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
 
 def test_a_replay_tells_how_far_it_is() -> None:
     bench = Bench(partitions=1)
-    ledger = bench.processor.ledgers[0]
-    ledger.replay_point, ledger.next_offset, ledger.live_from, ledger.position = 100, 100, 200, 200
     bench.ends[0] = 230
-    bench.pass_time(1)
-    ledger.next_offset = 125
-    bench.pass_time(1)
+    (partition,) = bench.processor.partitions.values()
+    for reached in (100, 125):
+        replaying = bench.view(
+            0, partition, phase=Phase.REPLAYING, position=200, next_offset=reached, live_from=200, replay_point=100
+        )
+        bench.look = lambda seen=replaying: View(True, False, "in", {0: seen})  # type: ignore[method-assign, misc]
+        bench.pass_time(1)
     status = bench.telemetry.status()
     assert status["health"] == "replaying"
     assert status["partitions"]["0"]["share"] == pytest.approx(0.25)
@@ -239,6 +258,18 @@ def test_kafka_that_does_not_answer_is_told_before_anything_fails() -> None:
     assert bench.telemetry.status()["health"] == "live"
 
 
+def test_an_open_transaction_of_somebody_else_is_told_once_and_when_it_is_over() -> None:
+    bench = Bench(partitions=1)
+    with structlog.testing.capture_logs() as lines:
+        for bench.blocked_s in (1.0, 4.0, 6.0, 7.0, 0.0, 0.0):
+            bench.pass_time(1)
+    assert [line["event"] for line in lines] == ["blocked", "unblocked"]
+    bench.blocked_s = 12.5
+    bench.pass_time(1)
+    assert bench.telemetry.status()["partitions"]["0"]["blocked_s"] == 12.5
+    assert b'streamer_partition_blocked_seconds{partition="0",topic="in"} 12.5' in bench.telemetry.metrics()
+
+
 def test_an_outage_ends_with_the_recovery() -> None:
     bench = Bench()
     bench.pass_time(1)
@@ -246,17 +277,17 @@ def test_an_outage_ends_with_the_recovery() -> None:
     bench.telemetry.failed(KafkaUnavailableError("gone"))
     assert bench.telemetry.status()["outage_s"] == 8, "it began when Kafka was last heard, not when a commit timed out"
     bench.events(3, commit=False)
-    bench.processor.abandon()
-    bench.service.ready = False
+    bench.drop()
+    bench.ready = False
     bench.pass_time(3, heard=False)
     assert bench.telemetry.status()["health"] == "outage"
     assert bench.telemetry.status()["pending_events"] == 0
     bench.telemetry.assigned([0, 1])
     assert bench.telemetry.status()["health"] == "outage"
     for partition in range(2):
-        bench.processor.assign(partition, Ledger.fresh(0))
+        begin(bench.processor, partition)
     bench.telemetry.recovered([0, 1], [], 0.1)
-    bench.service.ready = True
+    bench.ready = True
     assert bench.telemetry.status()["health"] == "restoring", "what runs is shown when it was looked at"
     bench.pass_time(0.25)
     assert bench.telemetry.status()["health"] == "live"
@@ -273,7 +304,7 @@ def test_health_before_the_first_partitions_and_without_any() -> None:
 def test_a_failed_commit_is_a_line() -> None:
     bench = Bench()
     with structlog.testing.capture_logs() as lines:
-        bench.telemetry.committed("fenced", Epoch({0: 3}, [], [], [], 3), Times(), 0)
+        bench.telemetry.committed(Outcome.FENCED, Epoch({0: 3}, [], [], [], Report(events=3)), Times(), 0)
         bench.telemetry.published([Outgoing(0, [], [], [], [])], 0)
     assert [(line["event"], line["outcome"], line["events"]) for line in lines] == [("commit_not_done", "fenced", 3)]
 
