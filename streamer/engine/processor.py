@@ -25,39 +25,29 @@ Invariants, each asserted or tested as a property:
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from streamer.core import (
-    F32,
-    I64,
-    U8,
     Answers,
-    Batch,
     Changelog,
     Epoch,
     EventBatch,
-    Flags,
     ModelCall,
-    Op,
     Reject,
-    StepAnswers,
     X,
 )
 from streamer.engine.journal import journal
 from streamer.engine.lane import StepLane
 from streamer.engine.memory import Memory
 from streamer.engine.partition import Lanes, Partition, Phase
-from streamer.engine.scheduler import Restart, plan_steps
+from streamer.engine.steprun import StepRun
 from streamer.engine.tally import report
 from streamer.engine.windowing import Closing
 from streamer.engine.windowlane import WindowLane
+from streamer.engine.work import Part, Work
 from streamer.errors import ConfigurationError
-from streamer.generate.request import Refused
 from streamer.generate.rollouts import Generators
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
@@ -66,53 +56,11 @@ from streamer.records.keys import Keys
 from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
 from streamer.state.table import STREAM_OVERHEAD_BYTES, Slots
 from streamer.windows import WindowRule
-from streamer.words import Reason
 
 RESTORE_STREAMS = 2_000
 """Most streams that one chunk of a restore may bring, beside the records of one poll."""
 Served = tuple[str, Model, WindowRule | None]
 """Name, model, and the window rule; None: step mode"""
-
-
-@dataclass(slots=True)
-class _Part:
-    """Rows [begin, end) of the work belong to one event batch."""
-
-    partition: Partition
-    batch: EventBatch
-    begin: int
-    end: int
-
-
-@dataclass(slots=True)
-class _Work:
-    """One ingest over all its partitions, merged into columns of N rows."""
-
-    parts: list[_Part]
-    slots: I64
-    x: X
-    offsets: I64
-    times_ms: I64
-    keys: list[bytes]
-    ops: U8 | None
-    windows: list[tuple[Partition, Closing]]
-    refused: dict[int, Refused] = field(default_factory=dict)
-    """Row -> why a rollout was not opened"""
-
-    @property
-    def partitions(self) -> set[int]:
-        owners = [*(part.partition for part in self.parts), *(partition for partition, _ in self.windows)]
-        return {partition.number for partition in owners}
-
-
-@dataclass(slots=True)
-class _Due:
-    """What one model has to do with the work. ``rows``: that its states do not reflect yet, None: all."""
-
-    rows: I64 | None
-    ops: U8 | None
-    anew: Flags | None
-    decided: Flags | None
 
 
 class Processor:
@@ -155,7 +103,7 @@ class Processor:
         self.partitions: dict[int, Partition] = {}
         self.memory = Memory(self.lanes.slots, state.max_bytes, state.idle_ttl_ms)
         self._now_ms = 0
-        self._work: _Work | None = None
+        self._work: Work | None = None
         self._calls: list[ModelCall] = []
         self._sealed: tuple[Epoch, list[Partition]] | None = None
 
@@ -190,7 +138,7 @@ class Processor:
     def ingest(self, batches: Sequence[EventBatch]) -> None:
         """Makes what is news in ``batches`` (at most one per partition) pending. Nothing may be pending already."""
         assert self._work is None, "run() the pending work first"
-        parts: list[_Part] = []
+        parts: list[Part] = []
         windows: list[tuple[Partition, Closing]] = []
         begin = 0
         for fetched in batches:
@@ -200,36 +148,22 @@ class Processor:
             batch, closed = taken
             windows += [(partition, closing) for closing in closed]
             if len(batch):
-                parts.append(_Part(partition, batch, begin, begin + len(batch)))
+                parts.append(Part(partition, batch, begin, begin + len(batch)))
                 begin += len(batch)
             else:
                 partition.caught_up()
         if parts or windows:
-            self._work = self._merge(parts, windows)
+            self._work = self._merged(parts, windows)
 
     def idle(self, number: int, elapsed_ms: int) -> None:
         """No record came for ``elapsed_ms`` although all were read: closes what that much time closes."""
         assert self._work is None, "run() the pending work first"
         partition = self.partitions[number]
         if closed := partition.idle(elapsed_ms):
-            self._work = self._merge([], [(partition, closing) for closing in closed])
+            self._work = self._merged([], [(partition, closing) for closing in closed])
 
-    def _merge(self, parts: list[_Part], windows: list[tuple[Partition, Closing]]) -> _Work:
-        batches, stepping = [part.batch for part in parts], self.lanes.stepping
-        slots = [part.partition.streams.of(part.batch.keys) for part in parts] if stepping else []
-        ops = None
-        if any(batch.ops is not None for batch in batches):
-            ops = np.concatenate([np.zeros(len(b), np.uint8) if b.ops is None else b.ops for b in batches])
-        return _Work(
-            parts=parts,
-            slots=_joined(slots, np.int64),
-            x=_joined([batch.x for batch in batches], self.no_events.dtype),
-            offsets=_joined([batch.offsets for batch in batches], np.int64),
-            times_ms=_joined([batch.times_ms for batch in batches], np.int64),
-            keys=batches[0].keys if len(batches) == 1 else [key for batch in batches for key in batch.keys],
-            ops=ops,
-            windows=windows,
-        )
+    def _merged(self, parts: list[Part], windows: list[tuple[Partition, Closing]]) -> Work:
+        return Work.merged(parts, windows, stepping=bool(self.lanes.stepping), no_events=self.no_events)
 
     # run
 
@@ -238,95 +172,12 @@ class Processor:
         work = self._work
         if work is None:
             return
-        for number, lane in enumerate(self.lanes.stepping):
+        for number in range(len(self.lanes.stepping)):
             if work.parts:
-                yield from self._step(number, lane, work)
+                yield from StepRun(self.lanes, number, work, self.batch).run(self._calls)
         if work.windows and self.lanes.windowing is not None:
             yield from self._judge(self.lanes.windowing, work.windows)
         self._finish(work)
-
-    def _step(self, number: int, lane: StepLane, work: _Work) -> Iterator[None]:
-        due = self._due(number, lane, work)
-        outputs, refused = lane.outputs(len(work.offsets)), dict[int, str]()
-        for item in self._plan(lane, work, due):
-            if isinstance(item, Batch):
-                lane.call(work.x, item, outputs, refused, self._calls)
-                yield
-            elif isinstance(item, Restart):
-                lane.arena.reset(work.slots[item.rows])
-            else:
-                self._command(lane, work, item, due)
-        self._settle(number, lane, work, due, outputs, refused)
-
-    def _due(self, number: int, lane: StepLane, work: _Work) -> _Due:
-        """Only a replay brings rows that the model's states reflect already, or that it refused before."""
-        rows: I64 | None = None
-        decided: Flags | None = None
-        if any(part.batch.offsets[0] < part.partition.live_from for part in work.parts):
-            through, flags = lane.arena.through[work.slots], np.empty(len(work.offsets), bool)
-            decided = np.zeros(len(work.offsets), bool)
-            for part in work.parts:
-                at = slice(part.begin, part.end)
-                truth = part.partition.truths[number]
-                flags[at], before = truth.due(part.batch.keys, part.batch.offsets, through[at])
-                decided[at] = False if before is None else before
-            rows = np.flatnonzero(flags)
-            decided = decided[rows] if decided.any() else None
-        ops = work.ops if rows is None or work.ops is None else work.ops[rows]
-        slots, times = (work.slots, work.times_ms) if rows is None else (work.slots[rows], work.times_ms[rows])
-        anew = lane.begins_anew(slots, times, None if ops is None else ops == Op.EVENT)
-        return _Due(rows, ops, anew, decided)
-
-    def _plan(self, lane: StepLane, work: _Work, due: _Due) -> Iterator[Batch | Restart | I64]:
-        """Items over the rows of the work."""
-        model, bounds = lane.model, self.batch
-        steps = bounds.max_steps if model.max_steps is None else min(bounds.max_steps, model.max_steps)
-        rows, ops, anew = due.rows, due.ops, due.anew
-        if due.decided is not None:
-            # what was refused when it was news did nothing, but for a state that began anew with it
-            assert rows is not None
-            anew = np.zeros(len(rows), bool) if anew is None else anew
-            ops = np.zeros(len(rows), np.uint8) if ops is None else ops.copy()
-            ops[due.decided & anew] = Op.RESET
-            kept = np.flatnonzero(~due.decided | anew)
-            rows, ops, anew = rows[kept], ops[kept], (anew & ~due.decided)[kept]
-        slots = work.slots if rows is None else work.slots[rows]
-        for item in plan_steps(slots, ops, anew, max_rows=bounds.max_rows, max_steps=steps):
-            if rows is None:
-                yield item
-            elif isinstance(item, Batch):
-                item.rows = np.where(item.rows >= 0, rows[item.rows], -1)
-                yield item
-            else:
-                yield Restart(rows[item.rows]) if isinstance(item, Restart) else rows[item]
-
-    def _command(self, lane: StepLane, work: _Work, rows: I64, due: _Due) -> None:
-        """Between model calls: states go back to the initial one, or are forked for a rollout if that is news."""
-        asking = np.zeros(len(rows), bool) if work.ops is None else work.ops[rows] == Op.GENERATE
-        lane.arena.reset(work.slots[rows[~asking]])
-        for row in rows[asking].tolist():
-            part = next(p for p in work.parts if p.begin <= row < p.end)
-            if work.offsets[row] < part.partition.live_from:
-                continue
-            try:
-                self._ask(lane, work, part, row)
-            except Refused as refused:
-                work.refused[row] = refused
-
-    def _ask(self, lane: StepLane, work: _Work, part: _Part, row: int) -> None:
-        batch, at, offset = part.batch, row - part.begin, int(work.offsets[row])
-        value = batch.commands.get(at, b"")
-        if self.lanes.generators.asked(value) == lane.name:
-            part.partition.rollouts.ask(
-                lane.name,
-                offset,
-                work.keys[row],
-                value,
-                headers=batch.records.headers.get(bisect_left(batch.records.offsets, offset), ()),
-                timestamp_ms=batch.timestamps_ms[at],
-                time_ms=int(work.times_ms[row]),
-                state=lane.arena.rows(work.slots[row : row + 1])[0],
-            )
 
     def _judge(self, lane: WindowLane, windows: list[tuple[Partition, Closing]]) -> Iterator[None]:
         bounds = self.batch
@@ -366,71 +217,11 @@ class Processor:
         """Whether any rollout is open."""
         return self.lanes.generators.open > 0
 
-    # settle
-
-    def _settle(
-        self, number: int, lane: StepLane, work: _Work, due: _Due, outputs: Sequence[F32], refused: dict[int, str]
-    ) -> None:
-        """Outputs of one model become answers of the open epoch; states become known up to their last row."""
-        events = None if due.ops is None else due.ops == Op.EVENT
-        if due.rows is None:
-            lane.reflect(work.slots, work.offsets, work.times_ms, events)
-        else:
-            at = due.rows
-            lane.reflect(work.slots[at], work.offsets[at], work.times_ms[at], events)
-        answered: Flags | None = None
-        if refused or work.ops is not None or due.rows is not None:
-            answered = np.ones(len(work.offsets), bool) if work.ops is None else work.ops == Op.EVENT
-            answered[list(refused)] = False
-        for part in work.parts:
-            truth = part.partition.truths[number]
-            if due.rows is None:
-                truth.returned(part.batch.keys)
-            else:
-                mine = due.rows[(due.rows >= part.begin) & (due.rows < part.end)]
-                truth.returned(work.keys[row] for row in mine.tolist())
-                assert answered is not None
-                answered[part.begin : part.end] &= part.batch.offsets >= part.partition.live_from
-            self._answer(lane, part, outputs, None if answered is None else answered[part.begin : part.end])
-        for row, detail in refused.items():
-            self._refuse(number, lane, work, row, detail)
-
-    def _answer(self, lane: StepLane, part: _Part, outputs: Sequence[F32], answered: Flags | None) -> None:
-        batch = part.batch
-        y = [output[part.begin : part.end] for output in outputs]
-        if answered is not None and not answered.all():
-            rows = np.flatnonzero(answered)
-            if not len(rows):
-                return
-            batch, y = batch.select(rows), [output[rows] for output in y]
-        part.partition.tally.scores += lane.scores(y)
-        part.partition.answers.append(
-            StepAnswers(
-                partition=batch.partition,
-                model=lane.name,
-                keys=batch.keys,
-                timestamps_ms=batch.timestamps_ms,
-                sources=batch.offsets.tolist(),
-                headers=batch.headers,
-                times_ms=batch.times_ms,
-                y=y,
-            )
-        )
-
-    def _refuse(self, number: int, lane: StepLane, work: _Work, row: int, detail: str) -> None:
-        part = next(each for each in work.parts if each.begin <= row < each.end)
-        offset, partition = int(work.offsets[row]), part.partition
-        if self.lanes.durable:
-            partition.truths[number].decisions.note(offset)
-        if offset >= partition.live_from:
-            text = f"model {lane.name!r}: {detail}"
-            partition.refuse([part.batch.reject(row - part.begin, Reason.MODEL_REFUSED, text)])
-
-    def _finish(self, work: _Work) -> None:
+    def _finish(self, work: Work) -> None:
         if len(work.slots):
             self.lanes.slots.used_at[work.slots] = self._now_ms
         for row, refused in work.refused.items():
-            part = next(each for each in work.parts if each.begin <= row < each.end)
+            part = work.part_of(row)
             part.partition.refuse([part.batch.reject(row - part.begin, refused.reason, refused.detail)])
         self._work = None
         for part in work.parts:
@@ -535,9 +326,3 @@ def _check_models(models: Sequence[Served]) -> None:
             raise ConfigurationError(
                 f"model {name!r} looks ahead (mode window): give it a [model.{name}.window] section"
             )
-
-
-def _joined(parts: Sequence[Any], dtype: Any) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
