@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 import torch
-from streamer.engine.ledger import Ledger
+from durable import begin, encoded, make_processor, settle
 
 from export import recipes
 from export.generate import rollout
@@ -22,7 +22,7 @@ from export.model import SequenceModel, load
 from export.recipes.characters import read_text
 from export.tasks import EVALUATION_STEPS
 from streamer.core import RecordBatch
-from streamer.engine.processor import Limits, Processor
+from streamer.engine.processor import Processor
 from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
 from streamer.records.decode import Codec
@@ -66,12 +66,10 @@ def test_a_recipe_reaches_its_metric_and_serves_what_it_learnt(name: str, tmp_pa
 def ingest(processor: Processor, model: Model, rows: list[tuple[bytes, bytes, str | None]]) -> None:
     """Records (stream, value, command) of a fetch, decoded and settled as the service does."""
     headers = {row: [("streamer-op", op.encode())] for row, (_, _, op) in enumerate(rows) if op is not None}
-    first = processor.ledgers[0].next_offset
+    first = processor.partitions[0].next_offset
     offsets = list(range(first, first + len(rows)))
     raw = RecordBatch(0, offsets, [1 + o for o in offsets], [r[0] for r in rows], [r[1] for r in rows], dict(headers))
-    processor.ingest([Codec(model.contract, "float32", generates=True).decode(raw)])
-    for _ in processor.run():
-        pass
+    settle(processor, Codec(model.contract, "float32", generates=True).decode(raw))
 
 
 def told(processor: Processor) -> dict[str, list[dict[str, Any]]]:
@@ -79,7 +77,7 @@ def told(processor: Processor) -> dict[str, list[dict[str, Any]]]:
     epoch, found = processor.seal(0), defaultdict(list)
     assert epoch is not None
     assert not epoch.rejects
-    for value in (value for out in epoch.outgoing for value in out.values):
+    for value in (value for out in encoded(processor, epoch) for value in out.values):
         document = json.loads(value)
         found[document["stream"]].append(document)
     return found
@@ -88,8 +86,8 @@ def told(processor: Processor) -> dict[str, list[dict[str, Any]]]:
 def through_processor(model: Model, sequences: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Outputs by name of every sequence, each a stream, or a window that ends with its stream."""
     rule = WindowRule(kind="end") if model.contract.mode == "window" else None
-    processor = Processor([("m", model, rule)], Limits(max_state_bytes=1 << 24))
-    processor.assign(0, Ledger.fresh(0))
+    processor = make_processor([("m", model, rule)], max_bytes=1 << 24)
+    begin(processor)
     rows = [(b"%d" % n, event.astype("<f4").tobytes(), None) for n, x in enumerate(sequences) for event in x]
     ingest(processor, model, [*rows, *((b"%d" % n, b"", "end") for n in range(len(sequences)))])
     answers, names = told(processor), [output.name for output in model.contract.outputs]
@@ -119,14 +117,14 @@ def check_generation(model: Model, module: SequenceModel, before: np.ndarray, st
         pick = lambda y: y.argmax()  # noqa: E731
     encode: Any = (lambda token: wide[feedback.at + token]) if feedback.encoding == "one-hot" else lambda token: token
     wanted = [picked.numpy() for picked in rollout(module, before, steps, pick, encode, feedback.output)]
-    processor = Processor([("m", model, None)], Limits(max_state_bytes=1 << 24))
-    processor.assign(0, Ledger.fresh(0))
+    processor = make_processor([("m", model, None)], max_bytes=1 << 24)
+    begin(processor)
     greedy = {} if feedback.mode == "value" else {"temperature": 0}
     prompt = [[float(number) for number in event] for event in before]
     asked = [{"n": steps, **greedy}, {"n": steps, "prompt": prompt, "from": "initial", **greedy}]
     ingest(processor, model, [(b"s", event.astype("<f4").tobytes(), None) for event in before])
     ingest(processor, model, [(b"s", json.dumps(request).encode(), "generate") for request in asked])
-    while len(processor.rollouts):
+    while processor.rolling:
         processor.roll()
     generated = [each for each in told(processor)["s"] if "generate" in each]
     assert len(generated) == 2
