@@ -293,7 +293,7 @@ class Committer:
                     f"{len(self._input.partitions)} partitions, or let the service do it at its next start (topics.create)."
                 )
         last = producer.last_error if producer is not None and isinstance(error, TimeoutError) else None
-        if isinstance(last, kafka_errors.BrokerResponseError):
+        if last is not None:
             doing += ", not taken in time"
         return self._connection.explain(error if last is None else last, doing, right="WRITE")
 

@@ -123,10 +123,12 @@ class _CommitOffsets(_sender.TxnOffsetCommitHandler):
 
 
 class _Produce(_sender.SendProduceReqHandler):
-    """Keeps why records are sent again: the client only logs it, and the caller's time runs out without a cause."""
+    """Keeps the broker's answer where records are sent again: the client only logs it, and the caller's time runs out without
+    a cause."""
 
     def _can_retry(self, error: kafka_errors.KafkaError, batch: Any) -> bool:
-        self._sender.last_error = error
+        if isinstance(error, kafka_errors.BrokerResponseError):
+            self._sender.last_error = error
         return bool(super()._can_retry(error, batch))
 
 
@@ -134,7 +136,7 @@ class _Sender(_sender.Sender):
     """The client's, with our requests in place of its own."""
 
     fence: Fence | None = None
-    last_error: kafka_errors.KafkaError | None = None
+    last_error: kafka_errors.BrokerResponseError | None = None
 
     async def _send_produce_req(self, node_id: int, batches: Mapping[TopicPartition, Any]) -> None:
         await _Produce(self, batches).do(node_id)
@@ -231,9 +233,9 @@ class Producer(AIOKafkaProducer):
             yield _closed(builder, count)
 
     @property
-    def last_error(self) -> kafka_errors.KafkaError | None:
+    def last_error(self) -> kafka_errors.BrokerResponseError | None:
         """The newest answer that refused records, also where they are sent again; None when there was none."""
-        error: kafka_errors.KafkaError | None = self._sender.last_error
+        error: kafka_errors.BrokerResponseError | None = self._sender.last_error
         return error
 
     def silence(self) -> None:
