@@ -115,7 +115,7 @@ class Committer:
                     await _delivered(sent)
             except _FAILURES as error:
                 self.producers.give_up(producer)
-                raise await self._explained(error, "publishing predictions") from error
+                raise await self._explained(error, "publishing predictions", producer) from error
             except BaseException:
                 self.producers.give_up(producer)
                 raise
@@ -133,13 +133,14 @@ class Committer:
                 async with asyncio.timeout(self._settings.delivery.commit_timeout_ms / 1000):
                     return await (self._write if self._delivery.durable else self._offsets)(epoch, ownership)
             except _FAILURES as error:
-                self.producers.give_up(self.producers.committing)
+                producer = self.producers.committing
+                self.producers.give_up(producer)
                 await self.producers.bury()
                 if isinstance(error, CommitFenced):
                     raise FencedError(str(error)) from error
                 if isinstance(error, _FENCING) and not isinstance(error, TransactionRefused):
                     raise FencedError(f"commit fenced: {type(error).__name__}: {error}") from error
-                raise await self._explained(error, "commit") from error
+                raise await self._explained(error, "commit", producer) from error
             except BaseException:
                 self.producers.give_up(self.producers.committing)
                 raise
@@ -275,8 +276,9 @@ class Committer:
             raise ConfigurationError(f"a record of {error.size} bytes does not fit output.max_batch_bytes") from error
         return futures
 
-    async def _explained(self, error: BaseException, doing: str) -> StreamerError:
-        """Where nobody took the records, a topic may be gone: the client waits for it until the time is up."""
+    async def _explained(self, error: BaseException, doing: str, producer: Producer | None) -> StreamerError:
+        """Where nobody took the records in time, a topic may be gone, since the client waits for it, or a broker has said why
+        it does not take them."""
         if isinstance(error, TimeoutError | kafka_errors.UnknownTopicOrPartitionError):
             output, dead_letter = self._settings.output.topic, self._settings.dead_letter_topic
             changelog = self._settings.changelog_topic
@@ -290,7 +292,10 @@ class Committer:
                     f"topic {topic!r} was deleted while the service runs. Create it again with "
                     f"{len(self._input.partitions)} partitions, or let the service do it at its next start (topics.create)."
                 )
-        return self._connection.explain(error, doing, right="WRITE")
+        last = producer.last_error if producer is not None and isinstance(error, TimeoutError) else None
+        if last is not None:
+            doing += ", not taken in time"
+        return self._connection.explain(error if last is None else last, doing, right="WRITE")
 
 
 async def _delivered(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:

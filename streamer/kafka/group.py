@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
@@ -65,8 +66,12 @@ def balance(partitions: Iterable[int], owned: Mapping[str, Iterable[int]]) -> di
     return {member: sorted(parts) for member, parts in result.items()}
 
 
-def sticky_assignor(owned: Callable[[], Iterable[int]]) -> type[AbstractPartitionAssignor]:
-    """An assignor class for one process: aiokafka takes classes, and calls it once per join."""
+def sticky_assignor(
+    owned: Callable[[], Iterable[int]], on_foreign: Callable[[], None]
+) -> type[AbstractPartitionAssignor]:
+    """An assignor class for one process: aiokafka takes classes, and calls it once per join. ``on_foreign``: told when the
+    partitions were not shared out by an assignor of ours. A broker does that when a KIP-848 member is in the group; it
+    sends no user data, ours sends some, if empty."""
 
     class StickyAssignor(AbstractPartitionAssignor):
         name = "streamer-sticky"
@@ -93,7 +98,8 @@ def sticky_assignor(owned: Callable[[], Iterable[int]]) -> type[AbstractPartitio
 
         @classmethod
         def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
-            pass
+            if assignment.user_data is None:
+                on_foreign()
 
     return StickyAssignor
 
@@ -138,7 +144,7 @@ class Group(ConsumerRebalanceListener):
             group_id=kafka.group,
             group_instance_id=self._instance,
             auto_offset_reset="earliest",
-            partition_assignment_strategy=[sticky_assignor(owned)],
+            partition_assignment_strategy=[sticky_assignor(owned, self._on_foreign)],
             session_timeout_ms=kafka.session_timeout_ms,
             heartbeat_interval_ms=kafka.heartbeat_interval_ms,
             rebalance_timeout_ms=kafka.rebalance_timeout_ms,
@@ -157,7 +163,7 @@ class Group(ConsumerRebalanceListener):
     def check(self) -> None:
         """Raises what a callback raised, why the group cannot be joined, or that the input is not what it was."""
         if self._error is not None:
-            raise self._connection.explain(self._error, "group callback") from self._error
+            raise self._connection.explain(self._error, "group membership") from self._error
         try:
             self._consumer.raise_errors()
         except KafkaError as error:
@@ -182,6 +188,9 @@ class Group(ConsumerRebalanceListener):
         await self._consumer.commit(
             {TopicPartition(self._topic, partition): position for partition, position in positions.items()}
         )
+
+    def _on_foreign(self) -> None:
+        self._error = self._error or kafka_errors.InconsistentGroupProtocolError()
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         try:

@@ -122,10 +122,26 @@ class _CommitOffsets(_sender.TxnOffsetCommitHandler):
         return super().handle_response(resp)
 
 
+class _Produce(_sender.SendProduceReqHandler):
+    """Keeps the broker's answer where records are sent again: the client only logs it, and the caller's time runs out without
+    a cause."""
+
+    def _can_retry(self, error: kafka_errors.KafkaError, batch: Any) -> bool:
+        if isinstance(error, kafka_errors.BrokerResponseError):
+            self._sender.last_error = error
+        return bool(super()._can_retry(error, batch))
+
+
 class _Sender(_sender.Sender):
-    """The client's, with our two requests in place of its own."""
+    """The client's, with our requests in place of its own."""
 
     fence: Fence | None = None
+    last_error: kafka_errors.BrokerResponseError | None = None
+
+    async def _send_produce_req(self, node_id: int, batches: Mapping[TopicPartition, Any]) -> None:
+        await _Produce(self, batches).do(node_id)
+        self._in_flight.remove(node_id)
+        self._muted_partitions.difference_update(batches)
 
     async def _do_add_partitions_to_txn(self, tps: Collection[TopicPartition]) -> Any:
         node = await self._find_coordinator(CoordinationType.TRANSACTION, self._txn_manager.transactional_id)
@@ -215,6 +231,12 @@ class Producer(AIOKafkaProducer):
             count += 1
         if count:
             yield _closed(builder, count)
+
+    @property
+    def last_error(self) -> kafka_errors.BrokerResponseError | None:
+        """The newest answer that refused records, also where they are sent again; None when there was none."""
+        error: kafka_errors.BrokerResponseError | None = self._sender.last_error
+        return error
 
     def silence(self) -> None:
         """From here on it can send nothing. While no broker answers, stopping would wait for batches that cannot be sent,
