@@ -23,6 +23,9 @@ from streamer.errors import ModelError
 
 METADATA_KEY = "streamer.contract"
 FORMAT = 1
+_MAX_VALUES = 1 << 22
+"""Of one event, state or output: beyond it a shape is a mistake, and would take the memory before anyone sees it."""
+_MAX_AXES = 16
 
 Axis = int | Literal["batch", "time"]
 
@@ -150,7 +153,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         """A contract from JSON. ModelError, in one sentence that names the field, for anything that is not one."""
         try:
             fields = msgspec.json.decode(document)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"{source} is not JSON ({error}): export the model again") from None
         return cls.from_fields(fields, source=source)
 
@@ -187,7 +190,7 @@ def load_sidecar(path: str | Path) -> Contract:
         fields = tomllib.loads(text)
     except OSError as error:
         raise ModelError(f"the sidecar {path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deep
         raise ModelError(f"the sidecar {path} is not TOML: {error}") from None
     return Contract.from_fields(fields, source=f"the sidecar {path}")
 
@@ -197,8 +200,8 @@ def _with_defaults(fields: Any) -> Any:
     if not isinstance(fields, dict) or fields.get("mode") != "window" or not isinstance(fields.get("outputs"), list):
         return fields
     outputs = [
-        {"per": "event" if "time" in output.get("shape", ()) else "window", **output}
-        if isinstance(output, dict)
+        {"per": "event" if "time" in output["shape"] else "window", **output}
+        if isinstance(output, dict) and isinstance(output.get("shape"), list)
         else output
         for output in fields["outputs"]
     ]
@@ -208,7 +211,7 @@ def _with_defaults(fields: Any) -> Any:
 def _floats(values: Any, what: str) -> F32:
     try:
         return np.asarray(values, np.float32)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ModelError(f"{what} is not a number, nor (nested) lists of numbers of equal length: correct it") from None
 
 
@@ -237,6 +240,10 @@ def _check_shape(what: str, shape: Sequence[Axis], *, time: bool) -> None:
         raise ModelError(f'{what}: shape {list(shape)} may contain "time" {reason}')
     if any(isinstance(axis, int) and axis < 1 for axis in shape):
         raise ModelError(f"{what}: the sizes in shape {list(shape)} must be at least 1")
+    if len(shape) > _MAX_AXES or _size(shape) > _MAX_VALUES:
+        raise ModelError(
+            f"{what}: shape {list(shape)[:_MAX_AXES]} has more than {_MAX_VALUES} values or {_MAX_AXES} axes: correct it"
+        )
 
 
 def _check_input(contract: Contract) -> None:
@@ -255,7 +262,7 @@ def _check_input(contract: Contract) -> None:
         raise ModelError(
             f'lengths {contract.lengths!r} make no sense for an input without a "time" axis: leave them out'
         )
-    if contract.context < 0:
+    if not 0 <= contract.context <= _MAX_VALUES:
         raise ModelError("context must be 0 or the number of values to repeat")
     if contract.context:
         if declared.dtype != "float32":

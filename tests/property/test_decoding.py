@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import sys
 import types
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,9 @@ def part(log: RecordBatch, first: int, last: int) -> RecordBatch:
 
 
 @pytest.mark.parametrize("value_format", FORMATS)
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=max(100, settings.default.max_examples // 5), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(data=st.data())
 def test_any_cut_gives_the_same_and_every_record_is_accounted_for(value_format: str, data: st.DataObject) -> None:
     log = data.draw(logs(value_format))
@@ -199,11 +201,11 @@ def test_any_cut_gives_the_same_and_every_record_is_accounted_for(value_format: 
     alone = [codec.decode(part(log, row, row + 1)) for row in range(len(log))]
     assert {row: found for each in alone for row, found in outcomes(each).items()} == whole
     cuts = sorted({0, len(log), *data.draw(st.lists(st.integers(0, len(log)), max_size=6))})
-    pieces = [codec.decode(part(log, first, last)) for first, last in itertools.pairwise(cuts)]
+    pieces = [codec.decode(part(log, first, last)) for first, last in pairwise(cuts)]
     assert {row: found for each in pieces for row, found in outcomes(each).items()} == whole
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=max(400, settings.default.max_examples), deadline=None)
 @given(
     unit=st.sampled_from(list(TimeUnit)),
     minimum=st.sampled_from([0, -1000, 946_684_800_000]),
@@ -254,7 +256,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=max(600, settings.default.max_examples), deadline=None)
 @given(
     dtype=st.sampled_from(DTYPES),
     source=st.sampled_from(["f2", "f4", "f8", "i1", "i4", "i8", "u4", "u8"]),
@@ -272,13 +274,13 @@ def test_a_column_of_numbers_is_its_numbers(dtype: str, source: str, found: list
             assert math.copysign(1, column[row, 0]) == math.copysign(1, exact.number(value, "a"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=max(300, settings.default.max_examples), deadline=None)
 @given(dtype=st.sampled_from(DTYPES), value=st.integers() | st.floats())
 def test_a_number_is_exact_or_refused(dtype: str, value: int | float) -> None:
     try:
         held = Exact(dtype).number(value, "a")
     except Unusable as why:
-        assert why.reason in ("not_exact", "not_finite")  # noqa: PT017 - the reasons that there are
+        assert why.reason in ("not_exact", "not_finite")
         return
     stored = np.zeros(1, dtype)
     stored[0] = held

@@ -349,3 +349,55 @@ def test_draws_follow_the_probabilities() -> None:
     np.testing.assert_allclose(sets.mean(axis=0), [0.1, 0.2, 0, 0.7], atol=0.01)
     assert abs(np.corrcoef(sets[:, 0], sets[:, 1])[0, 1]) < 0.03
     assert draw_sets(p[:1], np.zeros(1), each[:1]).tolist() == [[0, 0, 0, 1]]
+
+
+# requests of every kind
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b'{"n":1,"prompt":[1' + b"0" * 400 + b"]}",
+        b'{"n":1,"prompt":[[1' + b"0" * 400 + b"]]}",
+        b'{"n":1' + b"0" * 400 + b"}",
+        b'{"n":2,"seed":1' + b"0" * 400 + b"}",
+        b'{"n":2,"stop":1' + b"0" * 400 + b"}",
+        b'{"n":2,"prompt":' + b"[" * 1_200 + b"]" * 1_200 + b"}",
+        b'{"n":2,"x":' + b"[" * 1_200 + b"]" * 1_200 + b"}",
+        b'{"n":2,"model":"\\ud800"}',
+        b"\xff",
+        b"",
+    ],
+)
+def test_whatever_a_request_holds_it_is_refused_with_a_sentence(request_: bytes) -> None:
+    served = Served(Letters())
+    served.put(("a", request_), ("a", 1.0))
+    answers, refused = served.rolled()
+    assert not answers
+    ((offset, reason, detail),) = refused
+    assert (offset, reason) in [(0, "bad_request"), (0, "too_long")]
+    detail.encode()
+    assert len(detail) <= 510
+
+
+def test_a_long_prompt_is_refused_before_it_takes_memory() -> None:
+    served = Served(Letters("one-hot"), max_steps=20)
+    served.put(("a", {"n": 1, "prompt": "a" * 60_000}))
+    assert [reason for _, reason, _ in served.rolled()[1]] == ["too_long"]
+
+
+def test_a_null_header_is_no_reason_to_end() -> None:
+    served = Served(Letters())
+    batch = records([(0, "a", Op.GENERATE)])
+    batch.x = np.repeat(batch.x, 1, axis=1)
+    batch.commands = {0: b'{"n": 2}'}
+    batch.records.headers = {0: (("note", None), ("traceparent", b"00-1"), ("tracestate", None))}
+    served.processor.ingest([batch])
+    for _ in served.processor.run():
+        pass
+    (kept,) = [value for part in served.seal().changelog for key, value in part.records if key[0] == Kind.ROLLOUT]
+    assert kept is not None
+    for _ in range(5):
+        served.processor.roll()
+    (answer,) = served.seal().outgoing
+    assert answer.headers == {0: [("traceparent", b"00-1")]}
