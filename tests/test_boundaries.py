@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("records", "windows", "state"),
     ("generate",),
     ("engine",),
-    ("kafka", "observe"),
+    ("kafka", "observe", "library"),
     ("service",),
     ("tools",),
     ("cli",),

@@ -119,7 +119,8 @@ def _progress(partition: Partition) -> Progress:
         for lane, truth in zip(lanes.stepping, partition.truths, strict=True)
     }
     if lanes.windowing is not None:
-        models[lanes.windowing.name] = Regime(lanes.windowing.model_id.hex(), 0, "")
+        since = partition.windows.since if partition.windows else 0
+        models[lanes.windowing.name] = Regime(lanes.windowing.model_id.hex(), since, lanes.windowing.states)
     return Progress(
         position=partition.position,
         replay_point=partition.checkpoint.replay_point.offset,

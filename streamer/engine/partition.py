@@ -80,6 +80,8 @@ class Begin:
     checksum: int = 0
     window_through: dict[bytes, int] = field(default_factory=dict)
     idle: list[tuple[int, int]] = field(default_factory=list)
+    window_since: int = 0
+    """Where the window model's regime began"""
     fresh: bool = False
     """Nothing of it is durable yet: the start itself has to be."""
 
@@ -150,7 +152,11 @@ class Partition:
         self.checkpoint = Checkpoint(point)
         if self.lanes.windowing is not None:
             self.windows = self.lanes.windowing.opened(
-                point.watermark, replaying=self.replaying, through=found.window_through, idle=found.idle
+                point.watermark,
+                replaying=self.replaying,
+                through=found.window_through,
+                idle=found.idle,
+                since=found.window_since,
             )
         dropped, self._dropped = self._dropped, {}
         self._to(Phase.REPLAYING if self.replaying else Phase.LIVE)

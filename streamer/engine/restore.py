@@ -14,7 +14,7 @@ import numpy as np
 
 from streamer.core import I64, LogFacts, RecordBatch
 from streamer.engine.checkpoint import ReplayPoint
-from streamer.engine.lane import StepLane
+from streamer.engine.lane import Lane, StepLane
 from streamer.engine.partition import Begin, Partition
 from streamer.engine.processor import Processor
 from streamer.engine.truth import LaneTruth
@@ -219,14 +219,21 @@ class Restore:
                 if model == name:
                     truth.decisions.restore(record.offset, decode_offsets(record.state))
             truths.append(truth)
+        windowing = self._processor.lanes.windowing
+        window_since = since[windowing.name] if windowing is not None else 0
+        # What another window model left behind is none of this one's; its records go with the others, by their offsets.
+        # Before the first event of a regime no window was open, so nothing of its own lies at its very beginning either.
+        known = windowing is not None and windowing.name in progress.models and progress.replay_point >= window_since
+        idle = [(at, NO_WATERMARK if at <= window_since else mark) for at, mark in sorted(self._idle.values())]
         return Begin(
             position=progress.position,
-            replay_point=ReplayPoint(progress.replay_point, progress.watermark),
+            replay_point=ReplayPoint(progress.replay_point, progress.watermark if known else NO_WATERMARK),
             truths=truths,
+            window_since=window_since,
             last_offset=progress.last_offset,
             checksum=progress.checksum,
             window_through=self._window_through,
-            idle=sorted(self._idle.values()),
+            idle=idle,
         )
 
     def _stale(self, lane: StepLane, since: int) -> dict[bytes, int]:
@@ -309,11 +316,17 @@ class Restore:
             )
         for name, lane in served.items():
             regime = progress.models.get(name)
-            same = regime is not None and (regime.model_id == ids[name] or rule == ModelChanged.KEEP)
-            since[name] = regime.since if regime is not None and same else progress.position
-            if regime is not None and same:
+            if regime is None or (rule == ModelChanged.RESET and self._begins_anew(regime, lane)):
+                since[name] = progress.position
+            else:
+                since[name] = regime.since
                 self._check_fits(name, regime, lane.states)
         return since
+
+    def _begins_anew(self, regime: Regime, lane: Lane) -> bool:
+        """In a reset: open windows hold events of the input, no states, so another file takes them as well."""
+        another_file = regime.model_id != lane.model_id.hex() and lane is not self._processor.lanes.windowing
+        return another_file or regime.states != lane.states
 
     def _check_fits(self, name: str, regime: Regime, states: str) -> None:
         if regime.states != states:

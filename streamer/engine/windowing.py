@@ -32,8 +32,12 @@ class Closing:
 class OpenWindows:
     """Windows of one partition. ``through`` and ``idle`` are what a replay could not know by itself."""
 
-    def __init__(self, windows: Windows, through: dict[bytes, int], idle: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, windows: Windows, through: dict[bytes, int], idle: Sequence[tuple[int, int]], since: int = 0
+    ) -> None:
         self.windows = windows
+        self.since = since
+        """Where the model's present regime began: events below are in no window of its own."""
         self.through = through
         """Streams with windows closed by arrival or a bound: stream -> through, until the replay point passes it."""
         self.fresh_through: dict[bytes, int] = {}
@@ -52,6 +56,8 @@ class OpenWindows:
         Returns what closed, and the rows that came too late, once per window that they missed."""
         windows, first = self.windows, 0
         self._traces.note(batch.offsets, batch.headers)
+        if windows.replaying:
+            first = int(np.searchsorted(batch.offsets, self.since))
         while windows.replaying:
             reached = int(batch.offsets[first]) if first < len(batch) else batch.next_offset
             self._repeat_idle(reached, live_from)

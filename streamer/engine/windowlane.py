@@ -31,7 +31,7 @@ class WindowLane(Lane):
         self.rule, self.keys = rule, keys
 
     def opened(
-        self, watermark: int, *, replaying: bool, through: dict[bytes, int], idle: Sequence[tuple[int, int]]
+        self, watermark: int, *, replaying: bool, through: dict[bytes, int], idle: Sequence[tuple[int, int]], since: int
     ) -> OpenWindows:
         """The windows of a partition that is taken over at its replay point."""
         windows = Windows(
@@ -42,7 +42,7 @@ class WindowLane(Lane):
             watermark=watermark,
             replaying=replaying,
         )
-        return OpenWindows(windows, through, idle)
+        return OpenWindows(windows, through, idle, since)
 
     def run(
         self, closings: Sequence[Closing], calls: list[ModelCall], *, max_rows: int, max_cells: int

@@ -12,9 +12,9 @@ import pytest
 from decoding import NOW_MS
 from onnx import TensorProto, helper
 from onnx_models import Value, graph_model, save
+from streamer.engine.ledger import Ledger
 
 from streamer.core import RecordBatch
-from streamer.engine.ledger import Ledger
 from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError, ModelError
 from streamer.modelfile.contract import Contract

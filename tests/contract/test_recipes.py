@@ -30,6 +30,8 @@ from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.torch
 
+NOW_MS = 1_700_000_000_000
+
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe_reaches_its_metric_and_serves_what_it_learnt(name: str, tmp_path: Path) -> None:
@@ -68,7 +70,9 @@ def ingest(processor: Processor, model: Model, rows: list[tuple[bytes, bytes, st
     headers = {row: [("streamer-op", op.encode())] for row, (_, _, op) in enumerate(rows) if op is not None}
     first = processor.partitions[0].next_offset
     offsets = list(range(first, first + len(rows)))
-    raw = RecordBatch(0, offsets, [1 + o for o in offsets], [r[0] for r in rows], [r[1] for r in rows], dict(headers))
+    raw = RecordBatch(
+        0, offsets, [NOW_MS + o for o in offsets], [r[0] for r in rows], [r[1] for r in rows], dict(headers)
+    )
     settle(processor, Codec(model.contract, "float32", generates=True).decode(raw))
 
 

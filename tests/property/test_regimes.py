@@ -25,7 +25,7 @@ from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.errors import DataLossError
 from streamer.modelfile.contract import Contract
-from streamer.records.changelog import Identity, Kind, decode_stream
+from streamer.records.changelog import Identity, Kind, Progress, decode_stream
 from streamer.windows import WindowRule
 from streamer.words import Delivery, ModelChanged, Reason
 
@@ -74,9 +74,9 @@ FILES = {
     "again": lambda: Plus("a2"),  # computes what "first" does, as a file that was exported anew
     "other": lambda: Plus("bb", 1.0),
     "wide": lambda: Wide("cc", (1, "batch", 2), 2.0),
-    "tall": lambda: Wide("dd", (2, "batch", 1), 3.0),
+    "tall": lambda: Wide("dd", (2, "batch", 1), 2.0),
 }
-PLUS = {"first": 0.0, "again": 0.0, "other": 1.0, "wide": 2.0, "tall": 3.0}
+PLUS = {"first": 0.0, "again": 0.0, "other": 1.0, "wide": 2.0, "tall": 2.0}
 SHAPE = {"first": "one", "again": "one", "other": "one", "wide": "wide", "tall": "tall"}
 Serving = dict[str, str]
 """Model name -> file"""
@@ -265,10 +265,49 @@ def run_schedule(seed: int) -> None:
     assert sorted(service.rejects) == sorted(service.wanted_rejects), seed
 
 
-@settings(max_examples=600)
+@settings(max_examples=4 * settings().max_examples)
 @given(seed=st.integers(0, 2**32))
 def test_no_restart_brings_a_state_that_an_offline_run_would_not_have(seed: int) -> None:
     run_schedule(seed)
+
+
+# Recoveries that judge by less: the same oracle must find each of them.
+
+
+def _since_ever(restore: Restore, progress: Progress) -> dict[str, int]:
+    return dict.fromkeys(restore._lanes, 0)
+
+
+def _nothing_stale(restore: Restore, lane: Any, since: int) -> dict[bytes, int]:
+    return {}
+
+
+def _fits_by_size(restore: Restore, name: str, regime: Any, states: str) -> None:
+    return None
+
+
+def _whatever_was_committed(restore: Restore, progress: Progress, found: Found) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("part", "broken"),
+    [
+        ("_regimes", _since_ever),
+        ("_stale", _nothing_stale),
+        ("_check_fits", _fits_by_size),
+        ("_check", _whatever_was_committed),
+    ],
+)
+def test_the_oracle_finds_a_broken_judgement(part: str, broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Restore, part, broken)
+
+    def search() -> None:
+        for seed in range(2_000):
+            run_schedule(seed)
+
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        search()
 
 
 # The faults of issue 13, each by itself.
@@ -487,3 +526,66 @@ def test_a_window_model_that_is_added_gets_no_event_of_before() -> None:
     epoch = commit(heir, changelog)
     windows = [window for each in epoch.answers if each.model == "fold" for window in each.windows]  # type: ignore[attr-defined]
     assert [window.offsets.tolist() for window in windows] == [[3]]
+
+
+@pytest.mark.parametrize("kind", ["end", "tumbling", "session"])
+def test_a_window_model_that_was_removed_and_added_again_begins_anew(kind: str) -> None:
+    """Its records of before say nothing about what comes: neither watermark, idle advances nor closed windows."""
+    rule = WindowRule(kind, size_ms=50, gap_ms=50)
+
+    def models(*names: str) -> list[Any]:
+        made: dict[str, Any] = {"chain": ("chain", ChainModel(), None), "fold": ("fold", FoldModel(), rule)}
+        return [made[name] for name in names]
+
+    def heir(*names: str) -> Processor:
+        processor = make_processor(models(*names), max_poll_records=64, model_changed=ModelChanged.KEEP)
+        partition = changelog.recover(processor, random.Random(0))
+        rows = [row for row in log if row[0] >= partition.next_offset]
+        if rows:
+            settle(processor, timed(rows))
+        assert not partition.replaying
+        return processor
+
+    changelog, log = Changelog(), [(1, "a", 100, 1.0), (2, "b", 900, 2.0)]
+    processor = with_a_round_behind(models("chain", "fold"), changelog)
+    settle(processor, timed(log))
+    processor.idle(0, 10_000)  # closes what time closes, and leaves the watermark far ahead
+    settle(processor)
+    commit(processor, changelog)
+    commit(heir("chain"), changelog)
+    processor = heir("chain", "fold")
+    commit(processor, changelog)
+    log += [(3, "a", 910, 3.0)]
+    settle(processor, timed(log[-1:]))
+    processor.idle(0, 0)
+    commit(processor, changelog)
+    processor = heir("chain", "fold")  # and the same after a restart of the new regime
+    settle(processor, timed([(4, "a", 911, 4.0), (5, "a", 0, Op.END)]))
+    epoch = commit(processor, changelog)
+    windows = [window for each in epoch.answers if each.model == "fold" for window in each.windows]  # type: ignore[attr-defined]
+    assert [window.offsets.tolist() for window in windows] == [[3, 4]]
+    assert not epoch.report.late
+
+
+def test_open_windows_outlive_another_file_and_a_switch_of_the_mode_is_a_reset() -> None:
+    def heir(model: Any, rule: WindowRule | None, changed: ModelChanged) -> Processor:
+        processor = make_processor([("m", model, rule)], max_poll_records=64, model_changed=changed)
+        partition = changelog.recover(processor, random.Random(0))
+        if partition.replaying:
+            settle(processor, timed([(1, "a", 100, 1.0), (2, "a", 101, 2.0)]))
+        return processor
+
+    changelog, end = Changelog(), WindowRule("end")
+    processor = with_a_round_behind([("m", FoldModel(), end)], changelog)
+    settle(processor, timed([(1, "a", 100, 1.0), (2, "a", 101, 2.0)]))
+    commit(processor, changelog)
+    processor = heir(FoldModel("ef" * 32), end, ModelChanged.RESET)
+    settle(processor, timed([(3, "a", 102, 3.0), (4, "a", 0, Op.END)]))
+    (answers,) = commit(processor, changelog).answers
+    assert [window.offsets.tolist() for window in answers.windows] == [[1, 2, 3]]  # type: ignore[attr-defined]
+    with pytest.raises(DataLossError, match="model 'm' keeps h"):  # the same file, now step by step
+        heir(ChainModel("ef" * 32), None, ModelChanged.REFUSE)
+    processor = heir(ChainModel("ef" * 32), None, ModelChanged.RESET)
+    settle(processor, timed([(5, "a", 103, 5.0)]))
+    (answers,) = commit(processor, changelog).answers
+    assert answers.y[0].tolist() == [[advance(0, 5)]]  # type: ignore[attr-defined]

@@ -10,8 +10,10 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import msgspec
+import numpy as np
 import pytest
 from durable import END, Changelog, Found, begin, encoded, make_processor, settle
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from streamer.core import Epoch, LogFacts, Op
 from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Restore
+from streamer.engine.steprun import StepRun
 from streamer.modelfile.contract import Contract
 from streamer.records.changelog import Kind
 from streamer.words import Delivery, Mode
@@ -253,15 +256,16 @@ class _RepeatsSteps(Owner):
 class _ForksAgain(Owner):
     """A broken recovery: a replayed request opens a rollout as if it were news."""
 
-    def after(self, partition: Partition) -> None:
-        real = type(self.processor)._command
+    def fetch(self, count: int) -> None:
+        partition, real = self.partition, StepRun._command
 
-        def command(*work: Any) -> None:
+        def command(run: StepRun, rows: np.ndarray) -> None:
             live_from, partition.live_from = partition.live_from, 0
-            real(self.processor, *work)
+            real(run, rows)
             partition.live_from = live_from
 
-        self.processor._command = command  # type: ignore[method-assign]
+        with mock.patch.object(StepRun, "_command", command):
+            super().fetch(count)
 
 
 @pytest.mark.parametrize("broken", [_ForgetsRollouts, _RepeatsSteps, _ForksAgain])

@@ -25,10 +25,10 @@ if ATHERIS:
 
 with atheris.instrument_imports(include=["streamer"]) if ATHERIS else nullcontext():
     from decoding import NOW_MS, contract, outcomes
+    from streamer.generate.rollout import Refused, RolloutLimits, Rollouts
 
     from streamer.core import RecordBatch
     from streamer.errors import ConfigurationError, DataLossError, ModelError
-    from streamer.generate.rollout import Refused, RolloutLimits, Rollouts
     from streamer.modelfile.contract import Contract, load_sidecar
     from streamer.records import changelog
     from streamer.records.decode import Codec

@@ -62,7 +62,7 @@ def test_every_form_is_one_to_one_and_columns_agree_with_the_definition(
         try:
             texts.append(keys.text(key))
         except Unusable as why:
-            assert why.reason == "bad_key"  # noqa: PT017 - the only reason there is
+            assert why.reason == "bad_key"
     if len(texts) < len(found):
         assert keys.texts(found) is None
         return

@@ -331,8 +331,8 @@ def test_traces_of_open_windows_are_kept_and_rebuilt_by_a_replay() -> None:
 def test_traces_are_bounded() -> None:
     traces = Traces()
     count = 70_000
-    for begin in range(0, count, 10_000):
-        offsets = np.arange(begin, begin + 10_000)
+    for first in range(0, count, 10_000):
+        offsets = np.arange(first, first + 10_000)
         traces.note(offsets, dict.fromkeys(range(10000), (("traceparent", b"x"),)))
     assert len(traces) == 65_536
     assert not traces.of(0)
