@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from members import FEATURES, PARTITIONS, Load, check_oracle, grown, members, step_member
 from serving import Recorder, make_settings, running, wait_for
 
+from streamer.engine.partition import Partition
 from streamer.service.loop import Service
 from streamer.service.wiring import Parts, build, load_models, prepare
 from streamer.settings import Settings
