@@ -554,10 +554,8 @@ def test_a_window_model_that_was_removed_and_added_again_begins_anew(kind: str) 
     commit(processor, changelog)
     commit(heir("chain"), changelog)
     processor = heir("chain", "fold")
-    commit(processor, changelog)
     log += [(3, "a", 910, 3.0)]
     settle(processor, timed(log[-1:]))
-    processor.idle(0, 0)
     commit(processor, changelog)
     processor = heir("chain", "fold")  # and the same after a restart of the new regime
     settle(processor, timed([(4, "a", 911, 4.0), (5, "a", 0, Op.END)]))

@@ -40,6 +40,7 @@ def make_processor(
     """``limits``: keys of any section, whatever their bounds: tests want small ones. ``generate``: those of [generate],
     which shares names with [batch]."""
     sections: dict[str, Any] = {}
+    limits = {"max_bytes": 1 << 22, **limits}  # as little memory as they need: it is reserved for each of many processors
     for name, section in (
         ("batch", BatchSection), ("state", StateSection), ("generate", GenerateSection), ("delivery", DeliverySection)
     ):  # fmt: skip
