@@ -183,6 +183,7 @@ def build(
         settings,
         processor,
         codec,
+        connection=link,
         membership=membership,
         group=group,
         reader=reader,

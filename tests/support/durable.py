@@ -23,6 +23,7 @@ from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.records.changelog import Kind, Progress, decode_progress, decode_stream, progress_key
 from streamer.records.encode import Encoder
+from streamer.records.keys import Keys
 from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
 
 NAMES = Names("in", "changelog")
@@ -34,13 +35,14 @@ def make_processor(
     *,
     identity: Any = None,
     late: str = "drop",
+    keys: Keys | None = None,
     generate: dict[str, Any] | None = None,
     **limits: Any,
 ) -> Processor:
     """``limits``: keys of any section, whatever their bounds: tests want small ones. ``generate``: those of [generate],
     which shares names with [batch]."""
     sections: dict[str, Any] = {}
-    limits = {"max_bytes": 1 << 22, **limits}  # as little memory as they need: it is reserved for each of many processors
+    limits = {"max_bytes": 1 << 22, **limits}  # reserved for each of many processors
     for name, section in (
         ("batch", BatchSection), ("state", StateSection), ("generate", GenerateSection), ("delivery", DeliverySection)
     ):  # fmt: skip
@@ -49,7 +51,7 @@ def make_processor(
         sections[name] = section.model_construct(**{**section().model_dump(), **mine})
         limits = {key: value for key, value in limits.items() if key not in mine}
     assert not limits, f"no section has {sorted(limits)}"
-    return Processor(models, identity=identity, late=late, **sections)
+    return Processor(models, identity=identity, late=late, keys=keys, **sections)
 
 
 def begin(processor: Processor, number: int = 0, start: int = 0, **found: Any) -> Partition:
@@ -65,14 +67,14 @@ def settle(processor: Processor, *batches: EventBatch) -> None:
         pass
 
 
-def encoded(processor: Processor, epoch: Epoch) -> list[Outgoing]:
+def encoded(processor: Processor, epoch: Epoch, keys: Keys | None = None) -> list[Outgoing]:
     """The answers of an epoch as bytes."""
     models = {lane.name: lane.model.contract for lane in processor.lanes.stepping}
     if processor.lanes.windowing is not None:
         models[processor.lanes.windowing.name] = processor.lanes.windowing.model.contract
     found = []
     for each in epoch.answers:
-        encoder = Encoder(models[each.model], each.model)
+        encoder = Encoder(models[each.model], each.model, keys)
         if isinstance(each, StepAnswers):
             values = encoder.steps(each.keys, each.times_ms, each.y)
         elif isinstance(each, WindowAnswers):
