@@ -65,6 +65,8 @@ class Arena:
 
     def rows(self, slots: I64) -> list[bytes]:
         """The states of ``slots`` as raw little-endian float32, tensors one after the other: the bytes of stream records."""
+        if not self._axes:  # a model without state still knows how far it came
+            return [b""] * len(slots)
         parts = [
             np.moveaxis(value, axis, 0).reshape(len(slots), -1)
             for axis, value in zip(self._axes, self.take(slots), strict=True)
