@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from streamer.errors import ModelError
 
 from .model import TokenEmbedding
+from .scan import projected_layer
 from .trace import trace_rows
 
 OPSET = 20
@@ -33,7 +34,9 @@ _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 class Graph:
     """Nodes and initialisers under construction; every method appends and returns the name of the value it made."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        """``prefix`` keeps the names apart from those of another graph that this one becomes a part of."""
+        self._prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -41,7 +44,14 @@ class Graph:
 
     def name(self, hint: str) -> str:
         self._count += 1
-        return f"{hint}_{self._count}"
+        return f"{self._prefix}{hint}_{self._count}"
+
+    def inner(self) -> Graph:
+        """The body of a Scan: nodes of its own, constants and names with the graph around it."""
+        body = Graph()
+        body.initializers, body._constants = self.initializers, self._constants
+        body.name = self.name  # type: ignore[method-assign]
+        return body
 
     def constant(self, value: Any, hint: str = "constant") -> str:
         """An initialiser; equal ones are shared."""
@@ -123,32 +133,52 @@ def affine(graph: Graph, value: str, *, subtract: Tensor | None = None, divide: 
 
 
 def core(
-    graph: Graph, module: nn.RNNBase, kind: str, x: str, lengths: str, states: Sequence[str]
+    graph: Graph,
+    module: nn.RNNBase,
+    kind: str,
+    x: str,
+    lengths: str,
+    states: Sequence[str],
+    *,
+    time_major: bool = False,
 ) -> tuple[str, str, list[str]]:
-    """x[B,T,F] through RNN/LSTM/GRU nodes; ``states`` [L*D,B,H] each, or none for zeros.
+    """x[B,T,F] (``time_major``: [T,B,F]) through RNN/LSTM/GRU nodes; ``states`` [L*D,B,H] each, or none for zeros.
 
-    Returns (y[B,T,D*H], zero beyond a row's length; the last layer's final h[D,B,H]; next states as ``states``).
+    Returns (y as x, of D*H, zero beyond a row's length; the last layer's final h[D,B,H]; next states as ``states``).
+    ``lengths`` "": all rows are as long as x. With a projection H of y and h is its size.
     """
-    if getattr(module, "proj_size", 0):
-        raise ModelError("proj_size is not supported: the ONNX LSTM has no projection; use a Linear head instead")
     directions, layers = 2 if module.bidirectional else 1, module.num_layers
+    size = getattr(module, "proj_size", 0) or module.hidden_size
     initial = [_split(graph, state, layers, directions) for state in states]
     finals: list[list[str]] = [[] for _ in range(2 if kind == "lstm" else 1)]
-    value = graph.op("Transpose", x, perm=[1, 0, 2])
+    value = x if time_major else graph.op("Transpose", x, perm=[1, 0, 2])
     for layer in range(layers):
-        weights = [_weights(graph, module, kind, layer, name) for name in ("weight_ih", "weight_hh", "bias")]
-        inputs = [value, *weights, lengths, *(pieces[layer] for pieces in initial)]
-        y, *last = graph.add(
-            _OPERATORS[kind], *inputs, outputs=1 + len(finals), **_attributes(module, kind, directions)
-        )
+        pieces = [each[layer] for each in initial]
+        if getattr(module, "proj_size", 0):
+            y, *last = projected_layer(graph, module, layer, value, lengths, pieces)
+        else:
+            y, *last = _layer(graph, module, kind, layer, value, lengths, pieces)
         for states_of_layers, state in zip(finals, last, strict=True):
             states_of_layers.append(state)
         if layer < layers - 1:
-            value = _join_directions(graph, y, directions, module.hidden_size)
-    merged = graph.op("Transpose", y, perm=[2, 0, 1, 3])
-    merged = graph.op("Reshape", merged, graph.axes(0, 0, directions * module.hidden_size))
+            value = _join_directions(graph, y, directions, size)
+    merged = graph.op("Transpose", y, perm=[0, 2, 1, 3] if time_major else [2, 0, 1, 3])
+    merged = graph.op("Reshape", merged, graph.axes(0, 0, directions * size))
     nexts = [graph.op("Concat", *pieces, axis=0) if layers > 1 else pieces[0] for pieces in finals]
     return merged, finals[0][-1], nexts
+
+
+def _layer(
+    graph: Graph, module: nn.RNNBase, kind: str, layer: int, x: str, lengths: str, states: Sequence[str]
+) -> list[str]:
+    """One node: y[T,D,B,H], then the final states[D,B,H]."""
+    weights = [_weights(graph, module, kind, layer, name) for name in ("weight_ih", "weight_hh", "bias")]
+    directions = 2 if module.bidirectional else 1
+    attributes = _attributes(module, kind, directions)
+    inputs = [x, *weights, lengths, *states]
+    while not inputs[-1]:
+        inputs.pop()
+    return graph.add(_OPERATORS[kind], *inputs, outputs=3 if kind == "lstm" else 2, **attributes)
 
 
 def _split(graph: Graph, state: str, layers: int, directions: int) -> list[str]:
