@@ -20,6 +20,7 @@ from streamer.modelfile.model import Model
 
 from . import emit
 from .model import Forecaster, SequenceModel
+from .modules.factory import told
 from .trace import Job, flatten, trace
 
 _EXAMPLE_ROWS = 3
@@ -62,13 +63,22 @@ def export_step_module(module: nn.Module, path: str | os.PathLike[str], contract
     module.eval()
     if contract.mode != "step" or not contract.single_step:
         raise ModelError(
-            'a module that is not a SequenceModel is exported as one step: mode step, input without "time"'
+            'a module whose contract has no "time" in input.shape is exported as one step: declare mode step,'
+            ' or "time" where forward takes whole sequences'
         )
     if contract.lengths or contract.context:
         raise ModelError("lengths and context belong to files of other makers: leave them out of this contract")
     examples = step_examples(contract, _EXAMPLE_ROWS)
-    with torch.no_grad():
-        result = flatten(module(*examples))
+    try:
+        with torch.no_grad():
+            result = flatten(module(*examples))
+    except Exception as error:  # whatever a foreign module raises
+        given = ", ".join(f"{type_} {list(each.shape)}" for each in examples for type_ in [str(each.dtype)[6:]])
+        raise ModelError(
+            f"{type(module).__name__}.forward failed on one event and its states ({given}, as the contract says):"
+            f" {told(error)}: correct input and states of the contract, or the module; a module that takes whole"
+            ' sequences has "time" in input.shape'
+        ) from None
     names = [output.name for output in contract.outputs] + [str(state.output) for state in contract.states]
     if len(result) != len(names):
         raise ModelError(

@@ -20,7 +20,7 @@ from streamer.errors import ModelError
 from streamer.modelfile.contract import Axis
 
 SIGNATURES = {
-    "forward(x)": "a whole sequence, or one event (contract input without \"time\")",
+    "forward(x)": 'a whole sequence, or one event (contract input without "time")',
     "forward(x, lengths)": "with the valid steps of each row, a parameter with `len` in its name",
     "forward(x, state)": "with a state: a tensor, or nested tuples of tensors; `state=None` if it has a default",
     "forward(x, lengths, state)": "with both, in any order",
@@ -30,7 +30,9 @@ SIGNATURES = {
 next states, where they are returned, come last."""
 
 _LENGTHS = re.compile(r"len", re.I)
-_STATES = re.compile(r"^(h|c|hs|cs|hx|cx|hc|h_?0|c_?0|h_?n|c_?n|s|rnn|lstm|gru)$|hidden|state|cell|memory|prev|carry", re.I)
+_STATES = re.compile(
+    r"^(h|c|hs|cs|hx|cx|hc|h_?0|c_?0|h_?n|c_?n|s|rnn|lstm|gru)$|hidden|state|cell|memory|prev|carry", re.I
+)
 
 Path = tuple[str | int, ...]
 Form = Any
@@ -114,7 +116,8 @@ def form_of(value: Any, start: int = 0) -> tuple[Form, list[Tensor]]:
         return start, [value]
     if not isinstance(value, tuple | list):
         raise TypeError
-    parts, tensors = [], []
+    parts: list[Form] = []
+    tensors: list[Tensor] = []
     for each in value:
         part, more = form_of(each, start + len(tensors))
         parts.append(part)
@@ -158,14 +161,15 @@ def axes_of(shapes: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]]) -
 
 
 def example(shape: Sequence[Axis], dtype: str, rows: int, steps: int, vocabulary: int, seed: int) -> Tensor:
-    """Made-up events in the shape of the contract's input."""
-    sizes = [{"batch": rows, "time": steps}.get(axis, axis) if isinstance(axis, str) else axis for axis in shape]
+    """Made-up events in the shape of the contract's input; whole numbers where they may be looked up in a table."""
+    sizes = [{"batch": rows, "time": steps}[axis] if isinstance(axis, str) else axis for axis in shape]
     chance = torch.Generator().manual_seed(seed)
-    if dtype.startswith("int"):
-        return torch.randint(0, max(1, vocabulary), sizes, generator=chance).to(getattr(torch, dtype))  # type: ignore[arg-type]
-    return torch.randn(sizes, generator=chance).to(getattr(torch, dtype))  # type: ignore[arg-type]
+    kind: torch.dtype = getattr(torch, dtype)
+    if vocabulary or dtype.startswith("int"):
+        return torch.randint(0, vocabulary or 2, sizes, generator=chance).to(kind)
+    return torch.randn(sizes, generator=chance).to(kind)
 
 
 def vocabulary(module: nn.Module) -> int:
-    """How many ids every embedding of the module knows; 2 without one."""
-    return min((each.num_embeddings for each in module.modules() if isinstance(each, nn.Embedding)), default=2)
+    """How many ids every embedding of the module knows; 0 without one."""
+    return min((each.num_embeddings for each in module.modules() if isinstance(each, nn.Embedding)), default=0)

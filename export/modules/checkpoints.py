@@ -84,7 +84,7 @@ def _numpy_scalars() -> list[Any]:
 
 def _unwrapped(document: Any, path: Path) -> tuple[dict[str, Any], str]:
     """The innermost dictionary of tensors, and under which keys it was found."""
-    where = []
+    where: list[str] = []
     for _ in range(3):  # {"model": {"state_dict": ...}} is the deepest that is usual
         if not isinstance(document, Mapping):
             break
@@ -118,13 +118,14 @@ def _to_float32(state: Mapping[str, Any], path: Path) -> tuple[State, list[str]]
                 f"{path}: {name} is a {tensor.dtype} tensor ({tensor.layout}): only plain dense weights can be exported,"
                 " save the module before it is quantised or made sparse"
             )
-        tensor = tensor.detach().cpu()
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            kinds[str(tensor.dtype).removeprefix("torch.")] = kinds.get(str(tensor.dtype).removeprefix("torch."), 0) + 1
-            wide, tensor = tensor, tensor.to(torch.float32)
-            if bool((torch.isfinite(wide) & ~torch.isfinite(tensor)).any()):
+        kept = tensor.detach().cpu()
+        if kept.is_floating_point() and kept.dtype != torch.float32:
+            kind = str(kept.dtype).removeprefix("torch.")
+            kinds[kind] = kinds.get(kind, 0) + 1
+            wide, kept = kept, kept.to(torch.float32)
+            if bool((torch.isfinite(wide) & ~torch.isfinite(kept)).any()):
                 raise ModelError(f"{path}: {name} holds numbers that are too large for float32: retrain or rescale it")
-        converted[name] = tensor
+        converted[name] = kept
     return converted, [
         f"{count} {kind} tensor{'s were' if count > 1 else ' was'} converted to float32"
         for kind, count in sorted(kinds.items())
@@ -138,7 +139,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> li
     in the file only, or in the module only, is folded. Returns what was done, in sentences. ModelError names the weights.
     """
     module.float().cpu()
-    given, notes = dict(state), []
+    given, notes = dict(state), list[str]()
     expected = module.state_dict()
     if set(given) != set(expected):
         given, notes = _renamed(given, expected)
@@ -222,7 +223,7 @@ def fold(module: nn.Module) -> list[str]:
         if isinstance(each, parametrize.ParametrizationList):
             continue
         if parametrize.is_parametrized(each):
-            for tensor in list(each.parametrizations):  # type: ignore[arg-type, union-attr]
+            for tensor in list(each.parametrizations):
                 parametrize.remove_parametrizations(each, tensor, leave_parametrized=True)
                 names.append(dot + tensor)
         for key, hook in list(each._forward_pre_hooks.items()):
@@ -232,9 +233,9 @@ def fold(module: nn.Module) -> list[str]:
             with torch.no_grad():
                 if old == "SpectralNorm":
                     hook(each, ())
-            hook.remove(each)  # type: ignore[attr-defined]
+            hook.remove(each)
             del each._forward_pre_hooks[key]
-            names.append(dot + hook.name)  # type: ignore[attr-defined]
+            names.append(dot + hook.name)
         if isinstance(each, nn.RNNBase) and names:
             each._flat_weights = [getattr(each, name) for name in each._flat_weights_names]
     return names

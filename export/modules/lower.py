@@ -24,7 +24,7 @@ from streamer.errors import ModelError
 
 from .. import emit
 from .calling import example, vocabulary
-from .factory import place, told
+from .factory import place
 from .plan import Plan
 from .ragged import Ragged
 from .recurrent import Call, Padded, States, padded_packing
@@ -46,7 +46,7 @@ class _Traced(nn.Module):
         lengths = states.pop(0) if self.with_lengths else None
         places = {axis: number for number, axis in enumerate(self.plan.shape)}
         rows, steps = x.shape[places["batch"]], x.shape[places["time"]]
-        valid = torch.full((rows,), steps, dtype=torch.int64) if lengths is None else lengths.to(torch.int64)  # type: ignore[arg-type]
+        valid = torch.full((rows,), steps, dtype=torch.int64) if lengths is None else lengths.to(torch.int64)
 
         def answer(call: Call, original: Callable[..., Any], start: States | None) -> Any:
             if call.is_cell:
@@ -81,7 +81,12 @@ def _opaque(call: Call, start: States | None, lengths: Tensor | None, rows: Any,
     y, *states = torch.onnx.ops.symbolic_multi_out(
         f"{_DOMAIN}::{_OPERATOR}",
         inputs,
-        attrs={"module": call.name, "kind": call.kind, "lengths": int(ends is not None), "batch_first": int(batch_first)},
+        attrs={
+            "module": call.name,
+            "kind": call.kind,
+            "lengths": int(ends is not None),
+            "batch_first": int(batch_first),
+        },
         dtypes=(_FLOAT,) * (1 + len(last)),
         shapes=((value.shape[0], value.shape[1], directions * size), *last),
         version=1,
@@ -97,7 +102,13 @@ def _same(size: Any, other: Any) -> bool:
 
 
 def lower(
-    module: nn.Module, plan: Plan, *, input_name: str, lengths: str | None, states: Sequence[str], outputs: Sequence[str]
+    module: nn.Module,
+    plan: Plan,
+    *,
+    input_name: str,
+    lengths: str | None,
+    states: Sequence[str],
+    outputs: Sequence[str],
 ) -> onnx.ModelProto:
     """The graph. ``lengths``: the input that takes each row's valid steps, None: all rows of a call are equally long.
 
@@ -116,7 +127,10 @@ def lower(
     with _quietly():
         try:
             traced = torch.export.export(
-                _Traced(module, plan, lengths is not None), tuple(inputs), dynamic_shapes=(tuple(dynamic),), strict=False
+                _Traced(module, plan, lengths is not None),
+                tuple(inputs),
+                dynamic_shapes=(tuple(dynamic),),
+                strict=False,
             )
         except ModelError:
             raise
@@ -129,7 +143,9 @@ def lower(
                 external_data=False, verbose=False,
             )  # fmt: skip
         except Exception as error:  # an operator without a translation
-            raise ModelError(f"{_untranslated(traced, error, module)} cannot become a graph: {_reason(error)}") from None
+            raise ModelError(
+                f"{_untranslated(traced, error, module)} cannot become a graph: {_reason(error)}"
+            ) from None
     model: onnx.ModelProto = program.model_proto
     _check_dynamic(model, plan, name, names[0])
     return _filled(model, module)
@@ -138,7 +154,9 @@ def lower(
 @contextmanager
 def _quietly() -> Any:
     """Without torch's notes; what the user's code prints goes to stderr."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "torch._export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "torch._export")
+    ]
     levels = [each.level for each in loggers]
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))
@@ -159,9 +177,7 @@ def _reason(error: BaseException) -> str:
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__ or "unbacked" in text:
         where = place(error)
-        return (
-            f"what runs depends on the values of the events{where}: no if, for, .item() or .tolist() on values or lengths"
-        )
+        return f"what runs depends on the values of the events{where}: no if, for, .item() or .tolist() on values or lengths"
     if "specialized" in text or "specialization" in text.lower():
         return "it loops over time, or depends on the number of rows or steps in another way"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -185,7 +201,7 @@ def _check_dynamic(model: onnx.ModelProto, plan: Plan, name: str, input_name: st
     if value is None:
         raise ModelError(f"the events have no effect on what {name} computes")
     for axis in ("batch", *(() if plan.one_step else ("time",))):
-        if not value.type.tensor_type.shape.dim[plan.shape.index(axis)].dim_param:  # type: ignore[arg-type]
+        if not value.type.tensor_type.shape.dim[plan.shape.index(axis)].dim_param:
             remedy = (
                 "it loops over time: use nn.LSTM, nn.GRU or nn.RNN in place of the loop"
                 if axis == "time"
@@ -210,9 +226,7 @@ def _filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
         x = inputs.pop(0)
         lengths = inputs.pop(0) if attributes["lengths"] else ""
         time_major = not attributes["batch_first"]
-        y, _, finals = emit.core(
-            graph, layer, attributes["kind"].decode(), x, lengths, inputs, time_major=time_major
-        )
+        y, _, finals = emit.core(graph, layer, attributes["kind"].decode(), x, lengths, inputs, time_major=time_major)
         for made, wanted in zip((y, *finals), node.output, strict=False):
             if wanted:
                 graph.called(made, wanted)
@@ -221,7 +235,9 @@ def _filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializers.values())
-    used = {name for node in _all_nodes(model.graph) for name in node.input} | {each.name for each in model.graph.output}
+    used = {name for node in _all_nodes(model.graph) for name in node.input} | {
+        each.name for each in model.graph.output
+    }
     kept = [each for each in model.graph.initializer if each.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

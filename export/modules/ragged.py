@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +21,9 @@ _REDUCTIONS: dict[Any, str] = {
     **dict.fromkeys((_T.sum, torch.sum), "sum"),
     **dict.fromkeys((_T.amax, torch.amax, _T.max, torch.max), "max"),
     **dict.fromkeys((_T.amin, torch.amin, _T.min, torch.min), "min"),
-    **dict.fromkeys((_T.softmax, torch.softmax, F.softmax, _T.log_softmax, torch.log_softmax, F.log_softmax), "softmax"),
+    **dict.fromkeys(
+        (_T.softmax, torch.softmax, F.softmax, _T.log_softmax, torch.log_softmax, F.log_softmax), "softmax"
+    ),
     **dict.fromkeys((_T.logsumexp, torch.logsumexp), "softmax"),
 }
 _FLIPS = (_T.flip, torch.flip)
@@ -92,7 +94,9 @@ class Ragged(TorchFunctionMode):
             if item is Ellipsis:
                 axis += value.ndim - taken
                 continue
-            last = item == -1 if isinstance(item, int) else item == slice(-1, None) if isinstance(item, slice) else False
+            last = (
+                item == -1 if isinstance(item, int) else item == slice(-1, None) if isinstance(item, slice) else False
+            )
             if last and self._is_time(value, axis):
                 items[place] = 0 if isinstance(item, int) else slice(None)
                 return self._last(value, axis)[tuple(items)]

@@ -197,7 +197,7 @@ class _PackedMeta(type):
         return isinstance(instance, Padded)
 
 
-class _packed(metaclass=_PackedMeta):  # noqa: N801 - takes the place of a class of torch
+class _packed(metaclass=_PackedMeta):
     def __new__(cls, data: Any, batch_sizes: Any = None, *_: Any, **__: Any) -> Any:
         if not isinstance(batch_sizes, Padded):
             raise ModelError("a PackedSequence is made by hand: use pack_padded_sequence, which can become a graph")

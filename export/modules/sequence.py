@@ -23,10 +23,16 @@ from streamer.modelfile.signature import Layout
 
 from ..graph import write
 from .lower import lower
-from .plan import Leaf, Plan, Planner
-from .recurrent import CELLS, recurrent
+from .plan import Plan
+from .planner import Planner
+from .recurrent import CELLS, SEQUENCES, recurrent
 
-_TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+}
 _LENGTHS = "lengths"
 
 
@@ -66,10 +72,11 @@ def export_sequence_module(
         except ModelError as error:
             failure = failure or error
             continue
-        if attempt.mode == "window" and lengths is None:
-            notes.append(f"only windows of equal length share a call ({failure})")
-        elif attempt.one_step and not plan.one_step:
-            notes.append(f"every event is a call of its own ({failure})")
+        if attempt.one_step:
+            notes.append("every event of a stream is a call of its own: forward loops over time")
+        elif lengths is None:
+            reason = "padding would change what it gives" if "padding" in str(failure) else str(failure)
+            notes.append(f"only rows of equal length share a call: {reason}")
         return contract, notes
     assert failure is not None
     if plan.cells and plan.mode == "window":
@@ -138,10 +145,9 @@ def _people(module: nn.Module) -> dict[str, Any]:
     layers: list[Any] = [each for _, each in recurrent(module)]
     if not layers:
         return {}
-    names = sorted({type(each).__mro__[-3 if isinstance(each, tuple(CELLS)) else -3].__name__.lower() for each in layers})
-    kinds = sorted({kind for each in layers for kind in ("lstm", "gru", "rnn") if kind in type(each).__name__.lower()})
+    kinds = sorted({kind for each in layers for base, kind in (SEQUENCES | CELLS).items() if isinstance(each, base)})
     return {
-        "cell": "+".join(kinds or names),
+        "cell": "+".join(kinds),
         "layers": sum(getattr(each, "num_layers", 1) for each in layers),
         "directions": max(2 if getattr(each, "bidirectional", False) else 1 for each in layers),
         "hidden": max(each.hidden_size for each in layers),
@@ -168,7 +174,9 @@ def _graph(module: nn.Module, plan: Plan, contract: Contract) -> onnx.ModelProto
     shapes |= {str(state.output): list(state.shape) for state in contract.states}
     outputs = [
         helper.make_tensor_value_info(
-            name, types.get(name, TensorProto.FLOAT), [1 if axis == "time" and plan.one_step else axis for axis in shapes[name]]
+            name,
+            types.get(name, TensorProto.FLOAT),
+            [1 if axis == "time" and plan.one_step else axis for axis in shapes[name]],
         )
         for name in names
     ]
@@ -242,12 +250,11 @@ class Reference:
         return [each.numpy() for each in outputs], [np.ascontiguousarray(each.numpy()) for each in nexts]
 
     def _store(self, outputs: Sequence[F32], results: Sequence[Any], row: int, begin: int, end: int) -> None:
-        for output, result, (layout, per_event), leaf in zip(outputs, results, self._read, self.plan.outputs, strict=True):
+        for output, result, (layout, per_event), leaf in zip(
+            outputs, results, self._read, self.plan.outputs, strict=True
+        ):
             steps = end - begin if "time" in leaf.axes else 1
             if per_event:
                 output[row, end - steps : end] = layout.read(result, 1, steps, per_event=True)[0]
             else:
                 output[row] = layout.read(result, 1, steps, per_event=False)[0]
-
-
-__all__ = ["Leaf", "Reference", "completed", "export_sequence_module", "is_sequence"]

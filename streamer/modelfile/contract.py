@@ -9,7 +9,7 @@ Whether the declarations are true is checked by ``streamer.modelfile.model`` aga
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -163,6 +163,12 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
                 raise ModelError(
                     f"{source}: format is {declared}, this version of streamer reads {FORMAT}: use one that fits"
                 )
+        missing = list(_missing(fields, cls))
+        if missing:
+            raise ModelError(
+                f"{source}: missing {'is' if len(missing) == 1 else 'are'} {', '.join(missing)}: declare"
+                f" {'it' if len(missing) == 1 else 'them'}; `streamer inspect MODEL --draft` proposes a contract"
+            )
         try:
             contract = msgspec.convert(_with_defaults(fields), cls)
         except msgspec.ValidationError as error:
@@ -178,6 +184,9 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     def dump(self) -> bytes:
         """The JSON that ``parse`` reads."""
         return msgspec.json.encode({"format": self.format, **msgspec.to_builtins(self)})
+
+
+_PARTS: dict[str, type[msgspec.Struct]] = {"input": Input, "states": State, "outputs": Output, "feedback": Feedback}
 
 
 def load_sidecar(path: str | Path) -> Contract:
@@ -203,6 +212,26 @@ def _with_defaults(fields: Any) -> Any:
         for output in fields["outputs"]
     ]
     return {**fields, "outputs": outputs}
+
+
+def _missing(fields: Any, of: type[msgspec.Struct], where: str = "") -> Iterator[str]:
+    """The required fields that are not there, inner ones too, so that one message names them all."""
+    if not isinstance(fields, dict):
+        return
+    for each in msgspec.structs.fields(of):
+        name = f"{where}{each.name}"
+        if each.name not in fields:
+            inner = _PARTS.get(each.name) if each.required else None
+            needed = [part.name for part in msgspec.structs.fields(inner) if part.required] if inner else []
+            if each.required:
+                yield name + (" (step or window)" if name == "mode" else f" ({' and '.join(needed)})" if needed else "")
+        elif each.name in _PARTS:
+            value = fields[each.name]
+            if isinstance(value, list | tuple):
+                for index, part in enumerate(value):
+                    yield from _missing(part, _PARTS[each.name], f"{name}[{index}].")
+            else:
+                yield from _missing(value, _PARTS[each.name], f"{name}.")
 
 
 def _floats(values: Any, what: str) -> F32:

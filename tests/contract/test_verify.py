@@ -213,7 +213,7 @@ def test_an_own_sequence_model(theirs: Any, tmp_path: Path) -> None:
         ("their_models:Missing", "step.toml", "cannot be imported"),
         ("their_models:not_a_module", "step.toml", "returned a int"),
         ("their_models:sequence", "sequence.toml", "do not fit"),
-        ("their_models:Step", "sequence.toml", "unknown field `features`"),
+        ("their_models:Step", "sequence.toml", "lacks input"),
         ("their_models:Step", "none.toml", "cannot be read"),
         ("their_models:Frozen", "step.toml", "torch cannot export Frozen|torch froze the batch axis"),
         ("their_models:Leaky", "step.toml", "verification failed, .* was not written"),
