@@ -40,7 +40,6 @@ class Planner:
         seen = [self._trial.seen(form, explicit, rows, steps) for rows, steps in SIZES]
         self._trial.check_deterministic(seen[0], self._trial.seen(form, explicit, *SIZES[0]))
         looped = {call.name for call in seen[2].calls} if len(seen[0].calls) != len(seen[2].calls) else set()
-        looped |= {call.name for call in seen[0].calls if call.is_cell}
         outputs = self._outputs(seen, len(explicit))
         plan = Plan(
             self._trial.arguments,

@@ -33,13 +33,15 @@ _POOLS: dict[Any, str] = {
     **dict.fromkeys((*_ADAPTIVE, F.avg_pool1d, torch.avg_pool1d), "mean"),
     **dict.fromkeys((F.max_pool1d, torch.max_pool1d), "max"),
 }
-_EMBEDDINGS = (torch.embedding,)
+_EMBEDDINGS = {F.embedding: (1, 0), torch.embedding: (0, 1)}
+"""Function -> where its table and its index are among the arguments."""
 
 
 class Ragged(TorchFunctionMode):
     """``lengths``[B] int32 of the batch that is traced, its symbolic numbers of rows and steps; None: only embeddings.
 
-    An index outside of an embedding's table is clamped, so that no event can make the graph read outside of it.
+    A negative index of an embedding would count from its end in a graph; it is made one that the runtime refuses, as it
+    does one beyond the end: such an event is rejected, never answered by another word.
     """
 
     def __init__(self, lengths: Tensor | None, rows: Any, steps: Any) -> None:
@@ -50,9 +52,11 @@ class Ragged(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        if func in _EMBEDDINGS:
-            weight, index, *rest = args
-            return func(weight, index.clamp(0, weight.shape[0] - 1), *rest, **options)
+        if func in _EMBEDDINGS and len(args) > 1:
+            table, index = (args[place] for place in _EMBEDDINGS[func])
+            index = torch.where(index < 0, table.shape[0], index)
+            first = (index, table) if _EMBEDDINGS[func][0] else (table, index)
+            return func(*first, *args[2:], **options)
         if self._lengths is not None and self._steps is not None and args and isinstance(args[0], Tensor):
             changed = self._changed(func, args, options)
             if changed is not None:

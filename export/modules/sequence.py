@@ -63,9 +63,16 @@ def export_sequence_module(
     module.eval()
     fields = {**fields, "input": checked_input(fields, source)}
     plan = Planner(module, fields).plan()
+    if plan.cells and plan.mode == "window":
+        raise ModelError(
+            f"the submodule {plan.cells[0]!r} is called in a loop over time, which can be exported in step mode only (an"
+            " answer for every event): declare mode step, or use nn.LSTM, nn.GRU or nn.RNN in place of the loop"
+        )
     failure: ModelError | None = None
     notes: list[str] = []
     for attempt, lengths in _attempts(plan, fields):
+        if "froze the time axis" in str(failure) and not attempt.one_step:
+            continue  # without lengths it would be frozen too
         contract = completed(module, attempt, fields, lengths, source)
         try:
             write(_graph(module, attempt, contract), contract, path)
@@ -79,11 +86,6 @@ def export_sequence_module(
             notes.append(f"only rows of equal length share a call: {reason}")
         return contract, notes
     assert failure is not None
-    if plan.cells and plan.mode == "window":
-        raise ModelError(
-            f"the submodule {plan.cells[0]!r} is called in a loop over time, which can be exported in step mode only (an"
-            " answer for every event): declare mode step, or use nn.LSTM, nn.GRU or nn.RNN in place of the loop"
-        )
     raise failure
 
 

@@ -35,9 +35,13 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """The tensor that takes the events. The numeric axes multiply to F, the features of one event."""
 
     name: str
+    """Of the graph input."""
     shape: tuple[Axis, ...]
+    """Each axis "batch" (the streams), "time" (the events of one call; none: one event per call), or a number."""
     features: tuple[str, ...] = ()
+    """Names of the F values, in order, for json-named records."""
     dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
+    """Of the graph input; whole numbers for ids of words."""
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -48,9 +52,13 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """
 
     input: str
+    """Graph input that takes the state."""
     shape: tuple[Axis, ...]
+    """With "batch" where the streams go, numbers elsewhere."""
     output: str | None = None
+    """Graph output that holds the next state; required in step mode."""
     initial: str | float | list[Any] = "zeros"
+    """`"zeros"`, one number, or one stream's values, nested or flat."""
 
     @property
     def batch_axis(self) -> int:
@@ -80,10 +88,15 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """One tensor of the prediction. The numeric axes multiply to O, the values of one event or of one window."""
 
     name: str
+    """Of the graph output, and of the field in the prediction where there are several."""
     shape: tuple[Axis, ...]
+    """`"batch"`, `"time"` where there is a value for every step of a call, and numbers."""
     kind: Literal["value", "vector", "classes", "score"] = "vector"
+    """value and score: one number; classes: one per label, the largest wins."""
     labels: tuple[str, ...] | None = None
+    """Names of the O values; the prediction then says which is the largest."""
     per: Literal["event", "window"] = "event"
+    """In window mode "window" by default for an output without "time"."""
 
     @property
     def size(self) -> int:
@@ -94,8 +107,11 @@ class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """How an output becomes the next input when a sequence is generated."""
 
     output: str
+    """Name of the output that is fed back."""
     mode: Literal["sample", "argmax", "value"] = "value"
+    """sample: a class by its probability; argmax: the likeliest; value: the numbers themselves."""
     encoding: Literal["value", "index", "one-hot"] = "value"
+    """How a class is written into the next event; value with mode value only."""
     at: int = 0
     """First feature that the encoding fills; the others are 0."""
 
@@ -104,26 +120,41 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """All that is needed to run a model, and what people want to know about it."""
 
     name: str
+    """Of the model, for people and metrics."""
     mode: Literal["step", "window"]
+    """step: an answer for every event, states are carried on; window: an answer per closed window."""
     input: Input
+    """The tensor that takes the events (below)."""
     outputs: tuple[Output, ...]
+    """The tensors of the prediction (below)."""
     format: int = FORMAT
+    """Of the contract itself."""
     version: str = "1"
+    """Of the model; predictions carry it."""
     lengths: str | None = None
     """Name of the tensor that takes the valid steps per row; None: rows of one call are equally long."""
     states: tuple[State, ...] = ()
+    """What is carried from event to event, in any order (below)."""
     constants: dict[str, Any] = {}
     """Graph input -> value (a number or nested lists), fed with every call."""
     context: int = 0
     """How many trailing values of the previous event are put in front of the next one."""
     feedback: Feedback | None = None
+    """For models that generate (below)."""
     cell: str | None = None
+    """For people: rnn, lstm, gru, ..."""
     layers: int | None = None
+    """For people."""
     directions: int | None = None
+    """For people: 1 or 2."""
     hidden: int | None = None
+    """For people: size of the hidden state."""
     parameters: int | None = None
+    """For people: number of weights."""
     trained_on: Any = None
+    """For people: anything that says on which data."""
     metrics: dict[str, Any] = {}
+    """For people: name -> value on held-out data."""
 
     @cached_property
     def features(self) -> int:

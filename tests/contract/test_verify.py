@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from onnx_models import save as save_model
 from export.__main__ import COMMANDS, main
 from export.graph import export_model
 from export.model import ModelConfig, build, save
-from export.verify import verify
+from export.verify import _Differences, verify
 from streamer.errors import ModelError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
@@ -159,6 +160,45 @@ def test_a_gru_with_the_wrong_reset_gate_is_found(tmp_path: Path) -> None:
     next(attribute for attribute in gru.attribute if attribute.name == "linear_before_reset").i = 0
     onnx.save(model, path)
     assert not checks(verify(path, module))["parity"]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "passed"),
+    [
+        ([NAN, 1], [999, NAN], False),
+        ([NAN, 1], [NAN, 1], True),
+        ([NAN, 1], [NAN, 2], False),
+        ([INF, 1], [INF, 1], True),
+        ([INF, 1], [-INF, 1], False),
+        ([1, 1], [1, NAN], False),
+        ([INF, 1], [NAN, 1], False),
+        ([3e38, 1], [-3e38, 1], False),
+        ([NAN, NAN], [NAN, NAN], False),
+    ],
+)
+def test_what_is_not_finite_is_compared_exactly(expected: list[float], actual: list[float], passed: bool) -> None:
+    """``max(worst, nan)`` is ``worst``: such values must be looked at before there is a difference to speak of."""
+    for order in ((expected, actual), (actual, expected)):
+        found = _Differences()
+        found.compare([np.array(order[0], np.float32)], [np.array(order[1], np.float32)])
+        check = found.check("parity")
+        assert check.passed is passed
+        json.dumps(asdict(check), allow_nan=False)
+
+
+def test_a_model_of_nan_passes_nothing(tmp_path: Path) -> None:
+    path, module = exported(tmp_path)
+    with torch.no_grad():
+        module.head.bias.fill_(NAN)
+    export_model(module, path, name="m")
+    save(module, path.with_suffix(".pt"))
+    report = verify(path)
+    assert report["passed"] is False
+    assert checks(report)["parity"] is False
+    assert any("NaN or infinity for ordinary events" in each for each in report["findings"])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK nonsense", b"\x80\x04N."])
