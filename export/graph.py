@@ -21,6 +21,7 @@ from streamer.modelfile.model import Model
 from . import emit
 from .model import Forecaster, SequenceModel
 from .modules.factory import told
+from .nodes import Graph
 from .trace import Job, flatten, trace
 
 _EXAMPLE_ROWS = 3
@@ -123,7 +124,7 @@ def sequence_contract(module: SequenceModel, *, features: Sequence[str] | None =
 
 def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto:
     """Scaling, encoder, core, reduction, head and post-processing as one graph."""
-    graph = emit.Graph()
+    graph = Graph()
     states = list(module.state_names)
     core_states = states[: len(module.core_state_names)]
     z = emit.affine(graph, "x", subtract=module.mean, divide=module.std)
@@ -156,13 +157,13 @@ def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto
     )
 
 
-def _activation(graph: emit.Graph, activation: str, y: str) -> str:
+def _activation(graph: Graph, activation: str, y: str) -> str:
     if activation == "softmax":
         return graph.op("Softmax", y, axis=-1)
     return graph.op("Sigmoid", y) if activation == "sigmoid" else y
 
 
-def _forecast(graph: emit.Graph, module: Forecaster, z: str, delta: str) -> tuple[dict[str, str], str]:
+def _forecast(graph: Graph, module: Forecaster, z: str, delta: str) -> tuple[dict[str, str], str]:
     """The forecast, the score of the current event by the previous prediction, and the next ``previous`` [B,F+1]."""
     prediction = graph.op("Add", z, delta) if module.skip else delta
     sizes = graph.constant(np.array([module.features, 1], np.int64), "sizes")

@@ -6,13 +6,12 @@ h = (o * tanh(c)) W_hr; everything else is the LSTM's. Shapes: T steps, B rows, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
-if TYPE_CHECKING:
-    from .emit import Graph
+from .nodes import Graph
 
 
 def projected_layer(

@@ -53,20 +53,21 @@ class _Differences:
     """Values that are not finite must be the same at the same places; only finite ones have a difference."""
 
     worst: float = 0.0
-    finite: int = 0
+    finite: dict[str, int] = field(default_factory=dict)
+    """Finite values that were seen of each tensor."""
     not_finite: int = 0
     """Values that are NaN or infinite on one side only, or differently."""
     shapes: list[str] = field(default_factory=list)
 
-    def compare(self, expected: Sequence[F32], actual: Sequence[F32]) -> None:
-        for a, b in zip(expected, actual, strict=True):
+    def compare(self, expected: Sequence[F32], actual: Sequence[F32], what: str = "output") -> None:
+        for number, (a, b) in enumerate(zip(expected, actual, strict=True), start=1):
             if a.shape != b.shape:
                 self.shapes.append(f"{list(a.shape)} and {list(b.shape)}")
                 continue
             both = np.isfinite(a) & np.isfinite(b)
             same = (a == b) | (np.isnan(a) & np.isnan(b))
             self.not_finite += int(np.sum(~both & ~same))
-            self.finite += int(np.sum(both))
+            self.finite[f"{what} {number}"] = self.finite.get(f"{what} {number}", 0) + int(np.sum(both))
             if both.any():
                 x, y = a[both].astype(np.float64), b[both].astype(np.float64)
                 self.worst = max(self.worst, float(np.max(np.abs(x - y) / np.maximum(1, np.abs(x)))))
@@ -76,10 +77,9 @@ class _Differences:
             return Check(name, None, LIMIT, False, f"shapes differ: {self.shapes[0]}")
         if self.not_finite:
             return Check(name, None, LIMIT, False, f"{self.not_finite} values are NaN or infinite on one side only")
-        if not self.finite:
-            return Check(
-                name, None, LIMIT, False, "no value was finite: the model gives NaN or infinity for every event"
-            )
+        never = [tensor for tensor, count in self.finite.items() if not count]
+        if never:
+            return Check(name, None, LIMIT, False, f"{never[0]} is NaN or infinite for every event: nothing to compare")
         return Check(name, self.worst, LIMIT, bool(self.worst <= LIMIT), detail)
 
 
@@ -166,7 +166,7 @@ def _parity(model: Model, eager: Run, draw: _Draw) -> Check:
             expected, eager_states = eager(x, lengths, states)
             actual, next_states = model.run(x, lengths, states)
             found.compare(_valid(model, expected, lengths), _valid(model, actual, lengths))
-            found.compare(eager_states, next_states)
+            found.compare(eager_states, next_states, "state")
             states = next_states
             x = draw.values(*x.shape[:2])
     return found.check("parity", "eager PyTorch against the file, ragged batches, states carried on")
@@ -192,7 +192,7 @@ def _stepwise(model: Model, draw: _Draw) -> Check:
             for step in range(length):
                 outputs, states = model.run(x[row : row + 1, step : step + 1], np.ones(1, np.int32), states)
                 found.compare([output[row, step] for output in whole], [output[0, 0] for output in outputs])
-            found.compare(_rows(model, final, row), states)
+            found.compare(_rows(model, final, row), states, "state")
     return found.check("step_by_step", "one event at a time against the whole sequence")
 
 
@@ -208,7 +208,7 @@ def _batching(model: Model, draw: _Draw) -> Check:
         for row in range(len(x)):
             alone, states = model.run(x[row : row + 1], lengths[:1], model.initial_states(1))
             found.compare([output[row : row + 1] for output in together], alone)
-            found.compare(_rows(model, final, row), states)
+            found.compare(_rows(model, final, row), states, "state")
     return found.check("batch_invariance", "each row alone against all rows together")
 
 
@@ -221,7 +221,7 @@ def _padding(model: Model, draw: _Draw) -> Check:
         for row, length in enumerate(lengths.tolist()):
             alone, states = model.run(x[row : row + 1, :length], lengths[row : row + 1], model.initial_states(1))
             found.compare(alone, [y[row : row + 1, :length] if y.ndim == 3 else y[row : row + 1] for y in padded])
-            found.compare(states, _rows(model, final, row))
+            found.compare(states, _rows(model, final, row), "state")
     return found.check("padding_independence", "each row unpadded against the ragged batch")
 
 

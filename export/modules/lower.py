@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from streamer.errors import ModelError
 
 from .. import emit
+from ..nodes import Graph
 from .calling import example, vocabulary
 from .factory import place
 from .plan import Plan
@@ -214,7 +215,7 @@ def _filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     """Recurrent nodes in the places that were left for them; without what nothing uses."""
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    graph = emit.Graph("recurrent.")
+    graph = Graph("recurrent.")
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.domain != _DOMAIN:
