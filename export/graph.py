@@ -124,6 +124,8 @@ def sequence_contract(module: SequenceModel, *, features: Sequence[str] | None =
 
 def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto:
     """Scaling, encoder, core, reduction, head and post-processing as one graph."""
+    if getattr(module.core, "proj_size", 0):
+        raise ModelError("a SequenceModel has no proj_size (its states are as wide as its core): use a Linear head")
     graph = Graph()
     states = list(module.state_names)
     core_states = states[: len(module.core_state_names)]
@@ -198,7 +200,12 @@ def write(model: onnx.ModelProto, contract: Contract, path: str | os.PathLike[st
         )
     helper.set_model_props(model, {METADATA_KEY: contract.dump().decode()})
     model.ir_version = min(model.ir_version, emit.IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker's errors and those of shape inference have no common base
+        raise ModelError(
+            f"the graph of {contract.name} is not valid ONNX: {' '.join(str(error).split())[:300]}"
+        ) from None
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=target.parent) as staging:
         draft = Path(staging) / target.name
         onnx.save(model, draft)
