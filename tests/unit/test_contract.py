@@ -85,7 +85,7 @@ def test_outputs_of_window_models_are_per_window_without_a_time_axis() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": ...}, "missing required field `name`"),
+        ({"name": ...}, "missing is name"),
         ({"colour": "red"}, "unknown field `colour`"),
         ({"format": 2}, "format is 2"),
         ({"mode": "stream"}, "field mode"),
