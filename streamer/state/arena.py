@@ -35,8 +35,8 @@ class Arena:
         """[S] last input offset that each slot's state reflects; -1: none."""
         self.changed = np.zeros(capacity, bool)
         """[S] changed since the stream's last stream record."""
-        self.newest_ms = np.full(capacity, NO_EVENT_MS, np.int64)
-        """[S] largest event time that each slot's state reflects."""
+        self.newest_ms = np.zeros(capacity, np.int64)
+        """[S] largest event time that each slot's state reflects; ``renew`` says that there is none."""
 
     def touch(self, begin: int, end: int) -> None:
         """Fault the pages of slots [begin, end) in, once, before any batch needs them."""

@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("torch")
 
 import msgspec
-from streamer.records.codec import UserDecoder
 
 from export.reference import GUIDE, meanings, reference, with_reference
 from export.userexport import main
+from streamer.core import RecordBatch
 from streamer.modelfile.contract import Contract, Feedback, Input, Output, State
+from streamer.records.decode import Codec
 
 pytestmark = pytest.mark.torch
 
@@ -50,10 +51,17 @@ def decode(values: Sequence[bytes]) -> tuple[np.ndarray, None, dict[int, str]]:
 
 
 def test_a_decoder_of_the_documented_signature_is_one() -> None:
-    x, times, bad = UserDecoder(f"{__name__}:decode", 2)([b"1,2", b"3", b"4,5"])
-    np.testing.assert_array_equal(x[[0, 2]], [[1, 2], [4, 5]])
-    assert times is None
-    assert bad == {1: ("undecodable", "1 columns")}
+    given = {"name": "x", "shape": ["batch", "time", 2]}
+    output = {"name": "y", "shape": ["batch", "time", 1], "kind": "value"}
+    contract = Contract.from_fields({"name": "demo", "mode": "step", "input": given, "outputs": [output]})
+    stamps = [1_700_000_000_000] * 3
+    raw = RecordBatch(0, [0, 1, 2], stamps, [b"k"] * 3, [b"1,2", b"3", b"4,5"])
+    decoded = Codec(contract, f"{__name__}:decode").decode(raw)
+    np.testing.assert_array_equal(decoded.x, [[1, 2], [4, 5]])
+    assert decoded.times_ms.tolist() == stamps[:2]
+    assert [(reject.offset, reject.reason, reject.detail) for reject in decoded.rejects] == [
+        (1, "undecodable", "1 columns")
+    ]
 
 
 def test_help_states_what_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
