@@ -20,9 +20,18 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from streamer.errors import ConfigurationError, ModelError
 
-from .cells import CELLS, KINDS, TokenEmbedding, WindowCore, initialise, zero_last_linear
+from .cells import (
+    CELLS,
+    KINDS,
+    Category,
+    ColumnEncoder,
+    TokenEmbedding,
+    WindowCore,
+    initialise,
+    zero_last_linear,
+)
 
-__all__ = ["Forecaster", "ModelConfig", "SequenceModel", "TokenEmbedding", "build", "load", "save"]
+__all__ = ["Forecaster", "ModelConfig", "SequenceModel", "TokenEmbedding", "build", "fold_target_scale", "load", "save"]
 
 REDUCTIONS = ("last", "mean", "max")
 ACTIVATIONS = ("none", "softmax", "sigmoid")
@@ -62,6 +71,7 @@ class SequenceModel(nn.Module):
     ) -> None:
         """``encoded``: width of the encoder's result (required with an encoder). ``labels``: names of the O outputs.
 
+        ``dropout`` acts in training only: on the core's output, and between its layers where there are several.
         ``window``: events that an ``mlp`` sees.
         """
         super().__init__()
@@ -105,6 +115,7 @@ class SequenceModel(nn.Module):
                 dropout=dropout if layers > 1 else 0.0,
                 **options,
             )
+        self.dropout = nn.Dropout(dropout)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
 
@@ -187,6 +198,7 @@ class SequenceModel(nn.Module):
         y, next_states = self.run_core(self.scale(x), lengths, states)
         if self.reduce is not None:
             y = self.reduce_steps(y, lengths, next_states[0])
+        y = self.dropout(y)
         return y if self.head is None else self.head(y), next_states
 
     def activate(self, y: Tensor) -> Tensor:
@@ -277,7 +289,7 @@ class Forecaster(SequenceModel):
         initial = core_states or SequenceModel.initial_states(self, z.shape[0])
         y, next_states = self.run_core(z, lengths, initial)
         assert self.head is not None
-        delta = self.head(y)
+        delta = self.head(self.dropout(y))
         return z + delta if self.skip else delta, next_states
 
     def residuals(self, z: Tensor, prediction: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,6 +348,12 @@ class ModelConfig:
     """Number of categories of a one-feature stream that an embedding encodes; 0: numeric features."""
     embedding: int = 0
     """Width of the embedding."""
+    unknown: int | None = None
+    """The category that every number outside of the vocabulary is; None: it is none, and its vector zero."""
+    categories: tuple[Category, ...] = ()
+    """Embeddings beside numbers: columns of words among the features."""
+    embedding_dropout: float = 0.0
+    """Share of the embedding's values that are dropped in training."""
     outputs: int = 0
     """Width of the linear head; 0: no head (a forecaster's is always F)."""
     head_hidden: int = 0
@@ -361,14 +379,19 @@ def build(config: ModelConfig) -> SequenceModel:
         raise ConfigurationError("vocabulary and embedding belong together: give both or neither")
     if config.vocabulary and (config.features != 1 or forecast):
         raise ConfigurationError("an embedding needs one feature (the category) and no forecast task")
+    if config.categories and (forecast or config.vocabulary):
+        raise ConfigurationError("a forecast is of numbers: leave the columns of words out of its features")
+    if not 0.0 <= config.embedding_dropout < 1.0:
+        raise ConfigurationError(f"embedding_dropout must be in [0, 1), not {config.embedding_dropout}")
+    encoder, encoded = _make_encoder(config)
     common: dict[str, Any] = {
         "kind": config.kind,
         "nonlinearity": config.nonlinearity,
         "layers": config.layers,
         "directions": config.directions,
         "dropout": config.dropout,
-        "encoder": TokenEmbedding(config.vocabulary, config.embedding) if config.vocabulary else None,
-        "encoded": config.embedding or None,
+        "encoder": encoder,
+        "encoded": encoded,
         "head": _make_head(config),
         "reduce": config.reduce,
         "activation": config.activation,
@@ -408,6 +431,7 @@ def load(path: str | os.PathLike[str]) -> SequenceModel:
         config = dict(document["config"])
         if config["labels"] is not None:
             config["labels"] = tuple(config["labels"])
+        config["categories"] = tuple(tuple(each) for each in config.get("categories", ()))
         model = build(ModelConfig(**config))
         model.load_state_dict(document["weights"])
     except FileNotFoundError as error:
@@ -418,6 +442,25 @@ def load(path: str | os.PathLike[str]) -> SequenceModel:
         raise ModelError(f"{path} cannot be read as weights: {error}") from error
     model.eval()
     return model
+
+
+def fold_target_scale(model: SequenceModel, mean: float, std: float) -> None:
+    """Puts the way back from standardised targets into the head's last layer, so that the graph gives their units."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.mul_(std)
+        last.bias.mul_(std).add_(mean)
+
+
+def _make_encoder(config: ModelConfig) -> tuple[nn.Module | None, int | None]:
+    """The encoder and the width of its result; None and None where events are numbers only."""
+    if config.vocabulary:
+        options: dict[str, Any] = {"unknown": config.unknown, "dropout": config.embedding_dropout}
+        return TokenEmbedding(config.vocabulary, config.embedding, **options), config.embedding
+    if config.categories:
+        columns = ColumnEncoder(config.features, config.categories, dropout=config.embedding_dropout)
+        return columns, columns.width
+    return None, None
 
 
 def _make_head(config: ModelConfig) -> nn.Module | None:

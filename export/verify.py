@@ -22,6 +22,7 @@ from streamer.errors import ModelError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
+from .cells import categories
 from .model import SequenceModel, load
 from .trace import flatten
 
@@ -117,10 +118,13 @@ class _Draw:
         self._features = model.contract.features
         self._whole = model.contract.input.dtype.startswith("int")
         self._unit = model.length_multiple
-        self._mean, self._std, self._categories = np.zeros(1), np.ones(1), 0
+        self._mean, self._std = np.zeros(1), np.ones(1)
+        # column -> number of categories
+        tables = enumerate(model.contract.feature_tables)
+        self._categories = {at: len(feature.vocabulary) for at, feature in tables if feature.vocabulary}
         if isinstance(module, SequenceModel):
             self._mean, self._std = module.mean.cpu().numpy(), module.std.cpu().numpy()
-            self._categories = int(getattr(module.encoder, "vocabulary", 0))
+            self._categories |= categories(module.encoder)
 
     def batch(self) -> tuple[F32, I32]:
         """x[B,T,F] and lengths[B], at least one of which is T."""
@@ -130,9 +134,12 @@ class _Draw:
 
     def values(self, rows: int, steps: int) -> F32:
         shape = (rows, steps, self._features)
-        if self._categories or self._whole:
-            return self._random.integers(0, self._categories or 2, shape).astype(np.float32)
-        return (self._mean + self._std * self._random.normal(size=shape)).astype(np.float32)
+        if self._whole:
+            return self._random.integers(0, 2, shape).astype(np.float32)
+        x = (self._mean + self._std * self._random.normal(size=shape)).astype(np.float32)
+        for column, count in self._categories.items():
+            x[..., column] = self._random.integers(-1, count + 1, shape[:2])  # one beyond each end: unknown words too
+        return x
 
 
 def _parity(model: Model, eager: Run, draw: _Draw) -> Check:
