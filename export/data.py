@@ -119,6 +119,9 @@ def split_by_stream(data: Streams, *, validation: float, test: float, seed: int)
         a, b = int(counts[0]), int(counts[0] + counts[1])
         for part, chosen in zip(parts, (members[b:], members[:a], members[a:b]), strict=True):
             part.extend(int(i) for i in chosen)
+    for part, fraction in zip(parts[1:], (validation, test), strict=True):
+        if fraction and not part and len(parts[0]) > 1:  # a share of a few streams is less than one
+            part.append(parts[0].pop())
     train, held, judged = (data.take(sorted(part)) for part in parts)
     return checked_split(train, held, judged, validation, test)
 
@@ -300,5 +303,8 @@ def checked_split(train: Streams, held: Streams, judged: Streams, validation: fl
     """ConfigurationError if nothing is left for a part that is wanted."""
     for name, part, fraction in (("training", train, 1.0), ("validation", held, validation), ("test", judged, test)):
         if fraction and part.events == 0:
-            raise ConfigurationError(f"too little data to split: nothing is left for {name}")
+            raise ConfigurationError(
+                f"too little data to split: nothing is left for {name}; there are {len(train)} streams to train on"
+                ' (data.split = "time" divides streams, data.validation_path and data.test_path name files)'
+            )
     return Split(train, held, judged)

@@ -97,9 +97,8 @@ def _stream_names(table: Table, stream: str, options: FileOptions) -> list[str]:
 
 def _features(table: Table, chosen: Sequence[str], options: FileOptions) -> tuple[F32, list[Feature]]:
     """x[N, F] with NaN where missing, and what each column is."""
-    x = np.full((len(table), len(chosen)), np.nan, np.float32)
-    tables = []
-    for at, name in enumerate(chosen):
+    columns, tables = [], []
+    for name in chosen:
         found = None if name in options.categories else numbers(table, name, options)
         if found is not None:
             gaps = np.isnan(found[0])
@@ -108,19 +107,34 @@ def _features(table: Table, chosen: Sequence[str], options: FileOptions) -> tupl
                     f"{table.place(int(np.argmax(gaps)), name)}: no value ({int(gaps.sum())} such cells), and"
                     " data.missing is reject"
                 )
-            x[:, at] = found[0]
+            if gaps.all():
+                _without_values(table, name, options)
+                continue
+            columns.append(found[0])
             tables.append(Feature(name, "flag" if found[1] else "number"))
             continue
         cells = words(table, name, options)
         known = sorted({word for word in cells if word is not None})
         if not known:
-            raise ConfigurationError(f"{table.where}, column {name!r}: every cell is missing: leave it out")
+            _without_values(table, name, options)
+            continue
         place = {word: number for number, word in enumerate(known)}
-        x[:, at] = [np.nan if word is None else place[word] for word in cells]
+        columns.append(np.array([np.nan if word is None else place[word] for word in cells]))
         tables.append(Feature(name, "category", tuple(known)))
         if name not in options.categories:
             table.note(f"column {name!r} holds words ({len(known)} different ones) and becomes a category")
-    return x, tables
+    if not columns:
+        raise ConfigurationError(f"{table.where}: no feature columns")
+    return np.stack(columns, axis=1).astype(np.float32), tables
+
+
+def _without_values(table: Table, name: str, options: FileOptions) -> None:
+    """A column of which every cell is missing says nothing; it is only wrong to ask for it."""
+    if options.features or name in options.categories:
+        raise ConfigurationError(
+            f"{table.where}, column {name!r}: every cell is missing: leave it out of data.features"
+        )
+    table.note(f"column {name!r} has no value at all, and is left out")
 
 
 def _labels(

@@ -127,6 +127,6 @@ def _refuse_infinite(table: Table, name: str, values: NDArray[np.float64]) -> No
     if bool(infinite.any()):
         row = int(np.argmax(infinite))
         raise ConfigurationError(
-            f"{table.place(row, name)}: {values[row]!r} is no finite value that 32 bits hold"
+            f"{table.place(row, name)}: {float(values[row])!r} is no finite value that 32 bits hold"
             f" ({int(infinite.sum())} such cells): correct or drop them"
         )

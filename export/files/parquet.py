@@ -18,6 +18,7 @@ def read(path: Path, options: FileOptions) -> Table:
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{path}: Parquet needs pyarrow: pip install 'streamer[parquet]'") from error
     try:
+        refuse_doubles(pyarrow.parquet.read_schema(path).names, str(path))
         found = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigurationError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
