@@ -23,6 +23,8 @@ def cut(data: Streams, rule: WindowRule) -> Streams:
     bring them. At the end every time has passed, and streams of end-marked windows have ended; what ``count`` windows
     have not filled is no window. Events from ``counted_from`` on only.
     """
+    if not len(data):
+        return data
     keys = np.repeat(np.arange(len(data)), [len(x) for x in data.x])
     starts = np.concatenate([np.arange(len(x)) >= start for x, start in zip(data.x, data.counted_from, strict=True)])
     times = np.concatenate(data.times_ms)
