@@ -283,9 +283,7 @@ def _table(section: type) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value == []:
-        return "unset"
-    return "unset" if value == list(MISSING) and not value else msgspec.json.encode(value).decode()
+    return "unset" if value is None or value == [] else msgspec.json.encode(value).decode()
 
 
 def _descriptions(section: type) -> dict[str, str]:

@@ -21,7 +21,7 @@ import torch
 from streamer.errors import ConfigurationError, StreamerError
 
 from . import plots
-from .config import DataSection, ModelSection, TrainConfig, TrainSection, read_config
+from .config import DataSection, ModelSection, TrainConfig, TrainSection, read_config, reference
 from .data import UNLABELLED, Example, Split, Streams, fit_scaling
 from .fit import EpochFigures, FitOptions, History, Trainer
 from .judge import score_summary, warnings
@@ -266,13 +266,19 @@ def check_windows(config: TrainConfig, train: Streams, notes: list[str]) -> None
 def main(argv: Sequence[str]) -> int:
     """The command; exit codes as everywhere (0 ok, 2 configuration, 3 model), 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m export train", description="Train, verify and export a model.")
-    parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    parser.add_argument("--config", type=Path, help="TOML file; export/GUIDE-data.md shows how to write one")
+    parser.add_argument("--keys", action="store_true", help="print every key of the TOML file with default and meaning")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--data", type=Path, help="data file instead of data.path")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in the output folder")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object on stdout")
     arguments = parser.parse_args(list(argv))
+    if arguments.keys:
+        print(reference(), end="")
+        return 0
+    if arguments.config is None:
+        parser.error("the following arguments are required: --config (or --keys)")
     overrides = list(arguments.set)
     if arguments.data is not None:
         overrides.append(f"data.path={json.dumps(str(arguments.data.resolve()))}")
