@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -79,6 +81,23 @@ def categories(encoder: nn.Module | None) -> dict[int, int]:
         sizes = [table.vocabulary for table in encoder.tables if isinstance(table, TokenEmbedding)]
         return dict(zip(encoder.columns, sizes, strict=True))
     return {}
+
+
+def settle_unknown(encoder: nn.Module | None, xs: Sequence[NDArray[np.float32]]) -> None:
+    """An unknown word that training never saw is like the average word of its events, not like noise.
+
+    ``xs``: the training events, [T, F] each.
+    """
+    tables = {0: encoder} if isinstance(encoder, TokenEmbedding) else {}
+    if isinstance(encoder, ColumnEncoder):
+        tables = {column: cast(TokenEmbedding, encoder.tables[at]) for at, column in enumerate(encoder.columns)}
+    for column, table in tables.items():
+        seen = np.concatenate([x[:, column] for x in xs]).astype(np.int64)
+        counts = np.bincount(seen, minlength=table.vocabulary)
+        if table.unknown is not None and counts[table.unknown] == 0:
+            share = torch.from_numpy((counts / counts.sum()).astype(np.float32))
+            with torch.no_grad():
+                table.table.weight[table.unknown] = share @ table.table.weight
 
 
 class WindowCore(nn.Module):

@@ -43,9 +43,9 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Columns that the model sees, in this order; unset: all others."""
     categories: list[str] = msgspec.field(default_factory=list)
     """Columns of numbers that are names (a product, a zip code). Columns of words are found by themselves."""
-    classes: list[str] | None = None
+    classes: list[str | int] | None = None
     """Names of the label's classes, or of the categories of ``model.vocabulary``; unset: those in the data."""
-    normal: str | None = None
+    normal: str | int | None = None
     """forecast with labels: the label of normal events, which alone are trained on. Unset: ``normal`` or ``0``."""
     encoding: str | None = None
     """Of text files, such as latin-1 or utf-16; unset: found out."""

@@ -143,7 +143,7 @@ def _load(config: TrainConfig, path: Path, like: Streams | None, notes: list[str
     """One file; ``like``: the training file, by which columns and classes are what they are there."""
     section = config.data
     options = section.file_options()
-    classes = section.classes if config.task != "next_category" else None
+    classes = [str(each) for each in section.classes] if section.classes and config.task != "next_category" else None
     features = section.features
     if like is not None:
         tables = like.feature_tables[: len(like.features) - len(section.present) - int(section.since_last)]
@@ -164,8 +164,12 @@ def _load(config: TrainConfig, path: Path, like: Streams | None, notes: list[str
     if like is not None and [t.kind for t in data.feature_tables] != [t.kind for t in tables]:
         name = next(a.name for a, b in zip(data.feature_tables, tables, strict=True) if a.kind != b.kind)
         raise ConfigurationError(f"{path}: column {name!r} holds words, but {section.path} has numbers there")
+    if data.labels is None and config.task in ("classify", "regress"):
+        raise ConfigurationError(
+            f"{path}: no column {section.label!r} of labels, which task {config.task} needs (data.label)"
+        )
     if config.task == "forecast":
-        data.normal = normal_class(data, section.normal)
+        data.normal = normal_class(data, None if section.normal is None else str(section.normal))
     return derive(data, section)
 
 

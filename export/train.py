@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from streamer.errors import ConfigurationError, StreamerError
+from streamer.modelfile.feature import Feature
 
 from . import plots
+from .cells import settle_unknown
 from .config import DataSection, ModelSection, TrainConfig, TrainSection, read_config, reference
 from .data import UNLABELLED, Example, Split, Streams, fit_scaling
 from .fit import EpochFigures, FitOptions, History, Trainer
@@ -111,7 +113,7 @@ def _outputs(config: TrainConfig, train: Streams) -> tuple[tuple[str, ...] | Non
             raise ConfigurationError(
                 "next_category needs one column of words, or model.vocabulary, the number of categories 0 to N-1"
             )
-        return tuple(config.data.classes) if config.data.classes else None, config.model.vocabulary
+        return tuple(map(str, config.data.classes or ())) or None, config.model.vocabulary
     if config.task == "next_set":
         return train.features, len(train.features)
     return (train.features, 0) if config.task == "forecast" else (None, 1)
@@ -154,6 +156,7 @@ def train_seed(config: TrainConfig, split: Split, seed: int, *, out: Path | None
     with epochs_progress(f"{config.name} seed {seed}", config.training.epochs, len(trainer.history.epochs)) as advance:
         history = trainer.run(train, held, progress=lambda figures: advance(_describe(figures)), checkpoint=checkpoint)
     model.to("cpu")
+    settle_unknown(model.encoder, split.train.x)
     if isinstance(model, Forecaster):
         fit_residual_scale(model, train)
     if target_scale is not None:
@@ -229,7 +232,7 @@ def run(
         out,
         name=config.name,
         version=config.version,
-        features=split.train.tables or split.train.features,
+        features=_declared(config, split.train),
         trained_on=metrics["data"],
         metrics={**published, **summary, **({"warnings": metrics["warnings"]} if metrics["warnings"] else {})},
     )
@@ -240,6 +243,14 @@ def run(
         out / "gradient_norm.png", {f"seed {t.seed}": t.history for t in trained}, config.training.clip_norm
     )
     return metrics
+
+
+def _declared(config: TrainConfig, train: Streams) -> tuple[Feature, ...]:
+    """What the contract says about the features: categories 0 to N-1 have their numbers for words."""
+    size = config.model.vocabulary
+    if size and not any(table.kind == "category" for table in train.feature_tables):
+        return (Feature(train.features[0], "category", tuple(map(str, range(size)))),)
+    return train.feature_tables
 
 
 def check_windows(config: TrainConfig, train: Streams, notes: list[str]) -> None:
@@ -339,11 +350,19 @@ def check_values(config: TrainConfig, part: Streams) -> None:
     vocabulary = 0 if any(table.kind == "category" for table in part.feature_tables) else config.model.vocabulary
     if vocabulary and (vocabulary < 2 or len(part.features) != 1):
         raise ConfigurationError("model.vocabulary needs one feature, and at least 2 categories")
+    if not vocabulary and config.task != "next_set":
+        return
     for name, x in zip(part.names, part.x, strict=True):
-        if vocabulary and ((x != np.round(x)).any() or x.min() < 0 or x.max() >= vocabulary):
-            raise ConfigurationError(f"stream {name!r} has a category outside of 0..{vocabulary - 1}")
-        if config.task == "next_set" and not np.isin(x, (0, 1)).all():
-            raise ConfigurationError(f"stream {name!r} has values that are not 0 or 1: next_set needs sets")
+        wrong = (x != np.round(x)) | (x < 0) | (x >= vocabulary) if vocabulary else ~np.isin(x, (0, 1))
+        if wrong.any():
+            event, column = (int(place) for place in np.argwhere(wrong)[0])
+            where = f"stream {name!r}, event {event + 1}, column {part.features[column]!r}: {x[event, column]:g}"
+            if vocabulary:
+                raise ConfigurationError(
+                    f"{where} is a category outside of 0..{vocabulary - 1}: correct model.vocabulary, or name the column"
+                    " in data.categories"
+                )
+            raise ConfigurationError(f"{where} is not 0 or 1: next_set needs sets")
 
 
 def _reinitialise(model: SequenceModel, seed: int) -> None:

@@ -19,6 +19,7 @@ UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _EPOCH_S = (300_000_000, 10_000_000_000)
 """Seconds since 1970 from 1979 to 2286: numbers that all lie here, times a power of 1000, are epoch times."""
 _FRACTION = re.compile(r"[.,](\d+)")
+_ZONE = re.compile(r"(Z|z|[+-]\d\d(:?\d\d)?(:?\d\d)?)$")
 _ZERO = datetime(1970, 1, 1, tzinfo=UTC)
 _LIMIT_NS = 2**63 - 1
 
@@ -38,6 +39,8 @@ def nanoseconds(table: Table, name: str, options: FileOptions) -> NDArray[np.int
     numbers = [_number(cell) for cell in column]
     known = [number for number in numbers if number is not None]
     if not known:
+        if any(isinstance(cell, str) and not _ZONE.search(cell.strip()) for cell in column):
+            table.note(f"column {name!r} has times without a zone, which are taken as UTC")
         return _bounded(table, name, [_iso(cell, table, row, name) for row, cell in enumerate(column)])
     if len(known) < len(numbers):
         row = numbers.index(None)

@@ -13,7 +13,8 @@ since_last seconds since the stream's previous event, by event time; 0 for a str
 text       places of characters or pieces in ``vocabulary``: one record becomes several steps
 ========== ===========================================================================================
 
-The graph gets numbers only; scaling and embeddings stay in it.
+The graph gets numbers only; scaling and embeddings stay in it. In formats with names a category's cell is a word: 7, 7.0
+and "7" are the word "7". In formats without (a list of numbers, float32) it is the word's place already.
 """
 
 from __future__ import annotations

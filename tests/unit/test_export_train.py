@@ -156,8 +156,8 @@ def test_mistakes_end_in_one_sentence_and_no_model(
 @pytest.mark.parametrize(
     ("task", "model", "values", "sentence"),
     [
-        ("next_category", "vocabulary = 3\nembedding = 2", [0, 1, 2, 7], "has a category outside of 0..2"),
-        ("next_category", "vocabulary = 3\nembedding = 2", [0, 1, 2, 0.5], "has a category outside of 0..2"),
+        ("next_category", "vocabulary = 3\nembedding = 2", [0, 1, 2, 7], "is a category outside of 0..2"),
+        ("next_category", "vocabulary = 3\nembedding = 2", [0, 1, 2, 0.5], "is a category outside of 0..2"),
         ("next_set", "", [0, 1, 1, 2], "not 0 or 1"),
     ],
 )
