@@ -48,7 +48,7 @@ def make(quick: bool) -> Split:
 
 def read(path: Path) -> Split:
     """A text file; ConfigurationError if it is too short to learn from."""
-    text, _ = decoded(path)
+    text = decoded(path)[0].replace("\r\n", "\n")
     if len(text) < 2000:
         raise ConfigurationError(f"{path}: {len(text)} characters are too few, 2000 are the least")
     return read_text(text)
