@@ -1,8 +1,8 @@
 """CSV and its relatives. Python's own ``csv`` splits the lines: it is exact about quotes and tells the line of a row.
 
 pandas and pyarrow.csv were left out on purpose: the one renames columns of the same name and reads "NA" of a category
-as missing without a word, the other needs the encoding, delimiter and decimal mark beforehand, and both would be
-another 50 MB for what is one pass over the rows here.
+as missing without a word, the other needs the encoding, delimiter and decimal mark beforehand; and every cell has to be
+looked at here anyway, since messages name its line and column.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 By rule instead of by statistics: a byte order mark decides, then zero bytes (UTF-16 without a mark), then whether the
 bytes are UTF-8, which other text hardly ever is by chance. What is left was written by an 8-bit Windows or Latin-1
-program, and is said. A guesser (charset-normalizer was tried on paper) can be wrong in silence on short files.
+program, and is said. A guesser by statistics (charset-normalizer) can be wrong in silence on short files.
 """
 
 from __future__ import annotations
