@@ -49,7 +49,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("streamer.observe.telemetry", "streamer.observe.http"),
     "structlog": ("streamer.observe.telemetry", "streamer.observe.http"),
     "confluent_kafka": ("streamer.tools",),
-    "pydantic": ("streamer.settings",),
+    "pydantic": ("streamer.settings", "export.config"),
     "uvloop": ("streamer.service.loop", "streamer.cli"),
     "typer": ("streamer.cli", "streamer.tools", "export"),
     "rich": ("streamer.cli", "streamer.tools", "export"),
