@@ -56,7 +56,7 @@ def test_readyz_waits_for_partitions_and_ends_with_the_drain(url: str, telemetry
     assert get(f"{url}/readyz")[0] == 503
     telemetry.recovered([0], [], 0.1)
     assert get(f"{url}/readyz")[0] == 200
-    telemetry.draining = True
+    telemetry.state.draining = True
     assert get(f"{url}/readyz") == (503, "draining\n")
 
 

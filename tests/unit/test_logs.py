@@ -18,7 +18,8 @@ from simulated import ChainModel
 from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch, Report
 from streamer.engine.partition import Partition, Phase
 from streamer.errors import FencedError, KafkaUnavailableError
-from streamer.observe.telemetry import Telemetry, _Repeats, configure_logs
+from streamer.observe.logs import Repeats, configure_logs
+from streamer.observe.telemetry import Telemetry
 from streamer.observe.view import PartitionView, View
 from streamer.service.clock import Times
 from streamer.service.takeover import RestoreProgress
@@ -195,7 +196,7 @@ def test_errors_that_all_differ_stay_bounded() -> None:
     for number in range(1_000):
         bench.telemetry.failed(FencedError(f"refused {number}"))
     assert len(bench.telemetry.status()["errors"]) == 20
-    assert len(bench.telemetry._errors_logged) == 20
+    assert len(bench.telemetry.errors.logged) == 20
 
 
 def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
@@ -354,7 +355,7 @@ def test_a_terminal_gets_text(logs) -> None:
 
 def test_what_the_kafka_client_repeats_is_said_once_a_minute() -> None:
     watch = Watch()
-    repeats = _Repeats(watch)
+    repeats = Repeats(watch)
 
     def passes(name: str, text: str, *values: object) -> bool:
         return repeats.filter(logging.LogRecord(name, logging.ERROR, "", 0, text, values, None))

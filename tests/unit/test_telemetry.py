@@ -9,7 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.core import Epoch, Outgoing, Report
-from streamer.observe.telemetry import Histogram, Telemetry
+from streamer.observe.histogram import Histogram
+from streamer.observe.telemetry import Telemetry
 from streamer.service.clock import Times
 from streamer.words import Outcome, Reason, Stage
 
