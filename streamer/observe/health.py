@@ -106,12 +106,16 @@ def lag_s(state: State, number: int, partition: PartitionView, wall_s: float) ->
 
 
 def held(state: State) -> dict[str, int]:
-    """Partitions by where they are: running here; ours and not running yet; with no member of the group, where that is
-    known."""
-    here, ours = set(state.partitions), set(state.assigned or ())
-    found = {"owned": len(here), "restoring": len(ours - here)}
-    siblings = state.siblings
-    return found if siblings is None else found | {"unowned": len(set(siblings.unowned) - here - ours)}
+    """All partitions of the input by where they are: owned (running here), restoring (ours, not running yet), elsewhere (with
+    other members, as far as is known), unowned (with no member of the group as it was described last)."""
+    here = set(state.partitions)
+    restoring = set(state.assigned or ()) - here
+    others, siblings = max(state.view.input_partitions - len(here | restoring), 0), state.siblings
+    unowned = 0
+    if siblings is not None:
+        elsewhere = {number for member in siblings.members for number in member.partitions} - here - restoring
+        unowned = max(others - len(elsewhere), 0)
+    return {"owned": len(here), "restoring": len(restoring), "elsewhere": others - unowned, "unowned": unowned}
 
 
 def shown(state: State, now: float, wall_s: float, whole: Health) -> dict[int, dict[str, Any]]:

@@ -72,8 +72,8 @@ class Metrics(Collector):
         yield _gauge("last_commit_timestamp_seconds", "Time of the last commit, Unix epoch", counts.last_commit_s)
         partitions = GaugeMetricFamily(
             "streamer_partitions",
-            "Partitions of the input: owned (running here), restoring (ours, not running yet), unowned (assigned to no member "
-            "of the group; absent while that is not known)",
+            "All partitions of the input: owned (running here), restoring (ours, not running yet), elsewhere (with other "
+            "members, as far as is known), unowned (with no member of the group)",
             labels=["state"],
         )
         for where, count in held(state).items():

@@ -42,6 +42,8 @@ class View:
     ready: bool
     draining: bool
     topic: str
+    input_partitions: int = 0
+    """Of the topic"""
     partitions: Mapping[int, PartitionView] = field(default_factory=dict)
     pending_events: int = 0
     streams: int = 0
@@ -70,5 +72,5 @@ class Siblings:
     """The group at one moment."""
 
     members: Sequence[Member]
-    unowned: Sequence[int]
-    """Partitions of the input that are assigned to no member"""
+    moving: bool = False
+    """Partitions are being shared out anew: no member has any"""
