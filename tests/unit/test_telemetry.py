@@ -38,6 +38,13 @@ def test_a_histogram_counts_each_value_up_to_its_bound() -> None:
     assert histogram.recent([0.2, 0.5, 0.99]) == {"p20": 0.5, "p50": 1.25, "p99": 2.0}
 
 
+def test_what_is_beyond_the_histogram_is_told_as_its_end() -> None:
+    telemetry = Telemetry(MODELS, "0")
+    telemetry.published([Outgoing(0, [b"a"], [b""], [1_000], [0])], now_ms=3_000_000)
+    status = telemetry.status()
+    assert status["latency_s"]["step"]["p99"] == status["latency_limit_s"] == 30.0
+
+
 def test_percentiles_for_people_are_of_the_last_minute() -> None:
     histogram = Histogram([1.0, 2.0, 4.0])
     histogram.observe([3.0] * 100)
