@@ -14,6 +14,7 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 _LOOK_S = 5.0
 _ID_LENGTH = len("-00000000-0000-0000-0000-000000000000")
 """The broker makes a member's id of its instance, or else of its client id, and of a random id."""
+_SHORT = len("-00000000")
 _MOVING = ("PreparingRebalance", "CompletingRebalance")
 
 
@@ -54,13 +55,14 @@ async def describe(client: Any, group: str, topic: str, member_id: str) -> Group
 
 
 def _member(described: Any, topic: str, own_id: str) -> GroupMember:
-    member_id, _, host, _, assignment = described
+    member_id, client_id, host, _, assignment = described
     shared: list[tuple[str, list[int]]] = []
     if assignment:
         shared = ConsumerProtocolMemberAssignment.decode(assignment).assignment
     partitions = sorted(partition for name, parts in shared if name == topic for partition in parts)
-    return GroupMember(_name(member_id), host.removeprefix("/"), tuple(partitions), member_id == own_id)
+    return GroupMember(_name(member_id, client_id), host.removeprefix("/"), tuple(partitions), member_id == own_id)
 
 
-def _name(member_id: str) -> str:
-    return member_id[:-_ID_LENGTH] if len(member_id) > _ID_LENGTH else member_id
+def _name(member_id: str, client_id: str) -> str:
+    instance = member_id[:-_ID_LENGTH]
+    return instance if instance not in ("", client_id) else member_id[: len(instance) + _SHORT]

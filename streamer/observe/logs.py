@@ -29,6 +29,9 @@ class Errors:
         self.kept: deque[dict[str, Any]] = deque(maxlen=_ERRORS_KEPT)
         self.logged: dict[tuple[str, str], float] = {}
 
+    def __repr__(self) -> str:
+        return repr([entry["text"] for entry in self.kept])
+
     def note(self, error: BaseException, now: float, wall_s: float) -> None:
         kind, text = type(error).__name__, str(error)
         known = next((entry for entry in self.kept if (entry["kind"], entry["text"]) == (kind, text)), None)
