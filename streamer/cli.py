@@ -20,6 +20,7 @@ from rich.console import Console
 
 from streamer import __version__
 from streamer.errors import StreamerError
+from streamer.modelfile.draft import draft as draft_sidecar
 from streamer.modelfile.model import Model
 from streamer.observe.logs import configure_logs, log
 from streamer.observe.telemetry import Telemetry
@@ -93,8 +94,12 @@ def check(config: Config = None, overrides: Overrides = None) -> None:
 def inspect_command(
     model: Annotated[Path, typer.Argument(help="ONNX file")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
+    draft: Annotated[bool, typer.Option("--draft", help="Print a sidecar for a file without contract")] = False,
 ) -> None:
     """What a model file declares, whether it behaves so, and what it costs."""
+    if draft:
+        print(draft_sidecar(model), end="")
+        return
     found: dict[str, Any] = inspect_model(model)
     if as_json:
         print(json.dumps(found, default=str))

@@ -67,7 +67,10 @@ class Runner:
         """``window``: how streams are cut, for a model over windows. ConfigurationError: the model needs one."""
         self._model = model
         self._processor = Processor(
-            [(model.contract.name, model, window)], state=state, batch=batch, delivery=DeliverySection(mode=Delivery.EPHEMERAL)
+            [(model.contract.name, model, window)],
+            state=state,
+            batch=batch,
+            delivery=DeliverySection(mode=Delivery.EPHEMERAL),
         )
         restore = Restore(self._processor, 0, Names("", ""))
         self._partition = restore.finish(Found(LogFacts("", 0, _END, _END), None, 0))

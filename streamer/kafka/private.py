@@ -37,6 +37,7 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.consumer.consumer:AIOKafkaConsumer", "_fetcher", ""),
     ("aiokafka.consumer.consumer:AIOKafkaConsumer", "_subscription", ""),
     ("aiokafka.consumer.fetcher:Fetcher", "_records", ""),
+    ("aiokafka.consumer.fetcher:Fetcher", "_client", ""),
     ("aiokafka.consumer.fetcher:Fetcher", "_isolation_level", ""),
     ("aiokafka.consumer.fetcher:Fetcher", "_retrieve_offsets", "(self, timestamps, timeout_ms=None)"),
     ("aiokafka.consumer.fetcher:FetchResult", "_partition_records", ""),
@@ -44,9 +45,13 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.consumer.fetcher:PartitionRecords", "_records", ""),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_aborted_transactions", ""),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_check_crcs", ""),
+    ("aiokafka.consumer.fetcher:PartitionRecords", "_records_iterator", ""),
+    ("aiokafka.consumer.fetcher:PartitionRecords", "_unpack_records", "(self)"),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_isolation_level", ""),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_consumer_record", "(self, tp, record)"),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_contains_abort_marker", "(self, next_batch)"),
+    ("aiokafka.record.default_records:_DefaultRecordBatchPy", "_maybe_uncompress", "(self)"),
+    ("aiokafka.record.default_records:_DefaultRecordBatchPy", "_buffer", ""),
     ("aiokafka.admin.client:AIOKafkaAdminClient", "_client", ""),
 )
 """Every private name of the client that is touched."""

@@ -73,5 +73,6 @@ def _contract(path: Path, embedded: bytes | None) -> Contract:
         raise ModelError(
             "it has no contract: export it with `python -m streamer_export` (in the checkout `python -m export`), or write "
             f"{sidecar.name} beside it"
+            f" (`streamer inspect {path.name} --draft` proposes one)"
         )
     return load_sidecar(sidecar)

@@ -7,7 +7,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from streamer.core import Epoch, Outgoing, Reject
 from streamer.engine.processor import Processor
@@ -103,7 +103,9 @@ class Commits:
             await publishing.pop(0)
         outgoing = self._sink.encode(answers)
         self._open.times.end("encode", self._clock.monotonic())
-        publishing.append(asyncio.create_task(self._publish(outgoing, rejects)))
+        task = asyncio.create_task(self._publish(outgoing, rejects))
+        task.add_done_callback(_noticed)
+        publishing.append(task)
 
     async def _publish(self, outgoing: list[Outgoing], rejects: list[Reject]) -> None:
         await self._committer.publish(outgoing, rejects)
@@ -150,7 +152,9 @@ class Commits:
         self._open.times.begin(now)
         if opened.started is None:
             opened.times.begin(now)
-        self._flight = _Flight(epoch, asyncio.create_task(self._commit(epoch, ownership, opened)))
+        task = asyncio.create_task(self._commit(epoch, ownership, opened))
+        task.add_done_callback(_noticed)
+        self._flight = _Flight(epoch, task)
 
     def _slice_bytes(self, now: float) -> int:
         """Spreads a round over half its interval, since a large slice delays what is committed with it; at most the byte
@@ -217,3 +221,9 @@ class Commits:
             task.cancel()
         self._open = _Open()
         await self._committer.abandon()
+
+
+def _noticed(task: asyncio.Task[Any]) -> None:
+    """Who gives up does not await what it gave up; asyncio would log the failure of each."""
+    if not task.cancelled():
+        task.exception()

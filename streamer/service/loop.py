@@ -15,6 +15,7 @@ from streamer.core import EventBatch, RecordBatch
 from streamer.engine.partition import Partition, Phase
 from streamer.engine.processor import Processor
 from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.kafka.client import Connection
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
@@ -37,6 +38,7 @@ _ROLLING_POLL_MS = 1
 """While sequences are generated: between two of their steps live records are looked for, and not waited for."""
 _MAX_FENCED = 5
 _RETRY_MS = 500
+_LOOK_S = 5.0
 
 
 class Observer(CommitObserver, Protocol):
@@ -64,6 +66,7 @@ class Service:
         processor: Processor,
         codec: Codec,
         *,
+        connection: Connection,
         membership: Membership,
         group: Group,
         reader: Input,
@@ -76,6 +79,7 @@ class Service:
         self._settings = settings
         self.processor = processor
         self._codec = codec
+        self._connection = connection
         self._membership = membership
         self._group = group
         self._reader = reader
@@ -164,7 +168,11 @@ class Service:
         now = self._clock.monotonic()
         if now - self._looked_at >= self._settings.kafka.metadata_max_age_ms / 1000:
             self._looked_at = now
-            await self._committer.same_input()
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._committer.same_input()
+            except (KafkaUnavailableError, TimeoutError) as error:  # told; what is here stays right
+                self._observer.failed(self._connection.explain(error, "looking at the input"))
 
     async def _process(self, batches: Sequence[RecordBatch]) -> None:
         times = self._commits.times

@@ -185,6 +185,7 @@ def build(
         settings,
         processor,
         codec,
+        connection=link,
         membership=membership,
         group=group,
         reader=reader,

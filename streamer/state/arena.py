@@ -35,8 +35,8 @@ class Arena:
         """[S] last input offset that each slot's state reflects; -1: none."""
         self.changed = np.zeros(capacity, bool)
         """[S] changed since the stream's last stream record."""
-        self.newest_ms = np.full(capacity, NO_EVENT_MS, np.int64)
-        """[S] largest event time that each slot's state reflects."""
+        self.newest_ms = np.zeros(capacity, np.int64)
+        """[S] largest event time that each slot's state reflects; ``renew`` says that there is none."""
 
     def touch(self, begin: int, end: int) -> None:
         """Fault the pages of slots [begin, end) in, once, before any batch needs them."""
@@ -65,6 +65,8 @@ class Arena:
 
     def rows(self, slots: I64) -> list[bytes]:
         """The states of ``slots`` as raw little-endian float32, tensors one after the other: the bytes of stream records."""
+        if not self._axes:  # a model without state still knows how far it came
+            return [b""] * len(slots)
         parts = [
             np.moveaxis(value, axis, 0).reshape(len(slots), -1)
             for axis, value in zip(self._axes, self.take(slots), strict=True)

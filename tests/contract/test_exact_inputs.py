@@ -10,12 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 from decoding import NOW_MS
+from durable import begin, encoded, make_processor, settle
 from onnx import TensorProto, helper
 from onnx_models import Value, graph_model, save
-from streamer.engine.ledger import Ledger
 
 from streamer.core import RecordBatch
-from streamer.engine.processor import Limits, Processor
 from streamer.errors import ConfigurationError, ModelError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
@@ -55,22 +54,20 @@ def test_not_one_digit_is_lost(dtype: str, mode: str, value_format: str, tmp_pat
     served = model(tmp_path, dtype, mode)
     codec = Codec(served.contract, value_format, key="int64")
     rule = WindowRule("count", count=3) if mode == "window" else None
-    processor = Processor([("rest", served, rule)], Limits(max_rows=4), keys=codec.keys)
-    processor.assign(0, Ledger.fresh(0))
+    processor = make_processor([("rest", served, rule)], max_rows=4, keys=codec.keys)
+    begin(processor)
     numbers = [BASES[dtype] + rest for rest in range(6)]
     values: list[bytes | None] = [
         msgspec.json.encode({"x": [number]} if value_format == "json" else {"a": number}) for number in numbers
     ]
     streams = [7, 1_234_567_890_123]
     keys: list[bytes | None] = [struct.pack(">q", streams[row % 2]) for row in range(6)]
-    processor.ingest([codec.decode(RecordBatch(0, list(range(6)), [NOW_MS] * 6, keys, values))])
-    for _ in processor.run():
-        pass
+    settle(processor, codec.decode(RecordBatch(0, list(range(6)), [NOW_MS] * 6, keys, values)))
     epoch = processor.seal(0)
     assert epoch is not None
     assert not epoch.rejects
     found: dict[bytes, list[float]] = {}
-    for out in epoch.outgoing:
+    for out in encoded(processor, epoch, codec.keys):
         for key, value in zip(out.keys, out.values, strict=True):
             answer = msgspec.json.decode(value)
             assert struct.pack(">q", int(answer["stream"])) == key
@@ -81,7 +78,7 @@ def test_not_one_digit_is_lost(dtype: str, mode: str, value_format: str, tmp_pat
 def test_two_models_of_different_dtypes_are_refused(tmp_path: Path) -> None:
     one, two = model(tmp_path, "float32", "step"), model(tmp_path, "int64", "step")
     with pytest.raises(ConfigurationError, match="same dtype"):
-        Processor([("one", one, None), ("two", two, None)])
+        make_processor([("one", one, None), ("two", two, None)])
 
 
 @pytest.mark.parametrize(

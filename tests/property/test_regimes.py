@@ -554,10 +554,8 @@ def test_a_window_model_that_was_removed_and_added_again_begins_anew(kind: str) 
     commit(processor, changelog)
     commit(heir("chain"), changelog)
     processor = heir("chain", "fold")
-    commit(processor, changelog)
     log += [(3, "a", 910, 3.0)]
     settle(processor, timed(log[-1:]))
-    processor.idle(0, 0)
     commit(processor, changelog)
     processor = heir("chain", "fold")  # and the same after a restart of the new regime
     settle(processor, timed([(4, "a", 911, 4.0), (5, "a", 0, Op.END)]))
@@ -589,3 +587,42 @@ def test_open_windows_outlive_another_file_and_a_switch_of_the_mode_is_a_reset()
     settle(processor, timed([(5, "a", 103, 5.0)]))
     (answers,) = commit(processor, changelog).answers
     assert answers.y[0].tolist() == [[advance(0, 5)]]  # type: ignore[attr-defined]
+
+
+def test_a_step_model_without_state_goes_on_where_it_was() -> None:
+    """Its records say how far each stream came, so a replay asks it nothing twice."""
+
+    class Plain(ChainModel):
+        def __init__(self) -> None:
+            super().__init__()
+            fields = {
+                "name": "plain", "mode": "step", "lengths": "lengths",
+                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "outputs": [{"name": "y", "shape": ["batch", "time", 1], "kind": "value"}],
+            }  # fmt: skip
+            self.contract = Contract.from_fields(fields)
+            self.states = self.contract.states
+
+        def initial_states(self, rows: int) -> list[np.ndarray]:
+            return []
+
+        def run(self, x: np.ndarray, lengths: np.ndarray, states: Any) -> Any:
+            self.calls.append(x.shape[:2])
+            return [(x + 1).astype(np.float32)], []
+
+    changelog, model = Changelog(), Plain()
+    processor = with_a_round_behind([("plain", Plain(), None)], changelog)
+    settle(processor, records([(1, "a", 1.0), (2, "b", 2.0)]))
+    assert commit(processor, changelog).changelog
+    heir = make_processor([("plain", model, None)], max_poll_records=64)
+    partition = changelog.recover(heir, random.Random(0))
+    settle(heir, records([(1, "a", 1.0), (2, "b", 2.0), (3, "a", 3.0)]))
+    commit(heir, changelog)  # with a round
+    assert (partition.position, changelog.count(Kind.STATE)) == (4, 3)
+    model = Plain()
+    heir = make_processor([("plain", model, None)], max_poll_records=64)
+    changelog.recover(heir, random.Random(0))
+    settle(heir, records([(4, "b", 4.0)]))
+    (answers,) = commit(heir, changelog).answers
+    assert answers.y[0].tolist() == [[5.0]]  # type: ignore[attr-defined]
+    assert model.calls == [(1, 1)]

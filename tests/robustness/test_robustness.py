@@ -38,20 +38,7 @@ def test_every_target_has_its_share() -> None:
     assert sum(INPUTS.values()) >= 10_000_000
 
 
-OTHERS = {
-    "settings": "TOML nested too deep raises RecursionError in settings' _read",
-    "progress": "names that are not UTF-8 raise UnicodeDecodeError in decode_progress",
-}
-"""Known, and being changed elsewhere."""
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(reason=OTHERS[name], strict=False)] if name in OTHERS else [])
-        for name in fuzzing.TARGETS
-    ],
-)
+@pytest.mark.parametrize("name", list(fuzzing.TARGETS))
 def test_whatever_the_bytes_are(name: str) -> None:
     """The short form: seconds."""
     target, inputs = fuzzing.TARGETS[name](), 0

@@ -8,21 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from streamer.core import (
-    Epoch,
-    EventBatch,
-    GeneratedAnswers,
-    LogFacts,
-    Outgoing,
-    RecordBatch,
-    StepAnswers,
-    WindowAnswers,
-)
+from streamer.core import Epoch, EventBatch, LogFacts, Outgoing, RecordBatch
 from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.records.changelog import Kind, Progress, decode_progress, decode_stream, progress_key
-from streamer.records.encode import Encoder
+from streamer.records.keys import Keys
+from streamer.service.sink import Sink
 from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
 
 NAMES = Names("in", "changelog")
@@ -34,12 +26,14 @@ def make_processor(
     *,
     identity: Any = None,
     late: str = "drop",
+    keys: Keys | None = None,
     generate: dict[str, Any] | None = None,
     **limits: Any,
 ) -> Processor:
     """``limits``: keys of any section, whatever their bounds: tests want small ones. ``generate``: those of [generate],
     which shares names with [batch]."""
     sections: dict[str, Any] = {}
+    limits = {"max_bytes": 1 << 22, **limits}  # reserved for each of many processors
     for name, section in (
         ("batch", BatchSection), ("state", StateSection), ("generate", GenerateSection), ("delivery", DeliverySection)
     ):  # fmt: skip
@@ -48,7 +42,7 @@ def make_processor(
         sections[name] = section.model_construct(**{**section().model_dump(), **mine})
         limits = {key: value for key, value in limits.items() if key not in mine}
     assert not limits, f"no section has {sorted(limits)}"
-    return Processor(models, identity=identity, late=late, **sections)
+    return Processor(models, identity=identity, late=late, keys=keys, **sections)
 
 
 def begin(processor: Processor, number: int = 0, start: int = 0, **found: Any) -> Partition:
@@ -64,25 +58,10 @@ def settle(processor: Processor, *batches: EventBatch) -> None:
         pass
 
 
-def encoded(processor: Processor, epoch: Epoch) -> list[Outgoing]:
+def encoded(processor: Processor, epoch: Epoch, keys: Keys | None = None) -> list[Outgoing]:
     """The answers of an epoch as bytes."""
-    models = {lane.name: lane.model.contract for lane in processor.lanes.stepping}
-    if processor.lanes.windowing is not None:
-        models[processor.lanes.windowing.name] = processor.lanes.windowing.model.contract
-    found = []
-    for each in epoch.answers:
-        encoder = Encoder(models[each.model], each.model)
-        if isinstance(each, StepAnswers):
-            values = encoder.steps(each.keys, each.times_ms, each.y)
-        elif isinstance(each, WindowAnswers):
-            values = [encoder.window(window, y) for window, y in zip(each.windows, each.y, strict=True)]
-        else:
-            assert isinstance(each, GeneratedAnswers)
-            values = each.values
-        found.append(
-            Outgoing(each.partition, each.keys, values, each.timestamps_ms, each.sources, each.headers, each.mode)
-        )
-    return found
+    lanes = [*processor.lanes.stepping, *([processor.lanes.windowing] if processor.lanes.windowing else [])]
+    return Sink([(lane.name, lane.model) for lane in lanes], keys or Keys()).encode(epoch.answers)
 
 
 class Changelog:

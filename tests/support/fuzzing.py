@@ -25,17 +25,18 @@ if ATHERIS:
 
 with atheris.instrument_imports(include=["streamer"]) if ATHERIS else nullcontext():
     from decoding import NOW_MS, contract, outcomes
-    from streamer.generate.rollout import Refused, RolloutLimits, Rollouts
 
     from streamer.core import RecordBatch
     from streamer.errors import ConfigurationError, DataLossError, ModelError
+    from streamer.generate.request import Refused
+    from streamer.generate.rollouts import Generators, Rollouts
     from streamer.modelfile.contract import Contract, load_sidecar
     from streamer.records import changelog
     from streamer.records.decode import Codec
     from streamer.records.keys import Keys
     from streamer.records.times import TimeRule
     from streamer.records.unusable import Unusable
-    from streamer.settings import load_settings
+    from streamer.settings import GenerateSection, load_settings
     from streamer.words import KeyForm, Reason, TimeUnit
 
 
@@ -177,18 +178,21 @@ def requests() -> Target:
         _Model(5, "float32", "sample", "one-hot", None),
         _Model(4, "float64", "value", "value", None),
     ]
-    limits = RolloutLimits(max_steps=50, max_open=2, max_request_bytes=400, max_answer_bytes=500)
-    every = [Rollouts([("m", Carried(model))], limits) for model in models]
+    limits = GenerateSection.model_construct(
+        max_steps=50, max_open=2, max_rows=64, max_request_bytes=400, max_answer_bytes=500
+    )
+    every = [Generators([("m", Carried(model))], limits, Keys()) for model in models]
     state = np.zeros(6, np.float32).tobytes()
 
     def run(data: bytes) -> int:
         parts = pieces(data)
-        for rollouts in every:
+        for generators in every:
+            rollouts = Rollouts(0, generators)
             for row, value in enumerate(parts):
                 try:
                     rollouts.ask(
-                        rollouts.generator_of(value),
-                        (0, row),
+                        generators.asked(value),
+                        row,
                         b"s",
                         value,
                         headers=[("h", None), ("traceparent", value[:9])],
@@ -196,14 +200,14 @@ def requests() -> Target:
                         time_ms=NOW_MS,
                         state=state,
                     )
-                    (rollout,) = rollouts._open.values()
-                    assert rollout.first.dtype == np.dtype(rollouts.generators["m"].carried.model.contract.input.dtype)
+                    (rollout,) = rollouts
+                    assert rollout.first.dtype == generators.by_name["m"].exact.dtype
                     assert np.isfinite(rollout.first).all()
-                    rollouts.records(0)
+                    rollouts.records()
                 except Refused as why:
                     assert why.reason in REASONS
                     why.detail.encode()
-                rollouts.drop(0)
+                rollouts.drop()
         return len(parts)
 
     return run

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
-from streamer.kafka import foreign
-from streamer.kafka.input import _Records, to_columns
+from streamer.kafka.input import to_columns
+from streamer.kafka.internals import _Buffers
 
 
 def batch(base: int, records: list[tuple[bytes, list[tuple[str, bytes | None]]]], odd: dict[bytes, bytes]) -> bytes:
@@ -36,9 +38,13 @@ def batch(base: int, records: list[tuple[bytes, list[tuple[str, bytes | None]]]]
 
 
 def read(data: bytes, first: int = 0) -> Any:
-    records = foreign.Records(data)
-    assert records.has_next()
-    parsed = _Records("tp", records, [], first, None, None, True, fetcher.READ_COMMITTED)
+    """As a consumer's fetcher hands it on."""
+    tp = TopicPartition("in", 0)
+    buffers = _Buffers({tp: data})
+    came = fetcher.PartitionRecords(tp, MemoryRecords(data), [], first, None, None, True, fetcher.READ_COMMITTED)
+    buffers[tp] = fetcher.FetchResult(tp, assignment=None, partition_records=came, backoff=0)
+    parsed = buffers[tp]._partition_records
+    assert not buffers._bytes, "what is parsed is kept once"
     return to_columns(0, list(parsed)), parsed.next_fetch_offset
 
 
