@@ -19,6 +19,7 @@ from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.security import security
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics
+from streamer.modelfile.machine import machine
 from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
@@ -28,6 +29,7 @@ from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Observer, Service
 from streamer.service.membership import Membership
+from streamer.service.siblings import watch_siblings
 from streamer.service.sink import Sink
 from streamer.service.takeover import Takeover
 from streamer.settings import Settings
@@ -156,7 +158,7 @@ def build(
         generate=settings.rollouts,
         delivery=settings.delivery,
         late=settings.input.late,
-        identity=Identity(group_id, parts.input.topic_id, fingerprint(settings, parts.models)),
+        identity=Identity(group_id, parts.input.topic_id, fingerprint(settings, parts.models), machine()),
         keys=codec.keys,
     )
     membership = Membership(settings.delivery.drain_timeout_ms, clock.monotonic)
@@ -222,6 +224,8 @@ async def observed(settings: Settings, telemetry: Telemetry, service: Service) -
         return asyncio.run_coroutine_threadsafe(look(key), loop).result(2)
 
     beating = asyncio.create_task(_beat(telemetry))
+    every_s = settings.kafka.metadata_max_age_ms / 1000
+    watching = asyncio.create_task(watch_siblings(service.group, every_s, telemetry.siblings))
     section = settings.http
     try:
         if not section.enabled:
@@ -232,7 +236,8 @@ async def observed(settings: Settings, telemetry: Telemetry, service: Service) -
             log.info("http on %s", server.url)
             yield server.url
     finally:
-        beating.cancel()
+        for task in (beating, watching):
+            task.cancel()
 
 
 def instance_id(settings: Settings) -> str:
@@ -247,6 +252,7 @@ def facts(settings: Settings, instance: str) -> dict[str, str]:
         "input": settings.input.topic,
         "output": settings.output.topic,
         "delivery": settings.delivery.mode,
+        "machine": machine(),
     }
 
 

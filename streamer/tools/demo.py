@@ -206,7 +206,7 @@ class Demo:
         return {
             "events": self.events,
             "predictions": int(tally.seen.sum()),
-            "rejected": sum(telemetry.rejected.values()),
+            "rejected": sum(telemetry.counts.rejected.values()),
             "lost": int((tally.seen == 0).sum()),
             "streams": self.streams,
             "anomalies": int((tally.labels > 0).sum()),
@@ -256,7 +256,7 @@ def _table(demo: Demo, telemetry: Telemetry, seconds: float, last: tuple[float, 
     tally = demo.tally
     recent = tally.latencies_ms[-4000:] or [0.0]
     p50, p99 = np.percentile(recent, [50, 99])
-    rows = telemetry.rows
+    rows = telemetry.counts.rows
     table = Table(title=f"streamer demo, {seconds:.0f} s", show_header=False)
     table.add_row("events/s", f"{(tally.answered - last[1]) / max(seconds - last[0], 1e-3):,.0f}")
     table.add_row("predictions", f"{tally.answered:,} of {demo.events:,}")
