@@ -24,7 +24,7 @@ from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.records.changelog import Identity
-from streamer.records.decode import Codec
+from streamer.records.decode import MAX_KEY_BYTES, Codec
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Observer, Service
@@ -135,7 +135,7 @@ def fingerprint(settings: Settings, models: list[tuple[str, Model, WindowRule | 
     """What decides how a replayed record is judged: must not change while events are in flight."""
     decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
     decide += [str(settings.input.max_future_ms), settings.input.time_unit, str(settings.input.min_time_ms)]
-    decide.append(settings.input.key)
+    decide += [settings.input.key, str(_max_key_bytes(settings))]
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
     return "|".join(decide)
 
@@ -197,6 +197,11 @@ def build(
     )
 
 
+def _max_key_bytes(settings: Settings) -> int:
+    """A key is told in the answer's key and, each byte escaped six-fold at worst, in its value: both fit a batch."""
+    return min(MAX_KEY_BYTES, settings.output.max_batch_bytes // 8)
+
+
 def _codec(parts: Parts) -> Codec:
     section = parts.settings.input
     return Codec(
@@ -204,6 +209,7 @@ def _codec(parts: Parts) -> Codec:
         section.format,
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
+        max_key_bytes=_max_key_bytes(parts.settings),
         max_future_ms=section.max_future_ms,
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
