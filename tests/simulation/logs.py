@@ -18,7 +18,7 @@ HEADER = struct.Struct(">qiibIhiqqqhii")
 ATTRIBUTES_AT, CRC_AT = 21, 17
 TRANSACTIONAL, CONTROL = 0x10, 0x20
 NONE, OFFSET_OUT_OF_RANGE, MESSAGE_TOO_LARGE, INVALID_TIMESTAMP = 0, 1, 10, 32
-OUT_OF_ORDER_SEQUENCE, DUPLICATE_SEQUENCE, INVALID_PRODUCER_EPOCH, INVALID_TXN_STATE = 45, 46, 47, 48
+OUT_OF_ORDER_SEQUENCE, INVALID_PRODUCER_EPOCH, INVALID_TXN_STATE = 45, 47, 48
 _REMEMBERED = 5
 """Batches per producer whose repetition is told from a new one."""
 
@@ -165,9 +165,8 @@ class Log:
                         return NONE, base
                 if known.batches:
                     expected = (known.batches[-1][1] + 1) & 0x7FFFFFFF
-                    if batch.sequence != expected:
-                        older = batch.sequence < expected and last < known.batches[0][0]
-                        return DUPLICATE_SEQUENCE if older else OUT_OF_ORDER_SEQUENCE, None
+                    if batch.sequence != expected:  # also what was taken so long ago that it is forgotten
+                        return OUT_OF_ORDER_SEQUENCE, None
             elif batch.sequence != 0:
                 return OUT_OF_ORDER_SEQUENCE, None
         if known is None or batch.epoch != known.epoch:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 UNKNOWN_TOPIC, LEADER_NOT_AVAILABLE, NOT_LEADER = 3, 5, 6
 LOADING, NOT_COORDINATOR, NOT_ENOUGH_REPLICAS = 14, 16, 19
-TOPIC_EXISTS, INVALID_REPLICATION = 36, 38
-UNKNOWN_MEMBER_ID, CONCURRENT = 25, 51
+TOPIC_EXISTS, INVALID_PARTITIONS, INVALID_REPLICATION = 36, 37, 38
+CONCURRENT = 51
 GROUP, TRANSACTION = 0, 1
 
 DEFAULTS = {
@@ -317,8 +317,6 @@ def txn_offset_commit(cluster: Cluster, call: Call) -> dict[str, Any]:
             code = INVALID_PRODUCER_EPOCH
         elif found.state != "ongoing" or group not in found.groups:
             code = INVALID_TXN_STATE
-    if code in (INVALID_TXN_STATE, 49):
-        code = UNKNOWN_MEMBER_ID  # so the coordinator says that the transaction could not be verified (KAFKA-15449)
     rows, offsets = _offsets(cluster, request["topics"], code, "partition_errors")
     if code == NONE:
         cluster.groups.commit(group, offsets, producer)
@@ -441,6 +439,8 @@ def create_partitions(cluster: Cluster, call: Call) -> dict[str, Any]:
         total = wanted["new_partitions"]
         count = total["count"] if isinstance(total, dict) else total[0] if isinstance(total, list | tuple) else total
         code = NONE if name in cluster.topics else UNKNOWN_TOPIC
+        if code == NONE and count <= len(cluster.topics[name].logs):
+            code = INVALID_PARTITIONS
         if code == NONE:
             cluster.add_partitions(name, count)
         rows.append({"topic": name, "error_code": code, "error_message": None})

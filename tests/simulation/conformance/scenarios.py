@@ -199,6 +199,7 @@ async def membership(talk: Talk) -> Told:
     told += [await talk.end(name, producer, commit=True), await talk.add(name, producer, topic)]
     told.append(await talk.produce(topic, kv("other"), producer=producer, sequence=0, name=name, partition=1))
     told.append(await talk.commit_in(name, producer, group, {0: 1}, topic))
+    told.append(await talk.commit_in(talk.name("never seen"), producer, group, {0: 1}, topic))
     told.append(await talk.add_group(name, producer, group))
     told.append(await talk.commit_in(name, producer, group, {0: 1}, topic))
     told.append(await talk.commit_in(name, producer, group, {5: 1}, topic))

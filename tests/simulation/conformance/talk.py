@@ -9,6 +9,7 @@ from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.admin import CreatePartitionsRequest, DeleteRecordsRequest, DeleteTopicsRequest
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
@@ -63,8 +64,12 @@ class Talk:
 
     async def ask(self, request: Any, *, coordinator: tuple[int, str] | None = None) -> Any:
         node = await self._node()
-        if coordinator is not None:
-            node = await self._client.coordinator_lookup(*coordinator)
+        while coordinator is not None:
+            try:
+                node = await self._client.coordinator_lookup(*coordinator)
+                break
+            except GroupCoordinatorNotAvailableError:  # a fresh cluster makes its internal topics first
+                await asyncio.sleep(0.1)
         return await self._client.send(node, request)
 
     # topics
