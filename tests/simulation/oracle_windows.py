@@ -29,9 +29,17 @@ def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
                 at = [offset for _, offset in window.events]
                 expected[window.stream, window.start, window.end, window.part] = (fold(values[o] for o in at), window.reason)
 
+        moved = []
+
+        def advance(before: int, watermark: int) -> None:
+            step = reference.idle(watermark)
+            if step.moved:
+                moved.append((before, watermark))
+            closed(step)
+
         for sent in log:
             while moves and moves[0][0] <= sent.offset:
-                closed(reference.idle(moves.pop(0)[1]))
+                advance(*moves.pop(0))
             if isinstance(sent.what, str) and sent.what.startswith("bad:"):
                 continue
             what = product.OPS.get(sent.what, sent.what) if isinstance(sent.what, str) else sent.what
@@ -39,8 +47,8 @@ def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
             if step.late:
                 late.add((partition, sent.offset))
             closed(step)
-        for _, watermark in moves:
-            closed(reference.idle(watermark))
+        for move in moves:
+            advance(*move)
         found = {
             (a.stream, a.document["window"]["start"], a.document["window"]["end"], a.document["window"]["part"]): a.document
             for a in judge.answers
@@ -56,7 +64,7 @@ def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
         mine = {source for source in late_told if source[0] == partition}
         if mine != late:
             judge.say("late", f"told {sorted(mine - late)} too many, {sorted(late - mine)} not")
-        _check_idleness(judge, partition, sorted(idle.items()))
+        _check_idleness(judge, partition, moved)
 
 
 def _check_idleness(judge: Judge, partition: int, idle: list[tuple[int, int]]) -> None:

@@ -113,7 +113,7 @@ class Draw:
                     "heartbeat_interval_ms": rng.choice([300, 1_000]),
                     "rebalance_timeout_ms": rng.choice([5_000, 8_000]),
                     "request_timeout_ms": rng.choice([1_500, 3_000]),
-                    "connect_timeout_ms": rng.choice([3_000, 10_000]),
+                    "connect_timeout_ms": 15_000,
                     "metadata_max_age_ms": rng.choice([1_000, 5_000]),
                     "retry_backoff_ms": rng.choice([20, 100]),
                     "fetch_min_bytes": 1,

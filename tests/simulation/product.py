@@ -16,7 +16,7 @@ from streamer.errors import ModelRunError, StreamerError
 from streamer.kafka import requests as own_requests
 from streamer.kafka.requests import TopicMetadata, TxnOffsetCommit
 from streamer.modelfile.contract import Contract
-from streamer.records.changelog import Kind, decode_progress, decode_stream
+from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
 from streamer.service.wiring import build, prepare, window_rule
 from streamer.settings import Settings
 from tests.simulation.chains import CHAINS, MODULUS, Chain
@@ -195,6 +195,7 @@ class Change:
     position: int = 0
     replay_point: int = 0
     idle: tuple[tuple[int, int], ...] = ()
+    """(before offset, watermark): where the watermark moved without an event, the one at the replay point too"""
     models: tuple[tuple[str, str], ...] = ()
     """(name, first 16 digits of the sha256)"""
     model: str = ""
@@ -211,7 +212,8 @@ def change(key: bytes, value: bytes | None) -> Change | None:
     if key[:1] == bytes([Kind.PROGRESS]):
         found = decode_progress(value)
         models = tuple(sorted((name, digest[:16]) for name, digest in found.models.items()))
-        return Change("progress", found.position, found.replay_point, tuple(found.idle), models)
+        idle = [*found.idle, *([(found.replay_point, found.watermark)] if found.watermark != NO_WATERMARK else [])]
+        return Change("progress", found.position, found.replay_point, tuple(idle), models)
     record = decode_stream(key, value)
     kind = {Kind.STATE: "state", Kind.WINDOW: "window", Kind.ROLLOUT: "rollout"}[record.kind]
     gone = record.state is None and kind == "state"

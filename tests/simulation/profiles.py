@@ -38,6 +38,17 @@ def steps(draw: Draw) -> None:
     draw.faults(draw.rng.choice([1, 2, 3]))
 
 
+@profile("joining", 1)
+def joining(draw: Draw) -> None:
+    """A group that takes longer to form than a connection may take: a dead peer is waited for. Times as by default, a tenth."""
+    rng = draw.rng
+    draw.plan.members = ["a", "b"]
+    draw.regime({"m": "A"}, kafka={"connect_timeout_ms": 4_000, "session_timeout_ms": 6_000, "rebalance_timeout_ms": 8_000})
+    draw.start_members()
+    draw.traffic(numbers)
+    draw.act(rng.uniform(1.0, draw.until), "kill", fault=True, member="a", handles=0, back=0.2)
+
+
 @profile("two", 4)
 def two(draw: Draw) -> None:
     """Two step models that refuse different events, streams that end and return, deaths between slices of a round."""

@@ -50,7 +50,7 @@ def run(plan: Plan, *, verbose: bool = False) -> Result:
             loop.run_until_complete(loop.create_task(_tell(world, findings)))
         except (Deadlock, Exhausted) as error:
             findings.append(f"stuck: {type(error).__name__}: {error}")
-        result = Result(plan, findings, loop.now, 0.0, loop.turns, loop.history, list(loop.problems))
+        result = Result(plan, findings, loop.now, 0.0, loop.turns, list(loop.history), list(loop.problems))
     result.real_s = real_time() - began
     return result
 
