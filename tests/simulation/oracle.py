@@ -420,7 +420,7 @@ class Judge:
         if self.windowed or self.world.current.delivery == "ephemeral":
             return
         interval_s = self.world.current.document["delivery"]["checkpoint_interval_ms"] / 1000
-        if interval_s > 5 or not self.world.quiet_s or self.world.quiet_s < 3 * interval_s + 5:
+        if interval_s > 5 or not self.world.quiet_s or self.world.quiet_s < 3 * interval_s + 1.5:
             return
         for partition in self.log:
             last = next((c for c in reversed(self.changes[partition]) if c.kind == "progress"), None)

@@ -64,8 +64,8 @@ async def _tell(world: World, findings: list[str]) -> None:
     world.end_faults()
     if await _settled(world, findings) and plan.probe:
         await _probe(world, findings)
-    quiet = 3 * world.current.document["delivery"]["checkpoint_interval_ms"] / 1000 + 6.0
-    if not findings and world.alive() and quiet < 20:
+    quiet = 3 * world.current.document["delivery"]["checkpoint_interval_ms"] / 1000 + 2.0
+    if not findings and world.alive() and quiet < 10:
         await asyncio.sleep(quiet)
         world.quiet_s = quiet
     stuck = await world.stop_all()

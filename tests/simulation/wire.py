@@ -1,11 +1,10 @@
-"""Requests decoded and answers encoded by the client's own structures, as dictionaries by field name: versions do not matter."""
+"""Requests and answers as dictionaries by field name, by the client's own structures: versions do not matter."""
 
 from __future__ import annotations
 
 import inspect
 import struct
 from functools import cache
-from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol import (
@@ -18,11 +17,10 @@ from aiokafka.protocol import (
     offset,
     produce,
     transaction,
-    types,
 )
-from aiokafka.protocol.api import RequestHeader_v1, RequestHeader_v2, RequestStruct
+from aiokafka.protocol.api import RequestStruct
 
-from tests.simulation import product
+from tests.simulation import codecs, product
 
 API_VERSIONS = 18
 RANGES = {
@@ -54,50 +52,16 @@ def requests() -> dict[tuple[int, int], type[RequestStruct]]:
 
 def decode(frame: bytes) -> tuple[type[RequestStruct], int, str, dict[str, Any]]:
     """(structure, correlation id, client id, fields)"""
-    key, version, correlation = struct.unpack_from(">hhi", frame)
+    key, version, correlation, size = struct.unpack_from(">hhih", frame)
     kind = requests()[key, version]
-    stream = BytesIO(frame)
-    header = (RequestHeader_v2 if kind.FLEXIBLE_VERSION else RequestHeader_v1).SCHEMA.decode(stream)
-    values = [field.decode(stream) for field in kind.SCHEMA.fields]
-    return kind, correlation, header[3], named(kind.SCHEMA, values)
+    at = 10 + max(size, 0) + (1 if kind.FLEXIBLE_VERSION else 0)
+    fields, _ = codecs.reader(kind.SCHEMA)(frame, at)
+    return kind, correlation, frame[10 : 10 + max(size, 0)].decode(), fields
 
 
 def encode(kind: type[RequestStruct], correlation: int, fields: dict[str, Any]) -> bytes:
-    head = struct.pack(">i", correlation)
+    out = [struct.pack(">i", correlation)]
     if kind.FLEXIBLE_VERSION and kind.API_KEY != API_VERSIONS:
-        head += b"\x00"
-    schema = kind.RESPONSE_TYPE.SCHEMA
-    return head + schema.encode(shaped(schema, fields))
-
-
-def named(schema: Any, values: Any) -> dict[str, Any]:
-    result = {}
-    for name, field, value in zip(schema.names, schema.fields, values, strict=True):
-        inner = getattr(field, "array_of", None)
-        if isinstance(inner, types.Schema) and value is not None:
-            value = [named(inner, each) for each in value]
-        result[name] = value
-    return result
-
-
-def shaped(schema: Any, fields: dict[str, Any]) -> list[Any]:
-    """Values in the order of the schema; what is not given is zero, empty or null."""
-    result: list[Any] = []
-    for name, field in zip(schema.names, schema.fields, strict=True):
-        inner = getattr(field, "array_of", None)
-        if inner is not None:
-            value = fields.get(name) or []
-            result.append([shaped(inner, each) for each in value] if isinstance(inner, types.Schema) else value)
-        elif name in fields:
-            result.append(fields[name])
-        else:
-            result.append(_default(field))
-    return result
-
-
-def _default(field: Any) -> Any:
-    if field is types.TaggedFields:
-        return {}
-    if isinstance(field, types.String):
-        return None
-    return b"" if field is types.Bytes else field is types.Boolean and False
+        out.append(b"\x00")
+    codecs.writer(kind.RESPONSE_TYPE.SCHEMA)(fields, out)
+    return b"".join(out)

@@ -25,7 +25,7 @@ from aiokafka.protocol.transaction import (
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
-from tests.simulation import product, wire
+from tests.simulation import codecs, product
 from tests.simulation.logs import Record, build
 
 TRANSIENT = (14, 15, 16)
@@ -140,7 +140,7 @@ class Talk:
         """Error code, ends, and what came: (offset, key, value), markers as (offset, "commit" | "abort")."""
         request = FetchRequest(wait_ms, 1, max_bytes, int(committed), [(topic, [(partition, offset, max_bytes)])])
         answer = await self.ask(request)
-        row = wire.named(answer.SCHEMA, [getattr(answer, n) for n in answer.SCHEMA.names])["topics"][0]["partitions"][0]
+        row = codecs.named(answer.SCHEMA, [getattr(answer, n) for n in answer.SCHEMA.names])["topics"][0]["partitions"][0]
         return {
             "code": row["error_code"],
             "end": row["highwater_offset"],
