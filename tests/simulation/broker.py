@@ -76,6 +76,8 @@ class Cluster:
     coordinators: dict[tuple[int, str], int] = field(default_factory=dict)
     loading_until: dict[tuple[int, str], float] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
+    hanging: list[Peer] = field(default_factory=list)
+    """Connections on which nothing is answered any more"""
     served: int = 0
 
     def __post_init__(self) -> None:
@@ -176,7 +178,7 @@ class Cluster:
         elif rule.action == "cut":
             peer.wire.cut()
         elif rule.action == "dropped":
-            pass  # the connection hangs: no request behind this one is looked at
+            self.hanging.append(peer)  # no request behind this one is looked at
         else:
             call.rule = rule
             self._handle(call)

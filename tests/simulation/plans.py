@@ -74,6 +74,8 @@ class Plan:
     limited: bool = False
     """Streams may be forgotten for memory"""
     repeats_allowed: bool = False
+    stays_hung: bool = False
+    """A connection on which a request was dropped is never given up by the system"""
     probe: bool = True
     """After all is answered: everything is restarted and every stream gets one more event"""
     live_within_s: float = 90.0

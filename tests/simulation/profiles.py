@@ -49,6 +49,19 @@ def joining(draw: Draw) -> None:
     draw.act(rng.uniform(1.0, draw.until), "kill", fault=True, member="a", handles=0, back=0.2)
 
 
+@profile("half-open", 1)
+def half_open(draw: Draw) -> None:
+    """Connections that look alive and on which nothing is ever answered again: who asked has to give them up."""
+    draw.plan.stays_hung = True
+    draw.regime({"m": "A"}, delivery={"mode": draw.rng.choice(["exactly-once", "at-least-once", "ephemeral"])})
+    draw.plan.repeats_allowed = draw.plan.regimes[0].delivery != "exactly-once"
+    draw.start_members()
+    draw.traffic(numbers)
+    for act in range(draw.rng.randint(1, 3)):
+        api = draw.rng.choice([0, 1, 2, 2, 3, 9, 10, 11, 12, 14, 22, 24, 25, 26, 28, 32])
+        draw.act(draw.rng.uniform(0.0, draw.until), "rule", fault=True, apis=(api,), action="dropped", skip=draw.rng.choice([0, act]))
+
+
 @profile("two", 4)
 def two(draw: Draw) -> None:
     """Two step models that refuse different events, streams that end and return, deaths between slices of a round."""

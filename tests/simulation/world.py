@@ -336,6 +336,8 @@ class World:
         self.cluster.faults.rules.clear()
         self.network.cut_until.clear()
         self.loop.doomed.clear()
+        for peer in self.cluster.hanging if not self.plan.stays_hung else ():
+            peer.wire.cut()  # at last the system gives a dead connection up
         self.cluster.loading_until.clear()
         for number, node in self.cluster.nodes.items():
             if not node.up:
