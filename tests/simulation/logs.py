@@ -121,6 +121,7 @@ class Log:
         self.producers: dict[int, Producer] = {}
         self.aborted: list[tuple[int, int, int]] = []
         """(producer id, first offset, offset of the marker)"""
+        self.aborted_ever: list[tuple[int, int, int]] = []
         self.segments = [0]
         """Base offsets"""
         self._segment_size = 0
@@ -204,6 +205,7 @@ class Log:
         batch.commit, batch.started = commit, known.started
         if known.started is not None and not commit:
             self.aborted.append((producer, known.started, self.end))
+            self.aborted_ever.append(self.aborted[-1])
         known.started = None
         self._store(batch, now_ms)
 
@@ -262,7 +264,7 @@ class Log:
     def visible(self, *, ever: bool = False, undecided: bool = False) -> Iterator[tuple[StoredBatch, Record]]:
         """Records that a read_committed consumer sees, for the oracle. ``ever``: also what was deleted since."""
         bound = self.end if undecided else self.stable
-        aborted = [(pid, first, last) for pid, first, last in self.aborted]
+        aborted = self.aborted_ever
         for batch in self.ever if ever else self.batches:
             if batch.control or batch.base >= bound:
                 continue

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation import product
 from tests.simulation.chains import CHAINS, LETTER_OF, fold, rollout
-from tests.simulation.plans import CHANGELOG, DEAD, OUTPUT
+from tests.simulation.plans import CHANGELOG, DEAD, OUTPUT, Plan
 
 if TYPE_CHECKING:
     from tests.simulation.logs import Log
@@ -199,6 +199,13 @@ def variants(story: Sequence[Era]) -> Iterator[list[Era]]:
     choices = [[era.start] if not era.clears else sorted({era.start, era.replayed_from}) for era in story]
     for starts in itertools.product(*choices):
         yield [Era(start, era.replayed_from, era.models, era.clears) for start, era in zip(starts, story, strict=True)]
+
+
+def quiet_enough_s(plan: Plan) -> float:
+    """After this long without input every round is written, at the byte budget that the plan gives."""
+    delivery = plan.regimes[-1].document["delivery"]
+    states = len(plan.streams) * len(plan.regimes[-1].letters) * 250
+    return float(3 * delivery["checkpoint_interval_ms"] / 1000 + 1.5 + states / delivery["checkpoint_bytes_per_second"])
 
 
 class Judge:
@@ -419,8 +426,7 @@ class Judge:
         """Rounds are finished without new input: a restart long after has nothing to replay."""
         if self.windowed or self.world.current.delivery == "ephemeral":
             return
-        interval_s = self.world.current.document["delivery"]["checkpoint_interval_ms"] / 1000
-        if interval_s > 5 or not self.world.quiet_s or self.world.quiet_s < 3 * interval_s + 1.5:
+        if not self.world.quiet_s or self.world.quiet_s < quiet_enough_s(self.plan):
             return
         for partition in self.log:
             last = next((c for c in reversed(self.changes[partition]) if c.kind == "progress"), None)

@@ -59,7 +59,7 @@ def half_open(draw: Draw) -> None:
     draw.traffic(numbers)
     for act in range(draw.rng.randint(1, 3)):
         api = draw.rng.choice([0, 1, 2, 2, 3, 9, 10, 11, 12, 14, 22, 24, 25, 26, 28, 32])
-        draw.act(draw.rng.uniform(0.0, draw.until), "rule", fault=True, apis=(api,), action="dropped", skip=draw.rng.choice([0, act]))
+        draw.act(draw.rng.uniform(0.0, draw.until), "rule", fault=True, apis=(api,), action="dropped", skip=draw.rng.choice([0, act]), count=draw.rng.choice([1, 1, 3, 8]))
 
 
 @profile("two", 4)
@@ -169,6 +169,8 @@ def recreated(draw: Draw) -> None:
     draw.until = 5.0
     draw.traffic(numbers, streams=4, count=rng.randint(5, 60), end=2.0)
     draw.act(2.5, "recreate", gap_s=rng.choice([0.0, 0.05, 1.0]))
+    if rng.random() < 0.6:  # the new one is longer than the old one was before anybody looks
+        draw.send(2.5001, [Item(f"s{rng.randrange(4)}", numbers(rng)) for _ in range(rng.choice([20, 80]))])
     draw.traffic(numbers, streams=4, count=rng.randint(5, 60), begin=3.6, end=4.8)
     if rng.random() < 0.3:
         draw.act(rng.uniform(2.6, 4.5), rng.choice(["kill", "stop"]), fault=True, member=draw.plan.members[0], handles=0, back=0.5)
@@ -252,21 +254,23 @@ def memory(draw: Draw) -> None:
         kafka={"fetch_max_bytes": 8_388_608},
     )
     draw.plan.probe = False
-    draw.plan.members = ["a", "b"]
+    heir = rng.random() < 0.5
+    draw.plan.members = ["a", "b"] if heir else ["a"]
     for name in draw.plan.members:
         draw.act(0.0, "start", member=name)
-    at, number, streams = 2.0, 0, rng.choice([430, 600])
+    at, number, streams = 1.5, 0, rng.choice([430, 600])
     while number < streams:
         size = rng.choice([20, 60, 120])
+        if number > 300 and not heir and rng.random() < 0.7:  # commits that take long while more streams come
+            draw.act(at - 0.01, "rule", fault=True, apis=(rng.choice([24, 26, 28]),), action="late-answer", value=rng.choice([0.1, 0.4]), count=2)
         draw.send(at, [Item(f"s{n}", numbers(rng)) for n in range(number, min(number + size, streams))])
         number += size
         at += rng.choice([0.0, 0.02, 0.2])
     draw.send(at + 0.5, [Item(f"s{rng.randrange(streams)}", numbers(rng)) for _ in range(40)])
     draw.until = at + 1.0
-    if rng.random() < 0.5:
-        draw.act(at + 0.2, "kill", fault=True, member="b", handles=0, back=8.0)
-    else:
-        draw.trouble(3, (0, 24, 26, 28))
+    if heir:  # the survivor inherits all that its peer held
+        draw.act(at + 2.5, "kill", fault=True, member="b", handles=0, back=60.0)
+        draw.until = at + rng.choice([3.0, 11.0])
 
 
 @profile("at-least-once", 2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.simulation.loop import Deadlock, Exhausted, real_time, simulated
-from tests.simulation.oracle import Judge
+from tests.simulation.oracle import Judge, quiet_enough_s
 from tests.simulation.plans import Act, Item, Plan, partition_of
 from tests.simulation.world import World
 
@@ -64,7 +64,7 @@ async def _tell(world: World, findings: list[str]) -> None:
     world.end_faults()
     if await _settled(world, findings) and plan.probe:
         await _probe(world, findings)
-    quiet = 3 * world.current.document["delivery"]["checkpoint_interval_ms"] / 1000 + 2.0
+    quiet = quiet_enough_s(plan) + 0.5
     if not findings and world.alive() and quiet < 10:
         await asyncio.sleep(quiet)
         world.quiet_s = quiet
