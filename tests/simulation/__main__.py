@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--story", action="store_true", help="the history of failing runs")
     parser.add_argument("--shrink", action="store_true", help="leave out what a failure does not need")
     parser.add_argument("--requests", action="store_true", help="with every request in the history")
+    parser.add_argument("--digest", action="store_true", help="a number per run that is the same for the same run")
     parser.add_argument("--repeat", action="store_true", help="run everything twice and compare")
     arguments = parser.parse_args()
     return _run(arguments)
@@ -54,7 +55,10 @@ def _run(arguments: argparse.Namespace) -> int:
         done += 1
         virtual += result.virtual_s
         by_profile[plan.profile] += 1
-        if arguments.repeat and schedules.run(profiles.plan(seed, arguments.profile), verbose=arguments.requests).digest != result.digest:
+        if arguments.digest:
+            print(f"seed {seed}: digest {result.digest}")
+        again = profiles.plan(seed, arguments.profile)
+        if arguments.repeat and schedules.run(again, verbose=arguments.requests).digest != result.digest:
             print(f"seed {seed} ({plan.profile}) does not repeat itself")
             failed.append(seed)
         if result.findings:
@@ -66,7 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.seconds and time.perf_counter() - began > arguments.seconds:
             break
     real = time.perf_counter() - began
-    print(f"{done} schedules from seed {arguments.seed}, {virtual:.0f} virtual s in {real:.1f} s, {1000 * real / done:.0f} ms each; {len(failed)} failed")
+    speed = f"{virtual:.0f} virtual s in {real:.1f} s, {1000 * real / done:.0f} ms each"
+    print(f"{done} schedules from seed {arguments.seed}, {speed}; {len(failed)} failed")
     if kinds:
         print("  " + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
     return bool(failed)
@@ -77,8 +82,10 @@ def _tell(arguments: argparse.Namespace, seed: int, result: object) -> None:
 
     assert isinstance(result, schedules.Result)
     plan = result.plan
-    print(f"seed {seed} ({plan.profile}): {len(result.findings)} findings, {', '.join(result.kinds)}: {result.findings[0][:300]}")
-    print(f"  again: python -m tests.simulation --seed {seed} --profile {plan.profile} --story" + (f" --mutation {arguments.mutation}" if arguments.mutation else ""))
+    what = f"{len(result.findings)} findings, {', '.join(result.kinds)}: {result.findings[0][:300]}"
+    print(f"seed {seed} ({plan.profile}): {what}")
+    mutation = f" --mutation {arguments.mutation}" if arguments.mutation else ""
+    print(f"  again: python -m tests.simulation --seed {seed} --profile {plan.profile} --story{mutation}")
     if arguments.shrink:
         wanted = set(result.kinds)
         smaller = schedules.shrunk(plan, lambda each: bool(wanted & set(schedules.run(each).kinds)))

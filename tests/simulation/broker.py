@@ -129,7 +129,9 @@ class Cluster:
 
     # topics
 
-    def create(self, name: str, partitions: int, config: dict[str, str] | None = None, *, led_after_s: float = 0.0) -> Topic:
+    def create(
+        self, name: str, partitions: int, config: dict[str, str] | None = None, *, led_after_s: float = 0.0
+    ) -> Topic:
         config = dict(config or {})
         logs = [Log(name, number, config, self.segment_bytes) for number in range(partitions)]
         topic = Topic(name, uuid.UUID(int=self.loop.rng.getrandbits(128)), logs, config, self.loop.now + led_after_s)

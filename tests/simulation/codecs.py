@@ -159,7 +159,6 @@ def named(schema: Any, values: Any) -> dict[str, Any]:
     result = {}
     for name, field, value in zip(schema.names, schema.fields, values, strict=True):
         inner = getattr(field, "array_of", None)
-        if isinstance(inner, types.Schema) and value is not None:
-            value = [named(inner, each) for each in value]
-        result[name] = value
+        rows = isinstance(inner, types.Schema) and value is not None
+        result[name] = [named(inner, each) for each in value] if rows else value
     return result

@@ -72,7 +72,9 @@ def refusal(api: int, request: dict[str, Any], code: int) -> dict[str, Any]:
         for topic in topics:
             parts = [part if isinstance(part, int) else part["partition"] for part in topic["partitions"] or ()]
             each = [_row(api, part, code) for part in parts]
-            rows.append({"topic": topic["topic"], "topics": topic["topic"], "partitions": each, "partition_errors": each})
+            rows.append(
+                {"topic": topic["topic"], "topics": topic["topic"], "partitions": each, "partition_errors": each}
+            )
         return {"topics": rows, "errors": rows, "session_id": 0}
     if api == 19:
         return {"topic_errors": [{"topic": t["topic"], "error_code": code} for t in request["create_topic_requests"]]}

@@ -94,14 +94,15 @@ class Groups:
             waiting.cancel()
         member = group.members.get(id_)
         if member is None:
-            member = Member(id_, client, instance, session_s, request.get("rebalance_timeout", session_s * 1000) / 1000, protocols)
+            member = Member(
+                id_, client, instance, session_s, request.get("rebalance_timeout", session_s * 1000) / 1000, protocols
+            )
             group.members[id_] = member
             if instance is not None:
                 group.instances[instance] = id_
-        elif member.protocols == protocols and group.state == COMPLETING:
-            self._alive(group, member)
-            return answer(self._joined(group, member))
-        elif member.protocols == protocols and group.state == STABLE and group.leader != id_:
+        elif member.protocols == protocols and (
+            group.state == COMPLETING or (group.state == STABLE and group.leader != id_)
+        ):
             self._alive(group, member)
             return answer(self._joined(group, member))
         member.protocols = protocols
@@ -113,6 +114,7 @@ class Groups:
         if group.state != PREPARING:
             self._prepare(group)
         self._maybe_complete(group)
+        return None
 
     def _new_id(self, prefix: str) -> str:
         return f"{prefix}-{self.cluster.loop.rng.getrandbits(64):016x}"
@@ -160,7 +162,11 @@ class Groups:
         group.timer = self.cluster.loop.after(longest, self._complete, group)
 
     def _maybe_complete(self, group: Group) -> None:
-        if group.state == PREPARING and not group.pending and all(m.joining is not None for m in group.members.values()):
+        if (
+            group.state == PREPARING
+            and not group.pending
+            and all(m.joining is not None for m in group.members.values())
+        ):
             self._complete(group)
 
     def _complete(self, group: Group) -> None:

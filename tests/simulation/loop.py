@@ -1,10 +1,10 @@
 """An event loop with virtual time and seeded choice of what runs next, so that a run is repeated exactly from its seed.
 
 What makes it exact: clock functions are replaced for the run; each turn of the loop takes some virtual time (the client's
-sender polls the clock in a loop); tasks and futures are hashed by number and topic partitions by value (the client keeps
-them in sets); the global ``random`` is seeded; the garbage collector is off (finalisers act); only tasks race, callbacks
-of transports and timers keep the order that asyncio promises. What is left, sets of texts, needs PYTHONHASHSEED to be
-fixed: ``python -m tests.simulation`` starts itself anew with it.
+sender polls the clock in a loop); tasks and futures are hashed by number, topic partitions and brokers by value (the client
+keeps them in sets, and the hash of None, a broker without a rack, is an address); the global ``random`` is seeded; the garbage
+collector is off (finalisers act); only tasks race, callbacks of transports and timers keep the order that asyncio promises.
+What is left, sets of texts, needs PYTHONHASHSEED to be fixed: ``python -m tests.simulation`` starts itself anew with it.
 
 Several members live in one loop. Every callback belongs to the member whose context it carries, none to the cluster.
 A member can die (nothing of it ever runs again), stand still, or be slow: then its own clock runs ahead and the others go on.
@@ -25,7 +25,7 @@ from typing import Any
 
 from aiokafka.producer import message_accumulator
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import BrokerMetadata, TopicPartition
 
 MEMBER: ContextVar[str] = ContextVar("member", default="")
 EPOCH_S = 1_700_000_000.0
@@ -276,13 +276,14 @@ def simulated(seed: int, *, max_turns: int = 2_000_000) -> Iterator[SimLoop]:
     names = ("time", "monotonic", "time_ns", "monotonic_ns", "perf_counter")
     saved = {name: getattr(time, name) for name in names}
     state, hook = random.getstate(), sys.unraisablehook
-    hashed = TopicPartition.__hash__
+    hashed, hashed_broker = TopicPartition.__hash__, BrokerMetadata.__hash__
     random.seed(seed)  # the client draws from the global generator
     _clean_memory()
     gc.disable()
     time.time, time.monotonic, time.perf_counter = loop.wall, loop.time, loop.time
     time.time_ns, time.monotonic_ns = (lambda: int(loop.wall() * 1e9)), (lambda: int(loop.time() * 1e9))
     TopicPartition.__hash__ = lambda self: len(self.topic) * 31 + self.partition  # type: ignore[method-assign]
+    BrokerMetadata.__hash__ = lambda self: self.nodeId  # type: ignore[method-assign]
     message_accumulator.DefaultRecordBatchBuilder = SimBuilder
     asyncio.set_event_loop(loop)
     try:
@@ -296,6 +297,7 @@ def simulated(seed: int, *, max_turns: int = 2_000_000) -> Iterator[SimLoop]:
             setattr(time, name, function)
         message_accumulator.DefaultRecordBatchBuilder = DefaultRecordBatchBuilder
         TopicPartition.__hash__ = hashed  # type: ignore[method-assign]
+        BrokerMetadata.__hash__ = hashed_broker  # type: ignore[method-assign]
         sys.unraisablehook = hook
         random.setstate(state)
         gc.enable()

@@ -3,202 +3,28 @@ in order; every window by definition; every rejection told; no state that an off
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation import product
-from tests.simulation.chains import CHAINS, LETTER_OF, fold, rollout
-from tests.simulation.plans import CHANGELOG, DEAD, OUTPUT, Plan
+from tests.simulation.chains import CHAINS
+from tests.simulation.expected import (
+    Answer,
+    answers,
+    bad,
+    changes,
+    dead_letters,
+    eras,
+    refused_by,
+    step_values,
+    variants,
+    visible,
+)
+from tests.simulation.oracle_windows import check_windows
+from tests.simulation.plans import Plan
 
 if TYPE_CHECKING:
-    from tests.simulation.logs import Log
     from tests.simulation.world import Sent, World
-
-
-@dataclass(frozen=True)
-class Answer:
-    partition: int
-    offset: int
-    """In the output"""
-    source: tuple[int, int]
-    """Partition and offset of the input"""
-    stream: str
-    model: str
-    document: dict[str, Any]
-    at_s: float
-
-
-@dataclass(frozen=True)
-class Dead:
-    source: tuple[int, int]
-    reason: str
-    detail: str
-
-
-def read(world: World, name: str) -> Iterator[tuple[Log, Any, Any]]:
-    topic = world.cluster.topics.get(name)
-    for log in topic.logs if topic else ():
-        for batch, record in log.visible(ever=True):
-            yield log, batch, record
-
-
-def answers(world: World) -> list[Answer]:
-    found = []
-    for log, batch, record in read(world, OUTPUT):
-        headers = dict(record.headers)
-        _, partition, offset = headers["streamer-source"].decode().rsplit("/", 2)
-        document = json.loads(record.value)
-        source, stream = (int(partition), int(offset)), record.key.decode()
-        model = document["model"].split("@")[0]
-        found.append(Answer(log.partition, record.offset, source, stream, model, document, batch.appended_ms / 1000))
-    return found
-
-
-def dead_letters(world: World) -> list[Dead]:
-    found = []
-    for _, _, record in read(world, DEAD):
-        headers = dict(record.headers)
-        _, partition, offset = headers["streamer-source"].decode().rsplit("/", 2)
-        source = int(partition), int(offset)
-        found.append(Dead(source, headers["streamer-error"].decode(), headers["streamer-error-detail"].decode()))
-    return found
-
-
-def changes(world: World) -> dict[int, list[product.Change]]:
-    """The changelog's committed records by partition, all that ever were, in order."""
-    found: dict[int, list[product.Change]] = defaultdict(list)
-    for log, _, record in read(world, CHANGELOG):
-        change = product.change(record.key, record.value)
-        if change is not None:
-            found[log.partition].append(change)
-    return found
-
-
-def replay_points(world: World) -> dict[int, int]:
-    points: dict[int, int] = {}
-    for partition, found in changes(world).items():
-        for change in found:
-            if change.kind == "progress":
-                points[partition] = change.replay_point
-    return points
-
-
-# what is expected
-
-
-def visible(world: World) -> dict[int, list[Sent]]:
-    """Input records by partition that a reader of committed records gets, of the newest topic."""
-    topic = world.inputs[-1]
-    uncommitted = world.current.delivery == "ephemeral"
-    offsets = {
-        (log.partition, record.offset)
-        for log in topic.logs
-        for _, record in log.visible(ever=True, undecided=uncommitted)
-    }
-    found: dict[int, list[Sent]] = defaultdict(list)
-    for sent in world.sent:
-        if sent.topic is topic and (sent.partition, sent.offset) in offsets:
-            found[sent.partition].append(sent)
-    return found
-
-
-def bad(what: Any) -> str | None:
-    return what.removeprefix("bad:") if isinstance(what, str) and what.startswith("bad:") else None
-
-
-def refused_by(letter: str, what: Any) -> bool:
-    return isinstance(what, float) and what in CHAINS[letter.upper()].refuses
-
-
-@dataclass
-class Era:
-    """From ``start`` on a partition is in the hands of these models."""
-
-    start: int
-    replayed_from: int
-    models: dict[str, str]
-    """Name -> letter"""
-    clears: set[str]
-    """Names whose states begin anew"""
-
-
-def eras(world: World, found: Sequence[product.Change]) -> list[Era]:
-    """By the progress records of one partition."""
-    result = [Era(0, 0, {n: letter.upper() for n, letter in world.plan.regimes[0].letters.items()}, set())]
-    last: product.Change | None = None
-    policies = {
-        tuple(sorted((n, c.upper()) for n, c in r.letters.items())): r.document["delivery"].get("model_changed", "refuse")
-        for r in world.plan.regimes
-    }
-    for change in found:
-        if change.kind != "progress":
-            continue
-        if last is not None and change.models != last.models:
-            models = {name: LETTER_OF.get(digest, "*") for name, digest in change.models}
-            before = dict(last.models)
-            changed = {name for name, digest in change.models if before.get(name) != digest}
-            policy = policies.get(tuple(sorted(models.items())), "reset")
-            clears = changed if policy != "keep" else {name for name in changed if name not in before}
-            result.append(Era(last.position, last.replay_point, models, clears))
-        last = change
-    return result
-
-
-def step_values(
-    world: World, log: Sequence[Sent], name: str, story: Sequence[Era], forgotten: Sequence[tuple[int, str]]
-) -> dict[int, Any]:
-    """Offset -> what model ``name`` must answer: a value, "refused", or what a rollout gives."""
-    ttl = world.plan.ttl_ms
-    state: dict[str, float] = {}
-    last: dict[str, float | None] = {}
-    newest: dict[str, int] = {}
-    result: dict[int, Any] = {}
-    due = sorted(forgotten)
-    coming = list(story)
-    letter: str | None = None
-    for sent in log:
-        while due and due[0][0] < sent.offset:
-            gone = due.pop(0)[1]
-            state.pop(gone, None)
-            last.pop(gone, None)
-        while coming and coming[0].start <= sent.offset:
-            era = coming.pop(0)
-            letter = era.models.get(name)
-            if name in era.clears:
-                state.clear()
-                last.clear()
-        if letter is None or letter == "*" or bad(sent.what):
-            continue
-        chain, stream, what = CHAINS[letter], sent.stream, sent.what
-        if isinstance(what, dict):
-            result[sent.offset] = rollout(chain, state.get(stream, 0.0), last.get(stream), what)
-        elif isinstance(what, str):
-            state.pop(stream, None)
-            last.pop(stream, None)
-            if what == "end":
-                newest.pop(stream, None)
-        else:
-            if ttl and stream in newest and sent.ts_ms > newest[stream] + ttl:
-                state.pop(stream, None)
-                last.pop(stream, None)
-            newest[stream] = max(newest.get(stream, sent.ts_ms), sent.ts_ms)
-            if what in chain.refuses:
-                result[sent.offset] = "refused"
-            else:
-                state[stream] = last[stream] = chain.advance(state.get(stream, 0.0), what)
-                result[sent.offset] = state[stream]
-    return result
-
-
-def variants(story: Sequence[Era]) -> Iterator[list[Era]]:
-    """A model that begins anew does so where it took over, or where the replay began: both are honest."""
-    choices = [[era.start] if not era.clears else sorted({era.start, era.replayed_from}) for era in story]
-    for starts in itertools.product(*choices):
-        yield [Era(start, era.replayed_from, era.models, era.clears) for start, era in zip(starts, story, strict=True)]
 
 
 def quiet_enough_s(plan: Plan) -> float:
@@ -246,7 +72,11 @@ class Judge:
                 if self._rejected(sent) and source not in dead:
                     missing.append(f"rejection of {sent.what} at {source}")
                 for name, letter in self.letters.items():
-                    if name in self.windowed or not isinstance(sent.what, float | dict) or refused_by(letter, sent.what):
+                    if (
+                        name in self.windowed
+                        or not isinstance(sent.what, float | dict)
+                        or refused_by(letter, sent.what)
+                    ):
                         continue
                     if isinstance(sent.what, dict) and source in dead:
                         continue
@@ -256,14 +86,19 @@ class Judge:
                 last = next((c for c in reversed(self.changes[partition]) if c.kind == "progress"), None)
                 end = log[-1].offset + 1 if log else 0
                 if log and (last is None or last.position < end):
-                    missing.append(f"position {last.position if last else None} of partition {partition}, which ends at {end}")
+                    missing.append(
+                        f"position {last.position if last else None} of partition {partition}, which ends at {end}"
+                    )
                 elif last is not None and self.windowed and self._closes() and last.replay_point < end:
                     missing.append(f"windows of partition {partition}, open from {last.replay_point}")
-        for sent in [s for part in self.log.values() for s in part if isinstance(s.what, dict)]:
-            steps = [a for a in self.answers if a.source == (sent.partition, sent.offset)]
-            if sent.what["per_step"] and steps and len({a.document["generate"].get("step") for a in steps}) < sent.what["n"]:
-                if (sent.partition, sent.offset) not in dead:
-                    missing.append(f"steps of {sent.what} at {(sent.partition, sent.offset)}")
+        for partition, log in self.log.items():
+            for sent in log:
+                if isinstance(sent.what, dict) and sent.what["per_step"] and (partition, sent.offset) not in dead:
+                    steps = {
+                        a.document["generate"]["step"] for a in self.answers if a.source == (partition, sent.offset)
+                    }
+                    if 0 < len(steps) < sent.what["n"]:
+                        missing.append(f"steps of {sent.what} at {(partition, sent.offset)}")
         return missing
 
     def _closes(self) -> bool:
@@ -294,8 +129,6 @@ class Judge:
         self.values()
         self.order()
         for name, rule in self.windowed.items():
-            from tests.simulation.oracle_windows import check_windows
-
             check_windows(self, name, rule)
         self.rejections()
         self.checkpoints()
@@ -355,9 +188,16 @@ class Judge:
             ]
             names = {name for regime in self.plan.regimes for name in regime.letters} - set(self.windowed)
             for name in sorted(names):
-                mine = [a for a in self.answers if a.partition == partition and a.model == name and not self._of_old_topic(a)]
+                mine = [
+                    a
+                    for a in self.answers
+                    if a.partition == partition and a.model == name and not self._of_old_topic(a)
+                ]
                 wrong = min(
-                    (self._wrong(name, mine, step_values(self.world, log, name, each, forgotten)) for each in variants(story)),
+                    (
+                        self._wrong(name, mine, step_values(self.world, log, name, each, forgotten))
+                        for each in variants(story)
+                    ),
                     key=len,
                 )
                 for text in wrong:
@@ -418,9 +258,14 @@ class Judge:
             sent = self.sources.get(each.source)
             if sent is None or each.reason == "late" or len(self.plan.regimes) > 1:
                 continue
-            expected = bad(sent.what) or ("model_refused" if self._rejected(sent) or isinstance(sent.what, dict) else None)
+            expected = bad(sent.what) or (
+                "model_refused" if self._rejected(sent) or isinstance(sent.what, dict) else None
+            )
             if each.reason != expected:
-                self.say("rejection", f"{each.source} {sent.what} is told as {each.reason}: {each.detail}, expected {expected}")
+                self.say(
+                    "rejection",
+                    f"{each.source} {sent.what} is told as {each.reason}: {each.detail}, expected {expected}",
+                )
 
     def checkpoints(self) -> None:
         """Rounds are finished without new input: a restart long after has nothing to replay."""
@@ -431,7 +276,6 @@ class Judge:
         for partition in self.log:
             last = next((c for c in reversed(self.changes[partition]) if c.kind == "progress"), None)
             if last is not None and last.replay_point < last.position:
-                self.say("checkpoint", f"partition {partition} would be replayed from {last.replay_point} to {last.position}")
-
-
-__all__ = ["Judge", "fold", "replay_points"]
+                self.say(
+                    "checkpoint", f"partition {partition} would be replayed from {last.replay_point} to {last.position}"
+                )

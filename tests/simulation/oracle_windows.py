@@ -10,61 +10,72 @@ from tests.simulation.chains import fold
 if TYPE_CHECKING:
     from tests.simulation.oracle import Judge
 
+Key = tuple[str, int, int, int]
+"""Stream, start, end, part"""
 
-def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
-    late_told = {each.source for each in judge.dead if each.reason == "late"}
-    for partition, log in judge.log.items():
+
+class Definition:
+    """What the windows of one partition must be."""
+
+    def __init__(self, judge: Judge, partition: int, rule: dict[str, Any]) -> None:
+        self.expected: dict[Key, tuple[float, str]] = {}
+        self.late: set[tuple[int, int]] = set()
+        self.moved: list[tuple[int, int]] = []
+        """Idle advances that closed something: (before offset, watermark)"""
+        self._reference = product.reference(rule)
+        log = judge.log.get(partition, [])
+        self._values = {sent.offset: sent.what for sent in log}
         idle: dict[int, int] = {}
         for change in judge.changes.get(partition, ()):
             for before, watermark in change.idle if change.kind == "progress" else ():
                 idle[before] = max(watermark, idle.get(before, watermark))
-        reference = product.reference(rule)
-        expected: dict[tuple[str, int, int, int], Any] = {}
-        values = {sent.offset: sent.what for sent in log}
-        late = set()
         moves = sorted(idle.items())
-
-        def closed(step: Any) -> None:
-            for window in step.closed:
-                at = [offset for _, offset in window.events]
-                expected[window.stream, window.start, window.end, window.part] = (fold(values[o] for o in at), window.reason)
-
-        moved = []
-
-        def advance(before: int, watermark: int) -> None:
-            step = reference.idle(watermark)
-            if step.moved:
-                moved.append((before, watermark))
-            closed(step)
-
         for sent in log:
             while moves and moves[0][0] <= sent.offset:
-                advance(*moves.pop(0))
+                self._advance(*moves.pop(0))
             if isinstance(sent.what, str) and sent.what.startswith("bad:"):
                 continue
             what = product.OPS.get(sent.what, sent.what) if isinstance(sent.what, str) else sent.what
-            step = reference.record(sent.offset, sent.stream, sent.ts_ms, what)
+            step = self._reference.record(sent.offset, sent.stream, sent.ts_ms, what)
             if step.late:
-                late.add((partition, sent.offset))
-            closed(step)
+                self.late.add((partition, sent.offset))
+            self._closed(step)
         for move in moves:
-            advance(*move)
-        found = {
-            (a.stream, a.document["window"]["start"], a.document["window"]["end"], a.document["window"]["part"]): a.document
-            for a in judge.answers
-            if a.partition == partition and a.model == name
-        }
-        for key in sorted(set(expected) | set(found)):
+            self._advance(*move)
+
+    def _advance(self, before: int, watermark: int) -> None:
+        step = self._reference.idle(watermark)
+        if step.moved:
+            self.moved.append((before, watermark))
+        self._closed(step)
+
+    def _closed(self, step: Any) -> None:
+        for window in step.closed:
+            values = [self._values[offset] for _, offset in window.events]
+            self.expected[window.stream, window.start, window.end, window.part] = (fold(values), window.reason)
+
+
+def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
+    told = {each.source for each in judge.dead if each.reason == "late"}
+    for partition in judge.log:
+        wanted = Definition(judge, partition, rule)
+        found: dict[Key, Any] = {}
+        for answer in judge.answers:
+            if answer.partition == partition and answer.model == name:
+                window = answer.document["window"]
+                found[answer.stream, window["start"], window["end"], window["part"]] = answer.document
+        for key in sorted(set(wanted.expected) | set(found)):
             if key not in found:
-                judge.say("window", f"{key} of partition {partition} is missing ({expected[key][1]})")
-            elif key not in expected:
+                judge.say("window", f"{key} of partition {partition} is missing ({wanted.expected[key][1]})")
+            elif key not in wanted.expected:
                 judge.say("window", f"{key} of partition {partition} is not by definition: {found[key]}")
-            elif found[key]["y"] != expected[key][0]:
-                judge.say("window", f"{key} of partition {partition} gives {found[key]['y']}, expected {expected[key][0]}")
-        mine = {source for source in late_told if source[0] == partition}
-        if mine != late:
-            judge.say("late", f"told {sorted(mine - late)} too many, {sorted(late - mine)} not")
-        _check_idleness(judge, partition, moved)
+            elif found[key]["y"] != wanted.expected[key][0]:
+                right = wanted.expected[key][0]
+                judge.say("window", f"{key} of partition {partition} gives {found[key]['y']}, expected {right}")
+        mine = {source for source in told if source[0] == partition}
+        if mine != wanted.late:
+            judge.say("late", f"told {sorted(mine - wanted.late)} too many, {sorted(wanted.late - mine)} not")
+        _check_idleness(judge, partition, wanted.moved)
 
 
 def _check_idleness(judge: Judge, partition: int, idle: list[tuple[int, int]]) -> None:
@@ -78,6 +89,5 @@ def _check_idleness(judge: Judge, partition: int, idle: list[tuple[int, int]]) -
             continue
         quiet_ms = following[0].appended_ms - earlier[-1].appended_ms
         if quiet_ms < idle_ms:
-            judge.say(
-                "idle", f"partition {partition} was quiet for {quiet_ms} ms before offset {before}, yet the watermark moved to {watermark}"
-            )
+            where = f"partition {partition} was quiet for {quiet_ms} ms before offset {before}"
+            judge.say("idle", f"{where}, yet the watermark moved to {watermark}")

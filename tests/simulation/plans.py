@@ -102,7 +102,9 @@ class Draw:
         )
         self.until = rng.uniform(2.0, 6.0)
 
-    def regime(self, letters: dict[str, str], windows: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Regime:
+    def regime(
+        self, letters: dict[str, str], windows: dict[str, Any] | None = None, **sections: dict[str, Any]
+    ) -> Regime:
         """A regime of the ordinary settings and of what ``sections`` say; the first one decides what does not change."""
         rng = self.rng
         if self.plan.regimes:
@@ -133,7 +135,11 @@ class Draw:
                     "checkpoint_bytes_per_second": rng.choice([10_000, 20_000_000]),
                     "drain_timeout_ms": rng.choice([500, 2_000, 5_000]),
                 },
-                "batch": {"max_rows": rng.choice([1, 4, 64]), "max_steps": rng.choice([1, 4]), "max_poll_records": rng.choice([4, 16, 64])},
+                "batch": {
+                    "max_rows": rng.choice([1, 4, 64]),
+                    "max_steps": rng.choice([1, 4]),
+                    "max_poll_records": rng.choice([4, 16, 64]),
+                },
                 "state": {},
                 "http": {"enabled": False},
             }
@@ -197,9 +203,18 @@ class Draw:
             kind = rng.choice(["kill", "kill", "kill", "stop", "freeze"])
             if kind == "kill" and rng.random() < 0.6:
                 api = rng.choice([0, 0, 24, 25, 26, 26, 28, 28, 22, 14])
-                self.act(at, "rule", fault=True, apis=(api,), action="kill", member=member, skip=rng.choice([0, 0, 1, 5]))
+                self.act(
+                    at, "rule", fault=True, apis=(api,), action="kill", member=member, skip=rng.choice([0, 0, 1, 5])
+                )
             elif kind == "kill":
-                self.act(at, "kill", fault=True, member=member, handles=rng.choice([0, 3, 30, 300]), back=rng.choice([0.1, 1.0, 4.0]))
+                self.act(
+                    at,
+                    "kill",
+                    fault=True,
+                    member=member,
+                    handles=rng.choice([0, 3, 30, 300]),
+                    back=rng.choice([0.1, 1.0, 4.0]),
+                )
             elif kind == "stop":
                 self.act(at, "stop", fault=True, member=member, back=rng.choice([0.0, 1.0]))
             else:
@@ -226,7 +241,9 @@ class Draw:
             at = rng.uniform(0.2, self.until)
             kind = rng.choice(["node", "node", "leaders", "coordinator", "coordinator", "cut", "partition"])
             if kind == "node":
-                self.act(at, "node", fault=True, node=rng.randrange(self.plan.nodes), seconds=rng.choice([0.2, 1.5, 6.0]))
+                self.act(
+                    at, "node", fault=True, node=rng.randrange(self.plan.nodes), seconds=rng.choice([0.2, 1.5, 6.0])
+                )
             elif kind == "leaders":
                 self.act(at, "leaders", fault=True)
             elif kind == "coordinator":
@@ -234,7 +251,13 @@ class Draw:
             elif kind == "cut":
                 self.act(at, "cut", fault=True, member=rng.choice([None, *self.plan.members]))
             else:
-                self.act(at, "partition", fault=True, member=rng.choice(self.plan.members), seconds=rng.choice([0.5, 3.0, 8.0]))
+                self.act(
+                    at,
+                    "partition",
+                    fault=True,
+                    member=rng.choice(self.plan.members),
+                    seconds=rng.choice([0.5, 3.0, 8.0]),
+                )
 
     def housekeeping(self) -> None:
         rng = self.rng
@@ -268,6 +291,12 @@ def numbers(rng: random.Random) -> float:
 def mixed(rng: random.Random) -> Any:
     """Mostly events; commands, and records that cannot be used."""
     return rng.choices(
-        [numbers(rng), 13.0, "reset", "end", rng.choice(["bad:undecodable", "bad:missing_key", "bad:wrong_width", "bad:unknown_command"])],
+        [
+            numbers(rng),
+            13.0,
+            "reset",
+            "end",
+            rng.choice(["bad:undecodable", "bad:missing_key", "bad:wrong_width", "bad:unknown_command"]),
+        ],
         [90, 2, 3, 3, 2],
     )[0]

@@ -83,7 +83,9 @@ class StepModel(ChainModel):
         y = np.zeros(x.shape, np.float32)
         for step in range(x.shape[1]):
             alive = lengths > step
-            h[alive] = (h[alive] * chain.factor + x[alive, step, 0].astype(np.float64) * chain.weight + chain.bias) % MODULUS
+            h[alive] = (
+                h[alive] * chain.factor + x[alive, step, 0].astype(np.float64) * chain.weight + chain.bias
+            ) % MODULUS
             y[alive, step, 0] = h[alive]
         return [y], [h.astype(np.float32)[None, :, None]]
 
@@ -164,7 +166,12 @@ class Handle:
 
 
 async def serve(
-    handle: Handle, chosen: Settings, models: Sequence[Any], instance: str, new_id: Callable[[], str], note: Callable[[str], None]
+    handle: Handle,
+    chosen: Settings,
+    models: Sequence[Any],
+    instance: str,
+    new_id: Callable[[], str],
+    note: Callable[[str], None],
 ) -> None:
     """What ``streamer run`` does, without process, signals and HTTP."""
     parts = await prepare(chosen, list(models))

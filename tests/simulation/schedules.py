@@ -78,9 +78,9 @@ async def _settled(world: World, findings: list[str]) -> bool:
     deadline = world.loop.time() + world.plan.live_within_s
     while True:
         judge = Judge(world)
-        if world.plan.refusal_ends_it and any(end.code == 5 for end in world.ends):
-            if not world.alive():
-                return False
+        refused = world.plan.refusal_ends_it and any(end.code == 5 for end in world.ends)
+        if refused and not world.alive():
+            return False
         missing = judge.missing()
         if not missing and not judge.findings:
             return True
@@ -132,14 +132,24 @@ def shrunk(plan: Plan, fails: Callable[[Plan], bool], *, budget_s: float = 60.0)
 def story(result: Result, *, most: int = 400) -> str:
     """What people read of a failing run."""
     plan = result.plan
-    lines = [f"profile {plan.profile}, seed {plan.seed}: {plan.partitions} partitions, {plan.nodes} nodes, members {', '.join(plan.members)}"]
+    lines = [
+        f"profile {plan.profile}, seed {plan.seed}: {plan.partitions} partitions, {plan.nodes} nodes, members {', '.join(plan.members)}"
+    ]
     for number, regime in enumerate(plan.regimes):
-        shown = {name: section for name, section in regime.document.items() if name not in ("model", "http", "input", "output")}
+        shown = {
+            name: section
+            for name, section in regime.document.items()
+            if name not in ("model", "http", "input", "output")
+        }
         lines.append(f"regime {number}: models {regime.letters} {shown} {regime.document['model']}")
     lines.append("-- what was planned")
     lines += [_act(act) for act in plan.acts]
     lines.append("-- what happened")
-    history = result.history if len(result.history) <= most else [*result.history[: most // 2], (0.0, "", "..."), *result.history[-most // 2 :]]
+    history = (
+        result.history
+        if len(result.history) <= most
+        else [*result.history[: most // 2], (0.0, "", "..."), *result.history[-most // 2 :]]
+    )
     lines += [f"{at:9.4f}  {who:8s} {text}" for at, who, text in history]
     lines.append("-- what is wrong")
     lines += result.findings[:30]
@@ -151,6 +161,8 @@ def story(result: Result, *, most: int = 400) -> str:
 def _act(act: Act) -> str:
     if act.kind != "send":
         return str(act)
-    items = " ".join(f"{i.stream}={i.what}" + (f"@-{i.ts_lag_ms}" if i.ts_lag_ms is not None else "") for i in act.args["items"])
+    items = " ".join(
+        f"{i.stream}={i.what}" + (f"@-{i.ts_lag_ms}" if i.ts_lag_ms is not None else "") for i in act.args["items"]
+    )
     rest: dict[str, Any] = {name: value for name, value in act.args.items() if name != "items"}
     return f"{act.at:8.3f}  send {rest} {items}"

@@ -83,7 +83,9 @@ class Transactions:
             return INVALID_PRODUCER_EPOCH, None
         return NONE, found
 
-    def add(self, name: str, producer: int, epoch: int, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    def add(
+        self, name: str, producer: int, epoch: int, partitions: list[tuple[str, int]]
+    ) -> dict[tuple[str, int], int]:
         """Error code per partition."""
         missing = [each for each in partitions if self.cluster.log(*each) is None]
         if missing:

@@ -10,6 +10,7 @@ from typing import Any
 from tests.simulation import product
 from tests.simulation.broker import GROUP as GROUP_KIND
 from tests.simulation.broker import TRANSACTION, Cluster, Topic
+from tests.simulation.expected import replay_points
 from tests.simulation.faults import Rule
 from tests.simulation.logs import Record, build
 from tests.simulation.loop import SimLoop
@@ -70,7 +71,9 @@ class World:
         self.network = Network(loop)
         self.cluster = Cluster(loop, self.network, plan.nodes, plan.segment_bytes)
         self.cluster.kill = self._killed_by_request  # type: ignore[method-assign]
-        self.cluster.faults.seen = lambda rule, api, member: loop.note(f"{api} of {member}: {rule.action} {rule.value:g}", "fault")
+        self.cluster.faults.seen = lambda rule, api, member: loop.note(
+            f"{api} of {member}: {rule.action} {rule.value:g}", "fault"
+        )
         self.members = {name: Member(name) for name in plan.members}
         self.sent: list[Sent] = []
         self.inputs: list[Topic] = []
@@ -157,7 +160,7 @@ class World:
         self.loop.after(seconds, self.start, name)
 
     def _dead(self, id_: str) -> None:
-        name = id_.split(".")[0]
+        name = id_.partition(".")[0]
         member = self.members[name]
         if member.id != id_ or not member.running:
             return
@@ -166,7 +169,7 @@ class World:
         self.network.died(id_)
 
     def _killed_by_request(self, id_: str) -> None:
-        name = id_.split(".")[0]
+        name = id_.partition(".")[0]
         if name in self.members and self.members[name].id == id_ and self.members[name].running:
             self.loop.kill(id_)
             self._dead(id_)
@@ -276,8 +279,6 @@ class World:
 
     def _do_retain(self, all: bool = False) -> None:
         """Deletes input that no restart needs any more: below every replay point, and behind a marker that follows it."""
-        from tests.simulation.oracle import replay_points
-
         points = replay_points(self)
         for log in self.inputs[-1].logs:
             point = points.get(log.partition, 0)

@@ -89,7 +89,7 @@ class Talk:
 
     async def delete(self, topic: str) -> int:
         answer = await self.ask(DeleteTopicsRequest([topic], 10_000))
-        while (await self.topic_id(topic))[0] == 0:
+        while (await self.topic_id(topic))[0] == 0:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
         return int(answer.topic_error_codes[0][1])
 
@@ -128,19 +128,32 @@ class Talk:
         ]
         raw = build(records, 0, *producer, sequence, name is not None)
         while True:
-            request = ProduceRequest(transactional_id=name, required_acks=-1, timeout=5_000, topics=[(topic, [(partition, raw)])])
+            request = ProduceRequest(
+                transactional_id=name, required_acks=-1, timeout=5_000, topics=[(topic, [(partition, raw)])]
+            )
             code, offset = (await self.ask(request)).topics[0][1][0][1:3]
-            if code != 6 and not (code == 19 and name is not None):  # leader not there yet; transaction not verified yet
+            if code != 6 and not (
+                code == 19 and name is not None
+            ):  # leader not there yet; transaction not verified yet
                 return code, offset
             await asyncio.sleep(0.05)
 
     async def fetch(
-        self, topic: str, offset: int, *, committed: bool = True, partition: int = 0, max_bytes: int = 1 << 20, wait_ms: int = 10
+        self,
+        topic: str,
+        offset: int,
+        *,
+        committed: bool = True,
+        partition: int = 0,
+        max_bytes: int = 1 << 20,
+        wait_ms: int = 10,
     ) -> dict[str, Any]:
         """Error code, ends, and what came: (offset, key, value), markers as (offset, "commit" | "abort")."""
         request = FetchRequest(wait_ms, 1, max_bytes, int(committed), [(topic, [(partition, offset, max_bytes)])])
         answer = await self.ask(request)
-        row = codecs.named(answer.SCHEMA, [getattr(answer, n) for n in answer.SCHEMA.names])["topics"][0]["partitions"][0]
+        row = codecs.named(answer.SCHEMA, [getattr(answer, n) for n in answer.SCHEMA.names])["topics"][0]["partitions"][
+            0
+        ]
         return {
             "code": row["error_code"],
             "end": row["highwater_offset"],
@@ -166,7 +179,9 @@ class Talk:
                 return answer.error_code, (answer.producer_id, answer.producer_epoch)
             await asyncio.sleep(0.05)
 
-    async def add(self, name: str, producer: tuple[int, int], topic: str, partitions: Sequence[int] = (0,)) -> list[int]:
+    async def add(
+        self, name: str, producer: tuple[int, int], topic: str, partitions: Sequence[int] = (0,)
+    ) -> list[int]:
         while True:
             request = AddPartitionsToTxnRequest(name, *producer, [(topic, list(partitions))])
             answer = await self.ask(request, coordinator=(TRANSACTION, name))
@@ -216,7 +231,13 @@ class Talk:
     # groups
 
     async def join(
-        self, group: str, member: str = "", instance: str | None = None, *, rebalance_ms: int = 10_000, data: bytes = b"m"
+        self,
+        group: str,
+        member: str = "",
+        instance: str | None = None,
+        *,
+        rebalance_ms: int = 10_000,
+        data: bytes = b"m",
     ) -> Any:
         while True:
             request = JoinGroupRequest(group, 6_000, rebalance_ms, member, instance, "consumer", [("plan", data)])
@@ -233,7 +254,12 @@ class Talk:
         return answer
 
     async def sync(
-        self, group: str, generation: int, member: str, plan: dict[str, bytes] | None = None, instance: str | None = None
+        self,
+        group: str,
+        generation: int,
+        member: str,
+        plan: dict[str, bytes] | None = None,
+        instance: str | None = None,
     ) -> tuple[int, bytes]:
         request = SyncGroupRequest(group, generation, member, instance, list((plan or {}).items()))
         answer = await self.ask(request, coordinator=(GROUP, group))

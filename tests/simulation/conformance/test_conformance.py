@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from tests.simulation.broker import Cluster
+from tests.simulation.conformance import scenarios_groups as _groups
 from tests.simulation.conformance.scenarios import SCENARIOS, SLOW, Told
 from tests.simulation.conformance.talk import Talk
 from tests.simulation.loop import simulated
 from tests.simulation.network import Network
+
+assert _groups, "importing it enters its scenarios"
 
 
 async def tell(name: str, bootstrap: str, unique: str) -> Told:
