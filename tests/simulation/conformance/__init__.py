@@ -1,0 +1,1 @@
+"""Scenarios that run unchanged against a real broker and against the simulated one. Both must answer alike."""

@@ -1,0 +1,93 @@
+"""Windows by definition: the slow reference is given the input in log order and the idle advances that were committed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation import product
+from tests.simulation.chains import fold
+
+if TYPE_CHECKING:
+    from tests.simulation.oracle import Judge
+
+Key = tuple[str, int, int, int]
+"""Stream, start, end, part"""
+
+
+class Definition:
+    """What the windows of one partition must be."""
+
+    def __init__(self, judge: Judge, partition: int, rule: dict[str, Any]) -> None:
+        self.expected: dict[Key, tuple[float, str]] = {}
+        self.late: set[tuple[int, int]] = set()
+        self.moved: list[tuple[int, int]] = []
+        """Idle advances that closed something: (before offset, watermark)"""
+        self._reference = product.reference(rule)
+        log = judge.log.get(partition, [])
+        self._values = {sent.offset: sent.what for sent in log}
+        idle: dict[int, int] = {}
+        for change in judge.changes.get(partition, ()):
+            for before, watermark in change.idle if change.kind == "progress" else ():
+                idle[before] = max(watermark, idle.get(before, watermark))
+        moves = sorted(idle.items())
+        for sent in log:
+            while moves and moves[0][0] <= sent.offset:
+                self._advance(*moves.pop(0))
+            if isinstance(sent.what, str) and sent.what.startswith("bad:"):
+                continue
+            what = product.OPS.get(sent.what, sent.what) if isinstance(sent.what, str) else sent.what
+            step = self._reference.record(sent.offset, sent.stream, sent.ts_ms, what)
+            if step.late:
+                self.late.add((partition, sent.offset))
+            self._closed(step)
+        for move in moves:
+            self._advance(*move)
+
+    def _advance(self, before: int, watermark: int) -> None:
+        step = self._reference.idle(watermark)
+        if step.moved:
+            self.moved.append((before, watermark))
+        self._closed(step)
+
+    def _closed(self, step: Any) -> None:
+        for window in step.closed:
+            values = [self._values[offset] for _, offset in window.events]
+            self.expected[window.stream, window.start, window.end, window.part] = (fold(values), window.reason)
+
+
+def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
+    told = {each.source for each in judge.dead if each.reason == "late"}
+    for partition in judge.log:
+        wanted = Definition(judge, partition, rule)
+        found: dict[Key, Any] = {}
+        for answer in judge.answers:
+            if answer.partition == partition and answer.model == name:
+                window = answer.document["window"]
+                found[answer.stream, window["start"], window["end"], window["part"]] = answer.document
+        for key in sorted(set(wanted.expected) | set(found)):
+            if key not in found:
+                judge.say("window", f"{key} of partition {partition} is missing ({wanted.expected[key][1]})")
+            elif key not in wanted.expected:
+                judge.say("window", f"{key} of partition {partition} is not by definition: {found[key]}")
+            elif found[key]["y"] != wanted.expected[key][0]:
+                right = wanted.expected[key][0]
+                judge.say("window", f"{key} of partition {partition} gives {found[key]['y']}, expected {right}")
+        mine = {source for source in told if source[0] == partition}
+        if mine != wanted.late:
+            judge.say("late", f"told {sorted(mine - wanted.late)} too many, {sorted(wanted.late - mine)} not")
+        _check_idleness(judge, partition, wanted.moved)
+
+
+def _check_idleness(judge: Judge, partition: int, idle: list[tuple[int, int]]) -> None:
+    """An idle advance is honest where nothing was appended for ``idle_ms``, open transactions of others included."""
+    idle_ms = judge.world.current.document["delivery"]["idle_ms"]
+    batches = judge.world.inputs[-1].logs[partition].ever
+    for before, watermark in idle:
+        following = [batch for batch in batches if batch.last >= before and not batch.control]
+        earlier = [batch for batch in batches if batch.last < before]
+        if not following or not earlier:
+            continue
+        quiet_ms = following[0].appended_ms - earlier[-1].appended_ms
+        if quiet_ms < idle_ms:
+            where = f"partition {partition} was quiet for {quiet_ms} ms before offset {before}"
+            judge.say("idle", f"{where}, yet the watermark moved to {watermark}")

@@ -1,0 +1,227 @@
+"""The only file of the simulator that knows the service: when the service changes, this changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from simulated import ChainModel
+from windowing import FoldModel, Reference
+
+from streamer.core import Op
+from streamer.errors import ModelRunError, StreamerError
+from streamer.kafka import requests as own_requests
+from streamer.kafka.requests import TopicMetadata, TxnOffsetCommit
+from streamer.modelfile.contract import Contract
+from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
+from streamer.service.wiring import build, prepare, window_rule
+from streamer.settings import Settings
+from tests.simulation.chains import CHAINS, MODULUS, Chain
+
+__all__ = ["StreamerError"]
+
+
+def request_modules() -> list[ModuleType]:
+    """Modules with request structures that the client does not have."""
+    return [own_requests]
+
+
+def txn_offset_commit(
+    name: str,
+    group: str,
+    producer: tuple[int, int],
+    member: tuple[int, str, str | None],
+    topic: str,
+    offsets: dict[int, int],
+) -> Any:
+    """The service's own request, which names generation, member id and instance."""
+    rows = [(partition, offset, -1, "", {}) for partition, offset in offsets.items()]
+    return TxnOffsetCommit(name, group, *producer, *member, [(topic, rows, {})])
+
+
+def topic_metadata(topic: str) -> Any:
+    """The service's own request, which tells topic ids."""
+    return TopicMetadata(topic)
+
+
+# settings and models
+
+
+def settings(document: Mapping[str, Any]) -> Settings:
+    return Settings(**document)
+
+
+class StepModel(ChainModel):
+    """A chain of ``chains``: anything missed, repeated or mixed up shows in every later answer of the stream."""
+
+    def __init__(self, letter: str, cost: Callable[[int], None], *, feeds_back: bool = False) -> None:
+        self.chain: Chain = CHAINS[letter]
+        super().__init__(self.chain.sha256)
+        self._cost = cost
+        if feeds_back:
+            fields: dict[str, Any] = {
+                "name": "chain",
+                "mode": "step",
+                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "lengths": "lengths",
+                "states": [{"input": "h", "output": "h_next", "shape": [1, "batch", 1]}],
+                "outputs": [{"name": "y", "shape": ["batch", "time", 1], "kind": "value"}],
+                "feedback": {"output": "y", "mode": "value"},
+            }
+            self.contract = Contract.from_fields(fields)
+            self.states = self.contract.states
+
+    def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
+        chain = self.chain
+        self._cost(int(np.sum(lengths)))
+        if any((x == poison).any() for poison in chain.refuses):
+            raise ModelRunError(f"{chain.letter} does not take that")
+        h = states[0][0, :, 0].astype(np.float64)
+        y = np.zeros(x.shape, np.float32)
+        for step in range(x.shape[1]):
+            alive = lengths > step
+            h[alive] = (
+                h[alive] * chain.factor + x[alive, step, 0].astype(np.float64) * chain.weight + chain.bias
+            ) % MODULUS
+            y[alive, step, 0] = h[alive]
+        return [y], [h.astype(np.float32)[None, :, None]]
+
+
+class WindowModel(FoldModel):
+    def __init__(self, cost: Callable[[int], None]) -> None:
+        super().__init__()
+        self._cost = cost
+
+    def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
+        self._cost(int(np.sum(lengths)))
+        return super().run(x, lengths, states)
+
+
+def load(chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], None]) -> list[tuple[str, Any, Any]]:
+    """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows."""
+    found: list[tuple[str, Any, Any]] = []
+    for name, section in chosen.model.items():
+        letter = letters[name]
+        if section.window is not None:
+            found.append((name, WindowModel(cost), window_rule(name, section.window)))
+        else:
+            found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower()), None))
+    return found
+
+
+def reference(section: Mapping[str, Any]) -> Reference:
+    """Windows by definition."""
+    from streamer.settings import WindowSection
+
+    return Reference(window_rule("window", WindowSection(**section)))
+
+
+OPS = {"reset": Op.RESET, "end": Op.END, "generate": Op.GENERATE}
+
+
+# a process
+
+
+class Observer:
+    """Notes what the service reports. Everything that is not noted is taken and dropped."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+    def settled(self, processor: Any, run_seconds: Any) -> None:
+        processor.counters = type(processor.counters)()
+
+    def committed(self, outcome: Any, epoch: Any, times: Any, changelog_bytes: int) -> None:
+        if str(outcome) != "committed":
+            self._note(f"commit of {dict(epoch.positions)}: {outcome}")
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        self._note(f"assigned {list(partitions)}")
+
+    def recovered(self, partitions: Sequence[int], kept: Sequence[int], seconds: float) -> None:
+        self._note(f"recovered {list(partitions)}, kept {list(kept)}, in {seconds:.2f} s")
+
+    def failed(self, error: BaseException) -> None:
+        self._note(f"failed: {type(error).__name__}: {str(error)[:200]}")
+
+
+class Handle:
+    """A running service, as its supervisor sees it."""
+
+    def __init__(self) -> None:
+        self.service: Any = None
+        self.asked_to_stop = False
+
+    def stop(self) -> None:
+        """SIGTERM"""
+        self.asked_to_stop = True
+        if self.service is not None:
+            self.service.stopping.set()
+
+
+async def serve(
+    handle: Handle,
+    chosen: Settings,
+    models: Sequence[Any],
+    instance: str,
+    new_id: Callable[[], str],
+    note: Callable[[str], None],
+) -> None:
+    """What ``streamer run`` does, without process, signals and HTTP."""
+    parts = await prepare(chosen, list(models))
+    handle.service = build(parts, Observer(note), instance=instance, new_id=new_id)  # type: ignore[arg-type]
+    if handle.asked_to_stop:
+        handle.service.stopping.set()
+    await handle.service.run()
+
+
+def exit_code(error: BaseException) -> int | None:
+    """None: not one of the service's own errors, so a crash."""
+    return error.exit_code if isinstance(error, StreamerError) else None
+
+
+def settled_offset(handle: Handle, partition: int) -> int | None:
+    ledger = handle.service.processor.ledgers.get(partition) if handle.service else None
+    return None if ledger is None else int(ledger.position)
+
+
+# what it writes
+
+
+@dataclass(frozen=True)
+class Change:
+    """One record of the changelog. ``kind``: progress | state | window | rollout"""
+
+    kind: str
+    position: int = 0
+    replay_point: int = 0
+    idle: tuple[tuple[int, int], ...] = ()
+    """(before offset, watermark): where the watermark moved without an event, the one at the replay point too"""
+    models: tuple[tuple[str, str], ...] = ()
+    """(name, first 16 digits of the sha256)"""
+    model: str = ""
+    stream: bytes = b""
+    through: int = -1
+    gone: bool = False
+    """The stream is forgotten up to ``through``"""
+
+
+def change(key: bytes, value: bytes | None) -> Change | None:
+    """None: a tombstone."""
+    if value is None:
+        return None
+    if key[:1] == bytes([Kind.PROGRESS]):
+        found = decode_progress(value)
+        models = tuple(sorted((name, digest[:16]) for name, digest in found.models.items()))
+        idle = [*found.idle, *([(found.replay_point, found.watermark)] if found.watermark != NO_WATERMARK else [])]
+        return Change("progress", found.position, found.replay_point, tuple(idle), models)
+    record = decode_stream(key, value)
+    kind = {Kind.STATE: "state", Kind.WINDOW: "window", Kind.ROLLOUT: "rollout"}[record.kind]
+    gone = record.state is None and kind == "state"
+    return Change(kind, model=record.model, stream=record.stream, through=record.through, gone=gone)

@@ -1,0 +1,38 @@
+"""Schedules from fixed seeds and one fresh seed, for about three minutes; a long run that is part of ``make accept``.
+
+They run in a process of their own: clocks are replaced, and the order of sets of texts is fixed there."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.simulation.test_machine import simulation
+
+SECONDS = float(os.environ.get("STREAMER_SIMULATION_SECONDS", "170"))
+FIXED = 1
+LONG_S, LONG_SCHEDULES = 1_800.0, 5_000
+
+
+@pytest.mark.slow
+def test_schedules_from_fixed_seeds() -> None:
+    done = simulation("--seed", str(FIXED), "--schedules", "100000", "--seconds", str(SECONDS))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_schedules_from_a_fresh_seed() -> None:
+    seed = random.SystemRandom().randrange(10**6, 10**9)
+    print(f"fresh seed {seed}")
+    done = simulation("--seed", str(seed), "--schedules", "20", "--story")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.accept
+def test_many_schedules() -> None:
+    """On one core. How many fit is told and must be enough."""
+    done = simulation("--seed", "100000", "--schedules", "1000000", "--seconds", str(LONG_S), timeout_s=LONG_S + 300)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.rsplit("\n", 2)[-2].split()[0]) >= LONG_SCHEDULES
