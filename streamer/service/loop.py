@@ -14,7 +14,7 @@ from typing import Protocol
 from streamer.core import EventBatch, RecordBatch
 from streamer.engine.partition import Partition, Phase
 from streamer.engine.processor import Processor
-from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.errors import DataLossError, FencedError, KafkaUnavailableError
 from streamer.kafka.client import Connection
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
@@ -151,7 +151,11 @@ class Service:
         commits.begin_turn()
         timeout_ms = _ROLLING_POLL_MS if self.processor.rolling else commits.poll_timeout_ms()
         asked = self._pace.records
-        batches = await self._reader.poll(asked, timeout_ms)
+        try:
+            batches = await self._reader.poll(asked, timeout_ms)
+        except DataLossError:
+            await self._committer.same_input()  # raises the better reason, if there is one
+            raise
         commits.times.end("fetch", clock.monotonic())
         if self._membership.standing is not Standing.OWNING:
             self._fetch_from_here()  # these records belong to whoever comes next
