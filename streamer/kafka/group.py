@@ -182,9 +182,13 @@ class Group(ConsumerRebalanceListener):
             )
 
     async def described(self) -> GroupState | None:
-        """Its members and what each has; None when nobody tells. After the first assignment."""
+        """Its members and what each has; None when this broker does not tell. After the first assignment. Raises
+        KafkaSilentError when nobody answers."""
         _, member_id = self._consumer.membership()
-        return await describe(self._consumer.client, self._name, self._topic, member_id)
+        try:
+            return await describe(self._consumer.client, self._name, self._topic, member_id)
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise self._connection.explain(error, "asking who is in the group") from error
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, int | None]:
         """Committed offsets of the group, None where there is none."""

@@ -37,10 +37,10 @@ class GroupState:
 
 
 async def describe(client: Any, group: str, topic: str, member_id: str) -> GroupState | None:
-    """The group as its coordinator sees it; ``member_id``: of this member. None when nobody tells: an outage, a broker
-    without such requests, a right that is missing. Two round trips on connections that no fetch and no join holds up."""
-    if client.get_random_node() is None:  # no broker is known
-        return None
+    """The group as its coordinator sees it; ``member_id``: of this member. None when this broker does not tell. Two round trips
+    on connections that no fetch and no join holds up. Raises KafkaError, TimeoutError or OSError when nobody answers."""
+    if client.get_random_node() is None:
+        raise kafka_errors.NodeNotReadyError("no broker is known")
     try:
         async with asyncio.timeout(_LOOK_S):
             node = await client.coordinator_lookup(CoordinationType.GROUP, group)
@@ -49,7 +49,7 @@ async def describe(client: Any, group: str, topic: str, member_id: str) -> Group
         if code:
             return None
         found = [_member(member, topic, member_id) for member in members]
-    except (TimeoutError, OSError, NotImplementedError, ValueError, kafka_errors.KafkaError):
+    except (NotImplementedError, ValueError, kafka_errors.IncompatibleBrokerVersion):
         return None
     return GroupState(tuple(found), state in _MOVING)
 

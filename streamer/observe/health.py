@@ -165,10 +165,8 @@ def progress(state: State, what: tuple[str, int], done: int, total: int, now: fl
     }
 
 
-def restore(state: State, partitions: Mapping[int, dict[str, Any]], now: float) -> dict[str, float | None] | None:
+def restore(state: State, partitions: Mapping[int, dict[str, Any]], now: float) -> dict[str, float | None]:
     """How far the restore is as a whole; what is left follows from the time that it took so far. ``partitions``: as shown."""
-    if health(state) is not Health.RESTORING:
-        return None
     parts = partitions.values()
     share = sum(0.0 if p["state"] == "waiting" else p.get("share", 1.0) for p in parts) / max(len(parts), 1)
     taken_s = now - state.assigned_at

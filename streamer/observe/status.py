@@ -50,7 +50,7 @@ def status(
         **about.facts,
         "other_machines": {str(number): other for number, other in sorted(view.other_machines.items())},
         "models": [{"name": name, "version": version, "sha256": digest} for name, version, digest in about.models],
-        "restore": restore(state, partitions, now),
+        "restore": restore(state, partitions, now) if whole is Health.RESTORING else None,
         "partitions": {str(number): values for number, values in sorted(partitions.items())},
         "partitions_held": held(state),
         "members": _members(state.siblings),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamer.core import Epoch, Outgoing
-from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.errors import FencedError, KafkaSilentError, KafkaUnavailableError
 from streamer.observe.counts import Counts
 from streamer.observe.health import State, gauges, health, lag, replayed, replaying, unready
 from streamer.observe.logs import Errors, Rejected, log
@@ -113,9 +113,15 @@ class Telemetry:
         elif not isinstance(error, FencedError):
             self.state.ending = str(error) or type(error).__name__
 
-    def siblings(self, found: Siblings | None) -> None:
-        """The group as its coordinator described it; None: it did not."""
+    def siblings(self, found: Siblings | None, silent: KafkaSilentError | None = None) -> None:
+        """The group as its coordinator described it; None: it did not. ``silent``: nobody answers. Who has no partitions
+        fetches nothing, so this is all that tells it of an outage."""
         self.state.siblings = found
+        if self.state.assigned == []:
+            if silent is not None:
+                self.failed(silent)
+            elif found is not None:
+                self.state.outage.over()
 
     def tick(self, look: Callable[[], View]) -> None:
         """Every turn of the loop; looks twice a second."""

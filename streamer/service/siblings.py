@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
+from streamer.errors import KafkaSilentError, StreamerError
 from streamer.kafka.group import Group
 from streamer.observe.view import Member, Siblings
 
@@ -13,7 +14,13 @@ _SOON_S = 5.0
 _TURN_S = 0.5
 
 
-async def watch_siblings(group: Group, every_s: float, tell: Callable[[Siblings | None], None]) -> None:
+class GroupObserver(Protocol):
+    """Who is told of the group."""
+
+    def siblings(self, found: Siblings | None, silent: KafkaSilentError | None = None) -> None: ...
+
+
+async def watch_siblings(group: Group, every_s: float, observer: GroupObserver) -> None:
     """Until cancelled: after each assignment, and every ``every_s``; sooner while the group moves or does not answer.
     Beside the loop, which waits for none of it."""
     loop = asyncio.get_running_loop()
@@ -21,15 +28,21 @@ async def watch_siblings(group: Group, every_s: float, tell: Callable[[Siblings 
     while True:
         if group.assignments and (group.assignments != seen or loop.time() >= due):
             seen = group.assignments
-            found = await _look(group)
-            tell(found)
-            due = loop.time() + (min(_SOON_S, every_s) if found is None or found.moving else every_s)
+            settled = await _look(group, observer)
+            due = loop.time() + (every_s if settled else min(_SOON_S, every_s))
         await asyncio.sleep(_TURN_S)
 
 
-async def _look(group: Group) -> Siblings | None:
-    found = await group.described()
+async def _look(group: Group, observer: GroupObserver) -> bool:
+    """Whether the group is at rest."""
+    try:
+        found = await group.described()
+    except StreamerError as error:
+        observer.siblings(None, error if isinstance(error, KafkaSilentError) else None)
+        return False
     if found is None:
-        return None
+        observer.siblings(None)
+        return False
     members = [Member(each.name, each.host, each.partitions, each.here) for each in found.members]
-    return Siblings(members, found.moving)
+    observer.siblings(Siblings(members, found.moving))
+    return not found.moving

@@ -231,7 +231,7 @@ async def observed(settings: Settings, telemetry: Telemetry, service: Service) -
 
     beating = asyncio.create_task(_beat(telemetry))
     every_s = settings.kafka.metadata_max_age_ms / 1000
-    watching = asyncio.create_task(watch_siblings(service.group, every_s, telemetry.siblings))
+    watching = asyncio.create_task(watch_siblings(service.group, every_s, telemetry))
     section = settings.http
     try:
         if not section.enabled:

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from local_kafka import LocalKafka
 from serving import event, make_settings, produce, running
 from simulated import ChainModel
+from tooling import require_tool
 
 from streamer.errors import ConfigurationError
 from streamer.observe.telemetry import Telemetry
@@ -72,6 +74,27 @@ async def test_the_members_of_the_group_and_where_they_are(kafka, topic_name, cr
                 names = {mine["name"], other["name"]}
                 assert len(names) == 2
                 assert all(re.fullmatch("[ab]" if static else r"streamer-[0-9a-f]{8}", name) for name in names), names
+
+
+async def test_who_stands_by_tells_an_outage(topic_name, create_topics) -> None:
+    require_tool("java", "mvn")
+    topic, group = topic_name("in"), topic_name("group")
+    with LocalKafka() as local:
+        await create_topics(local.bootstrap, {topic: 1})
+        settings = settings_of(local.bootstrap, topic, group, request_timeout_ms=2_000)
+        async with shown(settings, "a") as owner:
+            await seen(owner, lambda s: s["health"] == "live")
+            async with shown(settings, "b") as standing:
+                await seen(standing, lambda s: s["health"] in ("live", "waiting") and len(s["members"] or ()) == 2)
+                await asyncio.to_thread(local.kill_node, 1)
+                for telemetry in (owner, standing):
+                    status = await seen(telemetry, lambda s: s["health"] == "outage" and s["outage_cause"] is None)
+                    assert status["outage_s"] > 0
+                    assert telemetry.unready() is not None
+                await asyncio.to_thread(local.start_node, 1)
+                for telemetry in (owner, standing):
+                    await seen(telemetry, lambda s: s["health"] in ("live", "waiting") and len(s["members"] or ()) == 2)
+                    assert telemetry.unready() is None
 
 
 async def test_another_machine_before_us(kafka, topic_name, create_topics, monkeypatch) -> None:

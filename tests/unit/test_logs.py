@@ -450,6 +450,11 @@ def test_health_before_the_first_partitions_and_without_any() -> None:
     telemetry.assigned([])
     telemetry.recovered([], [], 0.0)
     assert telemetry.status()["health"] == "waiting"
+    telemetry.siblings(None, KafkaSilentError("no broker answers"))
+    assert telemetry.status()["health"] == "outage", "who stands by fetches nothing, and hears of it all the same"
+    assert telemetry.unready() is not None
+    telemetry.siblings(Siblings([]))
+    assert telemetry.status()["health"] == "waiting"
 
 
 def test_a_failed_commit_is_a_line() -> None:
