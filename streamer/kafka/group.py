@@ -158,8 +158,10 @@ class Group(ConsumerRebalanceListener):
         )
 
     async def start(self) -> None:
-        self._consumer.subscribe([self._topic], listener=self)
+        """Connects; partitions come when the group gives them. That may take as long as the session of a member that died:
+        whoever waited for it with the patience of a connection would give up, and leave one more dead member behind."""
         await self._connection.started(self._consumer)
+        self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:
         """Leaves the group (static members stay until their session ends). Drain before."""
