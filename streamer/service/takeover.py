@@ -148,7 +148,7 @@ class Takeover:
         wanted = {
             number: offset
             for number, restore in restores.items()
-            if (offset := restore.wanted_record) is not None and offset >= facts[number].begin
+            if (offset := restore.wanted_record) is not None and facts[number].begin <= offset < facts[number].end
         }
         checksums = await self._checksums(wanted)
         for number, restore in restores.items():
