@@ -82,8 +82,8 @@ class Begin:
     idle: list[tuple[int, int]] = field(default_factory=list)
     window_since: int = 0
     """Where the window model's regime began"""
-    fresh: bool = False
-    """Nothing of it is durable yet: the start itself has to be."""
+    unwritten: bool = False
+    """Something of it is not durable yet: a first start, or other models than before."""
 
 
 class Partition:
@@ -148,7 +148,7 @@ class Partition:
         self.position = self.live_from = found.position
         self.next_offset = point.offset
         self.last_offset, self.checksum = found.last_offset, found.checksum
-        self.truths, self.moved = found.truths, found.fresh
+        self.truths, self.moved = found.truths, found.unwritten
         self.checkpoint = Checkpoint(point)
         if self.lanes.windowing is not None:
             self.windows = self.lanes.windowing.opened(

@@ -7,7 +7,7 @@ present regime holds; a record that reaches less far is of an earlier one and is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -214,7 +214,7 @@ class Restore:
 
     def _fresh(self, start: int) -> Begin:
         truths = [LaneTruth(start) for _ in self._lanes]
-        return Begin(start, ReplayPoint(start, NO_WATERMARK), truths, fresh=True)
+        return Begin(start, ReplayPoint(start, NO_WATERMARK), truths, unwritten=True)
 
     def _restored(self, progress: Progress, since: Mapping[str, int]) -> Begin:
         truths = []
@@ -241,7 +241,15 @@ class Restore:
             checksum=progress.checksum,
             window_through=self._window_through,
             idle=idle,
+            unwritten=self._differs(progress, since),
         )
+
+    def _differs(self, progress: Progress, since: Mapping[str, int]) -> bool:
+        """Whether regimes are others than were written: that has to be durable also where no event comes."""
+        lanes = self._processor.lanes
+        served = [*lanes.stepping, *([lanes.windowing] if lanes.windowing else [])]
+        now = {lane.name: (lane.model_id.hex(), since[lane.name]) for lane in served}
+        return now != {name: (regime.model_id, regime.since) for name, regime in progress.models.items()}
 
     def _stale(self, lane: StepLane, since: int) -> dict[bytes, int]:
         """Takes states of an earlier regime out of the arena: stream -> through, so that their records go too."""
@@ -347,9 +355,3 @@ class Restore:
             'delivery.model_changed = "reset" to begin from the initial state.'
         )
 
-
-def restore_all(restore: Restore, pieces: Iterable[RecordBatch], found: Found) -> Partition:
-    """A whole restore in one call."""
-    for piece in pieces:
-        restore.apply(piece)
-    return restore.finish(found)
