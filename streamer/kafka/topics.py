@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
@@ -19,6 +20,8 @@ from streamer.kafka.identity import topic_identity
 from streamer.kafka.internals import client_of
 from streamer.kafka.policies import INPUT, Config, TopicNeed, config_when_created, max_message_bytes
 from streamer.kafka.rights import cluster_time_ms, missing_rights
+
+T = TypeVar("T")
 
 
 def _now_ms() -> int:
@@ -80,15 +83,21 @@ class Topics:
         Raises KafkaUnavailableError for a missing topic, ConfigurationError for one that cannot serve."""
         if plain_broker:
             return InputTopic(input_topic, await self._partitions(input_topic), "")
+        found = await self._patiently(
+            lambda: self._prepare(input_topic, needs, create=create, dry=dry), "checking topics"
+        )
+        return replace(found, clock_ahead_ms=await self._clock_ahead_ms(now_ms))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]], doing: str) -> T:
+        """Asks again until ``connect_timeout_ms``: one broker of several may be away, and the client asks another one next
+        time; a coordinator may not be there yet."""
         deadline = asyncio.get_running_loop().time() + self._connection.connect_timeout_ms / 1000
         while True:
             try:
-                found = await self._prepare(input_topic, needs, create=create, dry=dry)
-                return replace(found, clock_ahead_ms=await self._clock_ahead_ms(now_ms))
+                return await ask()
             except (TimeoutError, KafkaError, OSError) as error:
-                # one broker of several may be away: the client asks another one next time
                 if not retriable(error) or asyncio.get_running_loop().time() >= deadline:
-                    raise self._connection.explain(error, "checking topics") from error
+                    raise self._connection.explain(error, doing) from error
             await asyncio.sleep(0.25)
 
     async def _prepare(self, input_topic: str, needs: Sequence[TopicNeed], *, create: bool, dry: bool) -> InputTopic:
@@ -133,10 +142,9 @@ class Topics:
     async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int | None]:
         """Committed offsets of a group that this client does not join, None where there is none."""
         tps = [TopicPartition(topic, partition) for partition in partitions]
-        try:
-            found = await self._admin.list_consumer_group_offsets(group, partitions=tps)
-        except (TimeoutError, KafkaError, OSError) as error:
-            raise self._connection.explain(error, f"looking at group {group!r}") from error
+        found = await self._patiently(
+            lambda: self._admin.list_consumer_group_offsets(group, partitions=tps), f"looking at group {group!r}"
+        )
         offsets = {tp.partition: each.offset for tp, each in found.items()}
         return {part: offsets[part] if offsets.get(part, -1) >= 0 else None for part in partitions}
 

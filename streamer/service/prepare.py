@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from streamer.engine.processor import Processor
+from streamer.engine.processor import Processor, check_models
 from streamer.errors import ConfigurationError
 from streamer.kafka import clocks
 from streamer.kafka.client import Connection
@@ -56,6 +56,8 @@ def connection(settings: Settings) -> Connection:
 
 async def prepare(settings: Settings, models: Models, *, mock: bool = False, clock: Clock | None = None) -> Parts:
     """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
+    codec_of(settings, models)  # what can be said without a cluster is said first
+    check_models(models)
     link, clock = connection(settings), clock or SystemClock()
     async with Topics(link) as topics:
         found = await topics.prepare(
