@@ -122,7 +122,7 @@ def judge(
     errors: list[str] = []
     warnings: list[str] = []
     for what, config in configs.items():
-        where = f"{_WORDS[what]} {names[what]!r}"
+        where = f"{_WORDS[what]} {names[what]!r} ({what})"
         if not config:
             warnings.append(
                 f"{where}: its configuration cannot be read, so nothing of it is checked{_unchecked(what, settings, windows)}. "

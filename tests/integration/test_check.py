@@ -117,7 +117,7 @@ async def test_states_are_judged_as_a_restore_would(kafka, topic_name, create_to
         (
             {"output": {"max_batch_bytes": 2_000_000}, "dead_letter": {"topic": "SMALL"}},
             ConfigurationError,
-            "'SMALL' takes",
+            "'SMALL' (dead_letter.topic) takes",
         ),
     ],
 )

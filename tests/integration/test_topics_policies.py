@@ -96,7 +96,8 @@ async def test_an_output_that_forgets_old_answers_is_told_at_start(
     await started(make_settings(kafka, topic, topic_name("group")))
     (told,) = caplog.messages
     assert re.search(
-        rf"output topic '{topic}.out' keeps records for 604800000 ms \(retention.ms\), the input for ever", told
+        rf"output topic '{topic}.out' \(output.topic\) keeps records for 604800000 ms \(retention.ms\), the input for ever",
+        told,
     )
     caplog.clear()
     await started(make_settings(kafka, topic, topic_name("group"), output={"timestamp": "now"}))
@@ -111,7 +112,9 @@ async def test_a_compacted_input_is_refused_where_it_is_read_again(kafka, topic_
     if mode == "ephemeral":
         await started(settings)
         return
-    with pytest.raises(ConfigurationError, match=rf"input topic '{topic}' is compacted \(cleanup.policy = compact\)"):
+    with pytest.raises(
+        ConfigurationError, match=rf"input topic '{topic}' \(input.topic\) is compacted \(cleanup.policy = compact\)"
+    ):
         await started(settings)
 
 
@@ -124,8 +127,10 @@ async def test_all_that_is_wrong_with_topics_is_said_at_once(kafka, topic_name, 
     with pytest.raises(ConfigurationError) as refused:
         await started(settings)
     told = str(refused.value)
-    assert f"output topic '{topic}.out' takes batches of at most 300000 bytes (max.message.bytes)" in told
-    assert f"changelog '{settings.changelog_topic}' has cleanup.policy = compact,delete" in told
+    assert (
+        f"output topic '{topic}.out' (output.topic) takes batches of at most 300000 bytes (max.message.bytes)" in told
+    )
+    assert f"changelog '{settings.changelog_topic}' (changelog.topic) has cleanup.policy = compact,delete" in told
 
 
 async def test_a_clock_that_is_wrong_is_told_at_start(
