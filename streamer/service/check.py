@@ -13,7 +13,7 @@ from heapq import nlargest
 from typing import Any, TypeVar
 
 from streamer.core import LogFacts, RecordBatch, Reject, WindowAnswers
-from streamer.engine.processor import Processor
+from streamer.engine.processor import Processor, check_models
 from streamer.engine.restore import Found, Names, Restore
 from streamer.errors import ConfigurationError, DataLossError, KafkaRefusedError, ModelError, StreamerError
 from streamer.kafka.client import Connection
@@ -179,7 +179,7 @@ class _Check:
         """The codec, when models, windows and format can be served together."""
         try:
             codec = codec_of(self._settings, models)
-            processor_of(self._settings, models, codec, "")
+            check_models(models)
         except ConfigurationError as error:
             self._report.problems.append(error)
             return None
