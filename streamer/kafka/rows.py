@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 from streamer.core import Headers, Outgoing, Reject
 from streamer.kafka.internals import Row
@@ -10,8 +11,9 @@ from streamer.kafka.internals import Row
 SOURCE_HEADER = "streamer-source"
 
 
-def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing]) -> Iterable[Row]:
-    """``prefix``: of the sources, the input topic and a slash."""
+def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing], *, stamped: bool = True) -> Iterable[Row]:
+    """``prefix``: of the sources, the input topic and a slash. ``stamped``: with the times of their records, else of when
+    they are written."""
     prefix += b"%d/" % partition
     for part in parts:
         sources: list[list[tuple[str, bytes | None]]] = [
@@ -19,10 +21,11 @@ def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing]) ->
         ]
         for row, more in part.headers.items():
             sources[row] = [*sources[row], *more]
-        yield from zip(part.timestamps_ms, part.keys, part.values, sources, strict=True)
+        times: Iterable[int | None] = part.timestamps_ms if stamped else repeat(None, len(part.keys))
+        yield from zip(times, part.keys, part.values, sources, strict=True)
 
 
-def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int) -> Row:
+def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int, *, stamped: bool = True) -> Row:
     """Original key, value and headers with the reason; the value is cut if the record would exceed the topic's limit."""
     headers: list[tuple[str, bytes | None]] = [
         *reject.headers,
@@ -42,7 +45,7 @@ def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int) -> Row:
     key = reject.key
     if key is not None and room < 0:
         key = None
-    return reject.timestamp_ms, key, value, headers
+    return reject.timestamp_ms if stamped else None, key, value, headers
 
 
 def _size(headers: Headers) -> int:
