@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,14 @@ class Reject:
     value: bytes | None
     headers: Headers
     timestamp_ms: int
+
+
+class Source(NamedTuple):
+    """Where a reject lies, and what is wrong there."""
+
+    partition: int
+    offset: int
+    detail: str
 
 
 @dataclass(slots=True)
@@ -266,6 +274,8 @@ class Outgoing:
     """Row -> further headers"""
     mode: Mode = Mode.STEP
     """Which kind of answer, for the metrics"""
+    common: Headers = ()
+    """Further headers of every record"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -297,6 +307,8 @@ class Report:
     """Events left out of windows for the model's length multiple"""
     calls: Sequence[ModelCall] = ()
     rejects: Mapping[Reason, int] = field(default_factory=dict)
+    examples: Mapping[Reason, Source] = field(default_factory=dict)
+    """The newest reject of each reason"""
     forgotten: Mapping[Forgotten, int] = field(default_factory=dict)
     closed: Mapping[Closed, int] = field(default_factory=dict)
     """Windows by reason"""

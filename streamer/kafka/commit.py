@@ -63,11 +63,16 @@ class Committer:
         self._group = group
         self._reader = reader
         self._prefix = topic.name.encode() + b"/"
-        self._dead_letter_max_bytes = topic.limits.get(settings.dead_letter_topic or "", result_sizes({}))
+        self._limits = topic.limits
+        self._dead_letter_max_bytes = self._limit(settings.dead_letter_topic or "")
         self.producers = Producers(connection, settings, new_id)
         self.bytes_written = 0
         self._submitting = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
+
+    def _limit(self, topic: str) -> int:
+        """The largest record batch in bytes that a topic takes."""
+        return self._limits.get(topic, result_sizes({}))
 
     @property
     def transactional_id(self) -> str:
@@ -266,14 +271,17 @@ class Committer:
     ) -> list[asyncio.Future[Any]]:
         futures: list[asyncio.Future[Any]] = []
         try:
-            for batch in producer.pack(rows):
+            for batch in producer.pack(rows, self._limit(topic)):
                 if topic == self._settings.changelog_topic:
                     self.bytes_written += batch.size()
                 future = await producer.send_batch(batch, topic, partition=partition)
                 future.add_done_callback(noticed)
                 futures.append(future)
         except RowTooLarge as error:
-            raise ConfigurationError(f"a record of {error.size} bytes does not fit output.max_batch_bytes") from error
+            raise ConfigurationError(
+                f"a record of {error.size} bytes does not fit a batch of topic {topic!r}: raise its max.message.bytes, which is "
+                f"{self._limit(topic)}"
+            ) from error
         return futures
 
     async def _explained(self, error: BaseException, doing: str, producer: Producer | None) -> StreamerError:

@@ -18,7 +18,7 @@ from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.security import security
-from streamer.kafka.topics import InputTopic, TopicNeed, Topics
+from streamer.kafka.topics import InputTopic, TopicNeed, Topics, result_sizes
 from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
@@ -178,7 +178,12 @@ def build(
         reader=reader,
         new_id=new_id or (lambda: f"{group_id}-{instance}-{uuid.uuid4().hex[:12]}"),
     )
-    sink = Sink([(name, model) for name, model, _ in parts.models], codec.keys)
+    limit = parts.input.limits.get(settings.output.topic, result_sizes({}))
+    sink = Sink(
+        [(name, model) for name, model, _ in parts.models],
+        codec.keys,
+        max_bytes=min(settings.output.max_batch_bytes, limit),
+    )
     return Service(
         settings,
         processor,
