@@ -7,7 +7,7 @@ with ``sequence_lens`` and explicit states; weights are constant initialisers, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .model import TokenEmbedding
+from .cells import ColumnEncoder, TokenEmbedding
 from .nodes import Graph
 from .scan import projected_layer
 from .trace import trace_rows
@@ -178,15 +178,33 @@ def _common(graph: Graph, module: nn.Module, value: str) -> str | None:
         shift = [graph.constant(array(module.bias), "shift")] if module.bias is not None else []
         return graph.op("LayerNormalization", value, scale, *shift, axis=-1, epsilon=module.eps)
     if kind is TokenEmbedding:
-        assert isinstance(module, TokenEmbedding)
-        index = graph.op("Cast", graph.op("Squeeze", value, graph.axes(-1)), to=onnx.TensorProto.INT64)
-        first, last = graph.constant(np.int64(0)), graph.constant(np.int64(module.vocabulary - 1))
-        return graph.op(
-            "Gather", graph.constant(array(module.table.weight), "table"), graph.op("Clip", index, first, last)
-        )
+        return _embedding(graph, cast(TokenEmbedding, module), value)
+    if kind is ColumnEncoder:
+        return _columns(graph, cast(ColumnEncoder, module), value)
     if kind is nn.Sequential:
         return _chain(graph, module, value)
     return None
+
+
+def _embedding(graph: Graph, module: TokenEmbedding, value: str) -> str:
+    """What is not in the vocabulary is compared as a number, before a cast could make an index of it."""
+    number = graph.op("Squeeze", value, graph.axes(-1))
+    low, high = graph.constant(np.float32(-1)), graph.constant(np.float32(module.vocabulary))
+    known = graph.op("And", graph.op("Greater", number, low), graph.op("Less", number, high))
+    index = graph.op("Where", known, number, graph.constant(np.float32(module.other)))
+    table = graph.constant(array(module.rows), "table")
+    return graph.op("Gather", table, graph.op("Cast", index, to=onnx.TensorProto.INT64))
+
+
+def _columns(graph: Graph, module: ColumnEncoder, value: str) -> str:
+    """The numbers of an event beside the embeddings of its categories."""
+    parts = []
+    if module.numbers:
+        parts.append(graph.op("Gather", value, graph.constant(np.array(module.numbers, np.int64)), axis=-1))
+    for column, table in zip(module.columns, module.tables, strict=True):
+        one = graph.op("Gather", value, graph.constant(np.array([column], np.int64)), axis=-1)
+        parts.append(_embedding(graph, cast(TokenEmbedding, table), one))
+    return graph.op("Concat", *parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def _chain(graph: Graph, module: nn.Module, value: str) -> str | None:

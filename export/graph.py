@@ -33,7 +33,7 @@ def export_model(
     *,
     name: str,
     version: str = "1",
-    features: Sequence[str] | None = None,
+    features: Sequence[Any] | None = None,
     trained_on: Any = None,
     metrics: Mapping[str, Any] | None = None,
     feedback: Mapping[str, Any] | None = None,
@@ -106,7 +106,7 @@ def step_examples(contract: Contract, rows: int) -> tuple[torch.Tensor, ...]:
     return (x, *(torch.from_numpy(state) for state in states))
 
 
-def sequence_contract(module: SequenceModel, *, features: Sequence[str] | None = None, **fields: Any) -> Contract:
+def sequence_contract(module: SequenceModel, *, features: Sequence[Any] | None = None, **fields: Any) -> Contract:
     """What the exported graph of a SequenceModel declares."""
     return Contract.from_fields(
         {

@@ -21,6 +21,7 @@ from streamer.errors import ModelError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
+from .cells import categories
 from .model import SequenceModel, load
 from .modules.calling import vocabulary
 from .modules.factory import build_module
@@ -136,12 +137,17 @@ class _Draw:
         self._features = model.contract.features
         self._whole = model.contract.input.dtype.startswith("int")
         self._unit = model.length_multiple
-        self._mean, self._std, self._categories = np.zeros(1), np.ones(1), 0
+        self._mean, self._std = np.zeros(1), np.ones(1)
+        # column -> from where to below where its categories are drawn
+        tables = enumerate(model.contract.feature_tables)
+        self._categories = {at: (0, len(feature.vocabulary)) for at, feature in tables if feature.vocabulary}
         if isinstance(module, SequenceModel):
             self._mean, self._std = module.mean.cpu().numpy(), module.std.cpu().numpy()
-            self._categories = int(getattr(module.encoder, "vocabulary", 0))
-        elif module is not None:
-            self._categories = vocabulary(module)
+            counts = {at: high for at, (_, high) in self._categories.items()} | categories(module.encoder)
+            # one beyond each end: our own graphs take unknown words too
+            self._categories = {at: (-1, count + 1) for at, count in counts.items()}
+        elif module is not None and (size := vocabulary(module)):
+            self._categories = dict.fromkeys(range(model.contract.features), (0, size))
 
     def batch(self) -> tuple[F32, I32]:
         """x[B,T,F] and lengths[B], at least one of which is T."""
@@ -151,9 +157,12 @@ class _Draw:
 
     def values(self, rows: int, steps: int) -> F32:
         shape = (rows, steps, self._features)
-        if self._categories or self._whole:
-            return self._random.integers(0, self._categories or 2, shape).astype(np.float32)
-        return (self._mean + self._std * self._random.normal(size=shape)).astype(np.float32)
+        if self._whole:
+            return self._random.integers(0, 2, shape).astype(np.float32)
+        x = (self._mean + self._std * self._random.normal(size=shape)).astype(np.float32)
+        for column, (low, high) in self._categories.items():
+            x[..., column] = self._random.integers(low, high, shape[:2])
+        return x
 
 
 def _parity(model: Model, eager: Run, draw: _Draw) -> Check:

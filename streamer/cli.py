@@ -22,7 +22,8 @@ from streamer import __version__
 from streamer.errors import StreamerError
 from streamer.modelfile.draft import draft as draft_sidecar
 from streamer.modelfile.model import Model
-from streamer.observe.telemetry import Telemetry, configure_logs, log
+from streamer.observe.logs import configure_logs, log
+from streamer.observe.telemetry import Telemetry
 from streamer.service.signals import drain_when_told, leave_when_told
 from streamer.service.wiring import Parts, build, facts, instance_id, load_models, observed, prepare
 from streamer.settings import Settings, describe, load_settings

@@ -32,6 +32,10 @@ class KafkaUnavailableError(StreamerError):
     exit_code = 4
 
 
+class KafkaSilentError(KafkaUnavailableError):
+    """No broker answers: there is no cause to tell but that."""
+
+
 class KafkaRefusedError(StreamerError):
     """The cluster refuses what the service needs: a right, a topic, a policy. An administrator acts; trying again does not
     help, so the process ends."""

@@ -46,10 +46,10 @@ CONFINED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(TRAINING, ("export",)),
     "onnxruntime": ("streamer.modelfile.session",),
     "aiokafka": ("streamer.kafka", "streamer.tools.bench"),  # the bench's naive loop is what it is compared with
-    "prometheus_client": ("streamer.observe.telemetry", "streamer.observe.http"),
-    "structlog": ("streamer.observe.telemetry", "streamer.observe.http"),
+    "prometheus_client": ("streamer.observe.metrics", "streamer.observe.http"),
+    "structlog": ("streamer.observe.logs",),
     "confluent_kafka": ("streamer.tools",),
-    "pydantic": ("streamer.settings",),
+    "pydantic": ("streamer.settings", "export.config"),
     "uvloop": ("streamer.service.loop", "streamer.cli"),
     "typer": ("streamer.cli", "streamer.tools", "export"),
     "rich": ("streamer.cli", "streamer.tools", "export"),
@@ -153,7 +153,7 @@ def test_a_breach_is_found(module, line):
         ("streamer.kafka.input", "from .client import Connection\nimport asyncio, time, aiokafka"),
         ("streamer.kafka.restore", "from streamer.records.changelog import decode_progress"),
         ("streamer.tools.bench", "import aiokafka\nfrom streamer.tools.produce import produce"),
-        ("streamer.observe.telemetry", "from streamer import __version__\nimport prometheus_client"),
+        ("streamer.observe.metrics", "from streamer import __version__\nimport prometheus_client"),
         ("streamer.modelfile.session", "import onnxruntime"),
         ("export.verify", "import torch, onnx\nfrom streamer.modelfile.model import Model"),
     ],
@@ -195,3 +195,16 @@ def test_no_module_imports_itself_over_others():
         return [circle for each in graph[name] - rooms - {name} for circle in visit(each, (*path, name))]
 
     assert [circle for name in graph for circle in visit(name, ())] == []
+
+
+def test_the_page_of_the_house_names_every_module():
+    page = (ROOT / "streamer" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "streamer").rglob("*.py"):
+        room = path.parent.relative_to(ROOT / "streamer").parts[:1]
+        if path.name.startswith("__") or room in (("tools",), ("observe",)) or path.parent.name == "formats":
+            continue
+        assert path.name in page, f"{path.relative_to(ROOT)} has no line in streamer/README.md"
+
+
+def test_few_floors_carry_the_house():
+    assert len(FLOORS) <= 9

@@ -14,6 +14,9 @@ from streamer.words import Forgotten
 
 _SPARE = 100
 """When the limit is passed, room for this share of it more is made, so that the search is rare."""
+_PATIENCE = 4
+"""A silent stream keeps its memory for so many TTLs: whether it begins anew is judged per event, and a straggler that comes
+up to three TTLs late must find it."""
 _IDLE_AT_ONCE = 10_000
 """Streams that one look forgets for their TTL; more of them wait for the next."""
 
@@ -51,7 +54,7 @@ class Memory:
 
     def forget_idle(self, partitions: Collection[Partition], now_ms: int) -> None:
         """Streams whose next event begins anew anyway (the rule is judged per event, see ``StepLane``): nothing came for
-        longer than the TTL, neither by the events' own times nor by our clock. At most every tenth of a minute."""
+        several TTLs, neither by the events' own times nor by our clock. Looks every quarter of a TTL, or every ten seconds."""
         ttl = self._idle_ttl_ms
         if not ttl or (self._looked_ms is not None and now_ms - self._looked_ms < min(ttl // 4 + 1, 10_000)):
             return
@@ -60,8 +63,9 @@ class Memory:
             slots = partition.streams.every()
             if partition.phase is not Phase.LIVE or not len(slots):
                 continue
-            idle = slots[now_ms - self._slots.used_at[slots] > ttl]
-            idle = idle[partition.newest_of(idle) < partition.newest_ms - ttl][:left] if len(idle) else idle
+            idle = slots[now_ms - self._slots.used_at[slots] > _PATIENCE * ttl]
+            if len(idle):
+                idle = idle[partition.newest_of(idle) < partition.newest_ms - _PATIENCE * ttl][:left]
             partition.forget(self._slots.keys(idle), Forgotten.IDLE)
             left -= len(idle)
         if left:

@@ -22,7 +22,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from streamer.core import I64, Answers, EventBatch, Op, Reject
+from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
 from streamer.engine.lane import StepLane
 from streamer.engine.tally import Tally
@@ -234,6 +234,7 @@ class Partition:
         for reject in rejects:
             self.rejects.append(reject)
             self.tally.rejects[reject.reason] += 1
+            self.tally.examples[reject.reason] = Source(reject.partition, reject.offset, reject.detail)
 
     def settled(self, batch: EventBatch) -> None:
         """All models have run over the rows that ``take`` gave out."""

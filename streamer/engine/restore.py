@@ -184,6 +184,13 @@ class Restore:
         """Offset of the input record whose checksum ``finish`` wants to compare."""
         return None if self.progress is None or self.progress.last_offset < 0 else self.progress.last_offset
 
+    @property
+    def other_machine(self) -> str | None:
+        """The machine that wrote the changelog, where it is known and of another kind than this one: it may round
+        differently."""
+        before = "" if self.progress is None else self.progress.machine
+        return before if before and before != self._processor.lanes.identity.machine else None
+
     def finish(self, found: Found) -> Partition:
         """The partition goes on. Raises DataLossError if that would lose or repeat anything; nothing was changed."""
         progress, lanes = self.progress, self._processor.lanes

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from streamer.core import F32, ModelCall, Report
+from streamer.core import F32, ModelCall, Report, Source
 from streamer.words import Closed, Forgotten, Reason
 
 
@@ -21,6 +21,7 @@ class Tally:
     trimmed: int = 0
     short: int = 0
     rejects: Counter[Reason] = field(default_factory=Counter)
+    examples: dict[Reason, Source] = field(default_factory=dict)
     forgotten: Counter[Forgotten] = field(default_factory=Counter)
     closed: Counter[Closed] = field(default_factory=Counter)
     scores: list[tuple[str, F32]] = field(default_factory=list)
@@ -37,6 +38,7 @@ def report(tallies: Iterable[Tally], calls: Sequence[ModelCall]) -> Report:
         total.trimmed += each.trimmed
         total.short += each.short
         total.rejects += each.rejects
+        total.examples |= each.examples
         total.forgotten += each.forgotten
         total.closed += each.closed
         total.scores += each.scores
@@ -48,6 +50,7 @@ def report(tallies: Iterable[Tally], calls: Sequence[ModelCall]) -> Report:
         trimmed=total.trimmed,
         calls=tuple(calls),
         rejects=dict(total.rejects),
+        examples=total.examples,
         forgotten=dict(total.forgotten),
         closed=dict(total.closed),
         short=total.short,

@@ -1,7 +1,12 @@
-"""Writing epochs: one transaction each, fenced by the group's generation (KIP-447).
+"""Writing epochs: one transaction each, fenced by the group's generation (KIP-447). Its steps, in this order:
 
-Offsets are sent last, after every record of the transaction is acknowledged: sent first, a transaction could commit after
-its partitions had moved.
+1. predictions, and rejects to the dead-letter topic;
+2. stream records of the changelog;
+3. progress records, the last of each partition;
+4. every record above is acknowledged, and the input is still the topic that the epoch was read from;
+5. offsets for every partition touched, with generation and member id. Last: sent first, a transaction could commit after
+   its partitions had moved;
+6. the end of the transaction.
 """
 
 from __future__ import annotations

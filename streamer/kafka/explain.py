@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping
 
 from aiokafka import errors as kafka_errors
 
-from streamer.errors import ConfigurationError, KafkaRefusedError, KafkaUnavailableError, StreamerError
+from streamer.errors import (
+    ConfigurationError,
+    KafkaRefusedError,
+    KafkaSilentError,
+    KafkaUnavailableError,
+    StreamerError,
+)
 from streamer.kafka.internals import TransactionRefused
 
 _REFUSED = (
@@ -42,6 +48,8 @@ _UNACCEPTABLE: Mapping[type[BaseException], str] = {
     ),
 }
 """What a broker says of records that it will never take: trying again would go on for ever."""
+_UNANSWERED = (kafka_errors.NodeNotReadyError, kafka_errors.RequestTimedOutError, kafka_errors.KafkaTimeoutError)
+"""What the client says where nobody answered."""
 _RETRIABLE_AT_START = (
     kafka_errors.KafkaConnectionError,
     kafka_errors.CoordinatorNotAvailableError,
@@ -102,9 +110,11 @@ def explain(error: BaseException, where: str, right: str, sasl_mechanism: str | 
     if refusal is not None:
         return KafkaUnavailableError(f"{where}: {_sasl_sentence(refusal, sasl_mechanism)}")
     if isinstance(error, asyncio.TimeoutError | kafka_errors.KafkaConnectionError | OSError):
-        return KafkaUnavailableError(
+        return KafkaSilentError(
             f"{where}: no broker answers ({text}). Check kafka.bootstrap, kafka.security_protocol and its certificates, and the network."
         )
+    if isinstance(error, _UNANSWERED):
+        return KafkaSilentError(f"{where}: {type(error).__name__}: {text}")
     return KafkaUnavailableError(f"{where}: {type(error).__name__}: {text}")
 
 

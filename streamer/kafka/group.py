@@ -18,6 +18,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, Cons
 
 from streamer.errors import ConfigurationError
 from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.siblings import GroupState, describe
 from streamer.kafka.topics import InputTopic
 from streamer.settings import Settings
 
@@ -135,7 +136,11 @@ class Group(ConsumerRebalanceListener):
         kafka = settings.kafka
         self._connection = connection
         self._topic = topic.name
-        self._partitions = len(topic.partitions)
+        self._name = kafka.group
+        self.partitions = len(topic.partitions)
+        """Of the input"""
+        self.assignments = 0
+        """How often the group has given us partitions, if none"""
         self._instance = instance if kafka.static_membership else None
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
@@ -153,8 +158,10 @@ class Group(ConsumerRebalanceListener):
         )
 
     async def start(self) -> None:
-        self._consumer.subscribe([self._topic], listener=self)
+        """Connects; partitions come when the group gives them. That may take as long as the session of a member that died:
+        whoever waited for it with the patience of a connection would give up, and leave one more dead member behind."""
         await self._connection.started(self._consumer)
+        self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:
         """Leaves the group (static members stay until their session ends). Drain before."""
@@ -169,12 +176,21 @@ class Group(ConsumerRebalanceListener):
         except KafkaError as error:
             raise self._connection.explain(error, "joining the group") from error
         known = self._consumer.client.cluster.partitions_for_topic(self._topic)
-        if known is not None and len(known) > self._partitions:
+        if known is not None and len(known) > self.partitions:
             raise ConfigurationError(
-                f"input topic {self._topic!r} gained partitions ({self._partitions} at start, {len(known)} now): new events "
+                f"input topic {self._topic!r} gained partitions ({self.partitions} at start, {len(known)} now): new events "
                 "of a stream may lie apart from its state. Give a new kafka.group, output.topic and dead_letter.topic; the "
                 "old ones have the old count."
             )
+
+    async def described(self) -> GroupState | None:
+        """Its members and what each has; None when this broker does not tell. After the first assignment. Raises
+        KafkaSilentError when nobody answers."""
+        _, member_id = self._consumer.membership()
+        try:
+            return await describe(self._consumer.client, self._name, self._topic, member_id)
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise self._connection.explain(error, "asking who is in the group") from error
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, int | None]:
         """Committed offsets of the group, None where there is none."""
@@ -208,6 +224,7 @@ class Group(ConsumerRebalanceListener):
             for tp in assigned:
                 self._consumer.seek(tp, 0)  # paused for good: no position is looked up, nothing is fetched
             self._on_assigned(ownership)
+            self.assignments += 1
         except BaseException as error:
             self._error = self._error or error
             raise

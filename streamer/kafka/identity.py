@@ -11,9 +11,11 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.client import ConnectionGroup
 
+from streamer.kafka.internals import hang_up
 from streamer.kafka.requests import TopicId
 
 _LOOKS = 20
+_ASK_S = 2.0
 _PAUSE_S = 0.1
 """A broker that has just started, or that has not heard of a topic yet, may say that there is none: it is asked again."""
 
@@ -56,9 +58,13 @@ def _any(client: Any) -> Any:
 
 async def _ask(client: Any, topic: str, node: Any) -> str | None:
     try:
-        answer = await client.send(node, TopicId(topic), group=ConnectionGroup.COORDINATION)
+        async with asyncio.timeout(_ASK_S):
+            answer = await client.send(node, TopicId(topic), group=ConnectionGroup.COORDINATION)
     except NotImplementedError:  # a broker before 2.8
         return ""
+    except TimeoutError:  # nobody may be at the other end any more, and the client would go on asking there
+        hang_up(client, node, ConnectionGroup.COORDINATION)
+        raise kafka_errors.RequestTimedOutError(f"broker {node} does not answer") from None
     if answer.error_code == kafka_errors.UnknownTopicOrPartitionError.errno:
         return None
     if answer.error_code:

@@ -383,7 +383,8 @@ class Consumer(AIOKafkaConsumer):
         asking = copy.copy(self._fetcher)  # the isolation level belongs to the fetcher, not to the question
         asking._isolation_level = _fetcher.READ_COMMITTED if committed else _fetcher.READ_UNCOMMITTED
         which = _fetcher.OffsetResetStrategy.LATEST if end else _fetcher.OffsetResetStrategy.EARLIEST
-        found = await asking._retrieve_offsets(dict.fromkeys(tps, which), self.timeout_ms)
+        # longer than a request may take: only a request that times out itself closes a connection that nobody answers on
+        found = await asking._retrieve_offsets(dict.fromkeys(tps, which), 2 * self.timeout_ms)
         return {tp.partition: offset for tp, (offset, _) in found.items()}
 
     def membership(self) -> tuple[int, str]:
@@ -397,6 +398,13 @@ class Consumer(AIOKafkaConsumer):
     @property
     def client(self) -> Any:
         return self._client
+
+
+def hang_up(client: Any, node: Any, group: Any) -> None:
+    """Closes a connection, so that the next request makes a new one."""
+    connection = client._conns.get((node, group))
+    if connection is not None:
+        connection.close()
 
 
 def client_of(admin: AIOKafkaAdminClient) -> Any:

@@ -52,6 +52,7 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.consumer.fetcher:PartitionRecords", "_contains_abort_marker", "(self, next_batch)"),
     ("aiokafka.record.default_records:_DefaultRecordBatchPy", "_maybe_uncompress", "(self)"),
     ("aiokafka.record.default_records:_DefaultRecordBatchPy", "_buffer", ""),
+    ("aiokafka.client:AIOKafkaClient", "_conns", ""),
     ("aiokafka.admin.client:AIOKafkaAdminClient", "_client", ""),
 )
 """Every private name of the client that is touched."""

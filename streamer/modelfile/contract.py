@@ -20,6 +20,7 @@ import numpy as np
 
 from streamer.core import F32
 from streamer.errors import ModelError
+from streamer.modelfile.feature import Feature, as_feature, check_features
 
 METADATA_KEY = "streamer.contract"
 FORMAT = 1
@@ -41,8 +42,8 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """Of the graph input."""
     shape: tuple[Axis, ...]
     """Each axis "batch" (the streams), "time" (the events of one call; none: one event per call), or a number."""
-    features: tuple[str, ...] = ()
-    """Names of the F values, in order, for json-named records."""
+    features: tuple[str | Feature, ...] = ()
+    """One per value of an event: a name (a number), or a table that says what the value means."""
     dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
     """Of the graph input; whole numbers for ids of words."""
 
@@ -167,7 +168,12 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """One name per feature: the declared ones, else x0, x1, ..."""
-        return self.input.features or tuple(f"x{index}" for index in range(self.features))
+        return tuple(feature.name for feature in self.feature_tables)
+
+    @cached_property
+    def feature_tables(self) -> tuple[Feature, ...]:
+        """What each of the F values of an event means; where only names are declared, or nothing: numbers."""
+        return tuple(as_feature(each) for each in self.input.features or [f"x{i}" for i in range(self.features)])
 
     @property
     def output_sizes(self) -> tuple[int, ...]:
@@ -309,13 +315,7 @@ def _check_shape(what: str, shape: Sequence[Axis], *, time: bool) -> None:
 def _check_input(contract: Contract) -> None:
     declared = contract.input
     _check_shape(f"input {declared.name!r}", declared.shape, time=True)
-    if declared.features and len(declared.features) != contract.features:
-        raise ModelError(
-            f"input {declared.name!r}: {len(declared.features)} feature names for {contract.features} features:"
-            " name each value of an event once"
-        )
-    if len(set(declared.features)) != len(declared.features):
-        raise ModelError(f"input {declared.name!r}: feature names are not unique: name each value of an event once")
+    check_features(declared.features, contract.features, f"input {declared.name!r}")
     if contract.mode == "window" and contract.single_step:
         raise ModelError(f'input {declared.name!r}: a window model needs a "time" axis in shape {list(declared.shape)}')
     if contract.lengths is not None and contract.single_step:

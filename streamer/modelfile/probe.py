@@ -53,6 +53,9 @@ class Probe:
         if contract.input.dtype.startswith("int"):
             pattern = np.abs(np.trunc(pattern))
         self.x: F32 = pattern.astype(np.float32).reshape(_ROWS, steps, contract.features)
+        for place, feature in enumerate(contract.feature_tables):
+            if feature.vocabulary:  # words that it has, or every row would look the same to the graph
+                self.x[..., place] = np.trunc(np.abs(self.x[..., place]) / 1.5001 * len(feature.vocabulary))
         try:
             if self._stepping:
                 self._steps()

@@ -19,6 +19,8 @@ from streamer.errors import ModelError, ModelRunError
 from streamer.modelfile.contract import Contract, State
 from streamer.modelfile.signature import Array, Layout, Node, Signature
 
+RUNTIME = f"onnxruntime {onnxruntime.__version__}"
+
 Result = tuple[list[F32], list[F32]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streamer.engine.partition import Phase
@@ -26,6 +26,8 @@ class PartitionView:
     """Wall clock of the last answered fetch, 0 before the first"""
     blocked_s: float
     """How long an open transaction of somebody else has been holding us"""
+    newest_s: float = 0.0
+    """Timestamp of the newest record that was taken, Unix epoch; 0 before the first, and for records without one"""
 
     @property
     def lag(self) -> int:
@@ -40,6 +42,8 @@ class View:
     ready: bool
     draining: bool
     topic: str
+    input_partitions: int = 0
+    """Of the topic"""
     partitions: Mapping[int, PartitionView] = field(default_factory=dict)
     pending_events: int = 0
     streams: int = 0
@@ -47,3 +51,26 @@ class View:
     state_bytes: int = 0
     windows_open: int = 0
     rollouts_open: int = 0
+    other_machines: Mapping[int, str] = field(default_factory=dict)
+    """Partition -> machine that computed its states before us, where it was another kind"""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of the group, as its coordinator describes it."""
+
+    name: str
+    host: str
+    partitions: Sequence[int]
+    """Of the input"""
+    here: bool = False
+    """It is this instance"""
+
+
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """The group at one moment."""
+
+    members: Sequence[Member]
+    moving: bool = False
+    """Partitions are being shared out anew: no member has any"""

@@ -14,7 +14,7 @@ from typing import Protocol
 from streamer.core import EventBatch, RecordBatch
 from streamer.engine.partition import Partition, Phase
 from streamer.engine.processor import Processor
-from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.errors import DataLossError, FencedError, KafkaUnavailableError
 from streamer.kafka.client import Connection
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
@@ -96,6 +96,8 @@ class Service:
         """What the reader fetches: restored partitions are taken up between two turns"""
         self._blocked: dict[int, tuple[int, float]] = {}
         """Partition -> (offset, since): an open transaction of somebody else holds us there"""
+        self._newest_ms: dict[int, int] = {}
+        """Partition -> timestamp of the newest record that was taken"""
         self._taking: _Taking | None = None
         self._fenced = self._fenced_at = 0
         """How often in a row, and at how many commits: one that succeeds between is no row"""
@@ -149,7 +151,11 @@ class Service:
         commits.begin_turn()
         timeout_ms = _ROLLING_POLL_MS if self.processor.rolling else commits.poll_timeout_ms()
         asked = self._pace.records
-        batches = await self._reader.poll(asked, timeout_ms)
+        try:
+            batches = await self._reader.poll(asked, timeout_ms)
+        except DataLossError:
+            await self._committer.same_input()  # raises the better reason, if there is one
+            raise
         commits.times.end("fetch", clock.monotonic())
         if self._membership.standing is not Standing.OWNING:
             self._fetch_from_here()  # these records belong to whoever comes next
@@ -176,6 +182,7 @@ class Service:
         times = self._commits.times
         decoded = [self._codec.decode(batch) for batch in batches]
         times.end("decode", self._clock.monotonic())
+        self._newest_ms |= {batch.partition: batch.timestamps_ms[-1] for batch in batches}
         self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded})])
         times.end("wait", self._clock.monotonic())
         spent_s = await self._run()
@@ -322,6 +329,7 @@ class Service:
         self._fetching.pop(number, None)
         self._idleness.forget(number)
         self._blocked.pop(number, None)
+        self._newest_ms.pop(number, None)
 
     async def _forget_all(self) -> None:
         await self._takeover.stop()
@@ -367,6 +375,10 @@ class Service:
         """Every partition that we own is restored and replayed."""
         return self._membership.standing is Standing.OWNING and self._taking is None
 
+    @property
+    def group(self) -> Group:
+        return self._group
+
     def view(self) -> View:
         processor, reader, now_s = self.processor, self._reader, self._clock.monotonic()
         slots = processor.lanes.slots
@@ -386,12 +398,14 @@ class Service:
                 log_end=reader.high_watermark(number) if here else None,
                 confirmed_s=reader.confirmed_at_ms(number) / 1000 if here else 0.0,
                 blocked_s=now_s - self._blocked[number][1] if number in self._blocked else 0.0,
+                newest_s=max(self._newest_ms.get(number, 0), 0) / 1000,
             )
         open_windows = [each.windows.windows for each in processor.partitions.values() if each.windows is not None]
         return View(
             ready=self.ready,
             draining=self.stopping.is_set(),
             topic=reader.topic,
+            input_partitions=self._group.partitions,
             partitions=partitions,
             pending_events=processor.open_events,
             streams=slots.used,
@@ -399,6 +413,7 @@ class Service:
             state_bytes=slots.used_bytes,
             windows_open=sum(each.open_windows for each in open_windows),
             rollouts_open=processor.lanes.generators.open,
+            other_machines={n: other for n, other in self._takeover.other_machines.items() if n in partitions},
         )
 
     # end

@@ -62,6 +62,8 @@ class Takeover:
         self._restored: list[Partition] = []
         self.undecided_s = 0.0
         """How long the last take-over waited for transactions of previous owners."""
+        self.other_machines: dict[int, str] = {}
+        """Partition -> machine that wrote what was restored, where it was of another kind"""
 
     async def unchanged(self, partitions: Iterable[Partition]) -> set[int]:
         """Partitions whose changelog nobody else has written since our last commit."""
@@ -146,7 +148,7 @@ class Takeover:
         wanted = {
             number: offset
             for number, restore in restores.items()
-            if (offset := restore.wanted_record) is not None and offset >= facts[number].begin
+            if (offset := restore.wanted_record) is not None and facts[number].begin <= offset < facts[number].end
         }
         checksums = await self._checksums(wanted)
         for number, restore in restores.items():
@@ -154,6 +156,9 @@ class Takeover:
             found = Found(facts[number], committed[number], start_at, checksums.get(number))
             partition = restore.finish(found)
             partition.changelog_end = changelog_ends.get(number, 0)
+            self.other_machines.pop(number, None)
+            if (other := restore.other_machine) is not None:
+                self.other_machines[number] = other
             self._restored.append(partition)
 
     async def _checksums(self, wanted: Mapping[int, int]) -> dict[int, int]:

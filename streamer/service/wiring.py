@@ -19,15 +19,17 @@ from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.security import security
 from streamer.kafka.topics import InputTopic, TopicNeed, Topics, result_sizes
+from streamer.modelfile.machine import machine
 from streamer.modelfile.model import Model
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.records.changelog import Identity
-from streamer.records.decode import Codec
+from streamer.records.decode import MAX_KEY_BYTES, Codec
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Observer, Service
 from streamer.service.membership import Membership
+from streamer.service.siblings import watch_siblings
 from streamer.service.sink import Sink
 from streamer.service.takeover import Takeover
 from streamer.settings import Settings
@@ -133,7 +135,7 @@ def fingerprint(settings: Settings, models: list[tuple[str, Model, WindowRule | 
     """What decides how a replayed record is judged: must not change while events are in flight."""
     decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
     decide += [str(settings.input.max_future_ms), settings.input.time_unit, str(settings.input.min_time_ms)]
-    decide.append(settings.input.key)
+    decide += [settings.input.key, str(_max_key_bytes(settings))]
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
     return "|".join(decide)
 
@@ -156,7 +158,7 @@ def build(
         generate=settings.rollouts,
         delivery=settings.delivery,
         late=settings.input.late,
-        identity=Identity(group_id, parts.input.topic_id, fingerprint(settings, parts.models)),
+        identity=Identity(group_id, parts.input.topic_id, fingerprint(settings, parts.models), machine()),
         keys=codec.keys,
     )
     membership = Membership(settings.delivery.drain_timeout_ms, clock.monotonic)
@@ -200,6 +202,11 @@ def build(
     )
 
 
+def _max_key_bytes(settings: Settings) -> int:
+    """A key is told in the answer's key and, each byte escaped six-fold at worst, in its value: both fit a batch."""
+    return min(MAX_KEY_BYTES, settings.output.max_batch_bytes // 8)
+
+
 def _codec(parts: Parts) -> Codec:
     section = parts.settings.input
     return Codec(
@@ -207,6 +214,7 @@ def _codec(parts: Parts) -> Codec:
         section.format,
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
+        max_key_bytes=_max_key_bytes(parts.settings),
         max_future_ms=section.max_future_ms,
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
@@ -227,6 +235,8 @@ async def observed(settings: Settings, telemetry: Telemetry, service: Service) -
         return asyncio.run_coroutine_threadsafe(look(key), loop).result(2)
 
     beating = asyncio.create_task(_beat(telemetry))
+    every_s = settings.kafka.metadata_max_age_ms / 1000
+    watching = asyncio.create_task(watch_siblings(service.group, every_s, telemetry))
     section = settings.http
     try:
         if not section.enabled:
@@ -237,7 +247,8 @@ async def observed(settings: Settings, telemetry: Telemetry, service: Service) -
             log.info("http on %s", server.url)
             yield server.url
     finally:
-        beating.cancel()
+        for task in (beating, watching):
+            task.cancel()
 
 
 def instance_id(settings: Settings) -> str:
@@ -252,6 +263,7 @@ def facts(settings: Settings, instance: str) -> dict[str, str]:
         "input": settings.input.topic,
         "output": settings.output.topic,
         "delivery": settings.delivery.mode,
+        "machine": machine(),
     }
 
 

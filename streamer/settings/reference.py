@@ -58,14 +58,16 @@ def describe(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str, 
 
 def settings_reference() -> str:
     """Markdown with one table per section: key, type and bounds, default, meaning."""
-    parts = []
-    for name, fields in sections().items():
-        rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-        for key, info in fields.items():
-            default = "required" if info.is_required() else f"`{_shown(info.default)}`"
-            rows.append(f"| `{key}` | {_type_text(info)} | {default} | {info.description} |")
-        parts.append(f"### `[{name}]`\n\n" + "\n".join(rows))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(f"### `[{name}]`\n\n" + section_table(name) for name in sections()) + "\n"
+
+
+def section_table(name: str) -> str:
+    """Markdown table of one section."""
+    rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for key, info in sections()[name].items():
+        default = "required" if info.is_required() else f"`{_shown(info.default)}`"
+        rows.append(f"| `{key}` | {_type_text(info)} | {default} | {info.description} |")
+    return "\n".join(rows)
 
 
 def _shown(value: object) -> str:

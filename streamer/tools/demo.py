@@ -27,6 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 from streamer import __version__
+from streamer.observe.logs import configure_logs
 from streamer.observe.telemetry import Telemetry
 from streamer.service.loop import Service
 from streamer.service.wiring import build, facts, load_models, observed, prepare
@@ -42,7 +43,7 @@ def _table(demo: Demo, telemetry: Telemetry, seconds: float, last: tuple[float, 
     tally = demo.tally
     recent = tally.latencies_ms[-4000:] or [0.0]
     p50, p99 = np.percentile(recent, [50, 99])
-    rows = telemetry.rows
+    rows = telemetry.counts.rows
     table = Table(title=f"streamer demo, {seconds:.0f} s", show_header=False)
     table.add_row("events/s", f"{(tally.answered - last[1]) / max(seconds - last[0], 1e-3):,.0f}")
     table.add_row("predictions", f"{tally.answered:,} of {demo.events:,}")
@@ -166,6 +167,7 @@ def demo_command(
 ) -> None:
     """Live telemetry in, scores at once and verdicts on windows out, on an in-process broker: no Java, no torch."""
     console = Console(stderr=True)
+    configure_logs("warning")
     demo = Demo(streams, rate, seconds, seed)
     with MockBroker() as broker:
         asyncio.run(_run(demo, broker.bootstrap, console, lambda found: _tell(demo, found, as_json=as_json), keep=keep))

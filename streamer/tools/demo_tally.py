@@ -199,7 +199,7 @@ class Demo:
         return {
             "events": self.events,
             "predictions": int(tally.seen.sum()),
-            "rejected": sum(telemetry.rejected.values()),
+            "rejected": sum(telemetry.counts.rejected.values()),
             "lost": int((tally.seen == 0).sum()),
             "streams": self.streams,
             "anomalies": int((tally.labels > 0).sum()),

@@ -19,7 +19,7 @@ from durable import begin, encoded, make_processor, settle
 from export import recipes
 from export.generate import rollout
 from export.model import SequenceModel, load
-from export.recipes.characters import read_text
+from export.recipes.characters import VOCABULARY, read_text
 from export.tasks import EVALUATION_STEPS
 from streamer.core import RecordBatch
 from streamer.engine.processor import Processor
@@ -139,7 +139,7 @@ def check_generation(model: Model, module: SequenceModel, before: np.ndarray, st
 def test_a_recipe_is_short() -> None:
     folder = Path(recipes.__file__).parent
     for name in recipes.names():
-        assert len((folder / f"{name}.py").read_text().splitlines()) < 80, name
+        assert len((folder / f"{name}.py").read_text().splitlines()) < 85, name
 
 
 def test_the_command_lists_all_and_refuses_the_unknown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,15 +161,88 @@ def test_a_users_file_takes_the_place_of_the_recipes_data(tmp_path: Path) -> Non
     result = recipes.run("sentiment", tmp_path / "out", quick=True, data=tmp_path / "mine.tsv")
     assert result["limit"] is None
     assert result["value"] > 0.95
+    contract = Model.load(tmp_path / "out" / "model.onnx").contract
+    assert set(contract.feature_tables[0].vocabulary) == {"<unknown>", "the", "room", "was", "unheard", "good", "bad"}
+    assert contract.feature_tables[0].unknown == 0
     (tmp_path / "bad.tsv").write_text("wonderful film\n")
     with pytest.raises(ConfigurationError, match="line 1"):
         recipes.run("sentiment", tmp_path / "out2", quick=True, data=tmp_path / "bad.tsv")
 
 
+def csv(path: Path, header: str, lines: list[str]) -> Path:
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_foreign_words_and_labels_take_a_tagger_over(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(400):  # the meaning of "bank" depends on the word after it
+        river = bool(rng.integers(2))
+        words = [("die", "ART"), ("bank", "UFER" if river else "GELD"), ("fließt" if river else "zahlt", "VERB")]
+        lines += [f"s{i};{at};{word};{tag}" for at, (word, tag) in enumerate(words)]
+    path = csv(tmp_path / "mine.csv", "stream;time;wort;label", lines)
+    result = recipes.run("tagging", tmp_path / "out", quick=True, data=path)
+    assert result["passed"], result
+    assert result["value"] > 0.98
+    assert result["baseline"]["value"] < 0.9
+    contract = Model.load(tmp_path / "out" / "model.onnx").contract
+    assert contract.feature_names == ("wort",)
+    assert contract.outputs[0].labels == ("ART", "GELD", "UFER", "VERB")
+
+
+def test_foreign_verdicts_may_have_any_number_of_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ["gut", "naja", "schlecht"]
+    lines = [f"{names[n]}\tdas war {('prima', 'so lala', 'mies')[n]} heute" for n in rng.integers(0, 3, 300)]
+    (tmp_path / "mine.tsv").write_bytes("\n".join(lines).encode("utf-16"))
+    result = recipes.run("sentiment", tmp_path / "out", quick=True, data=tmp_path / "mine.tsv")
+    assert result["value"] > 0.95
+    assert Model.load(tmp_path / "out" / "model.onnx").contract.outputs[0].labels == tuple(names)
+
+
+def test_foreign_pictures_get_foreign_captions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(300):
+        high = bool(rng.integers(2))
+        pixels = rng.normal(2.0 if high else -2.0, 0.3, 3)
+        first = ",".join(f"{value:.3f}" for value in pixels)
+        lines += [f"s{i},0,{first},{'hoch' if high else 'tief'}", f"s{i},1,,,,oben" if high else f"s{i},1,,,,unten"]
+    path = csv(tmp_path / "mine.csv", "stream,time,a,b,c,label", lines)
+    result = recipes.run("captions", tmp_path / "out", quick=True, data=path)
+    assert result["value"] > 0.95
+    assert set(result["sample"].split("\n")) <= {"hoch oben", "tief unten"}
+    feedback = Model.load(tmp_path / "out" / "model.onnx").contract.feedback
+    assert feedback is not None
+    assert feedback.at == 3
+
+
+def test_foreign_telemetry_says_which_label_is_normal(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(12):
+        values = np.sin(np.arange(120) / 3) + rng.normal(0, 0.02, 120)
+        labels = np.full(120, "ok", object)
+        for at in (40, 80):
+            values[at] += 3.0
+            labels[at] = "bearing"
+        labels[:5] = ""
+        lines += [
+            f"m{i},{at},{value:.4f},{label}" for at, (value, label) in enumerate(zip(values, labels, strict=True))
+        ]
+    path = csv(tmp_path / "mine.csv", "stream,time,shake,label", lines)
+    with pytest.raises(ConfigurationError, match=r"which of the labels bearing, ok is that of normal events"):
+        recipes.run("anomaly", tmp_path / "out", quick=True, data=path)
+    result = recipes.run("anomaly", tmp_path / "out", quick=True, data=path, normal="ok")
+    assert result["value"] > 0.95
+
+
 def test_characters_that_only_the_held_out_text_has_are_unknown() -> None:
     split = read_text("ab" * 2000 + "z" * 100)
-    assert split.train.classes is not None
-    assert "z" not in split.train.classes
+    (table,) = split.train.tables
+    assert "z" not in table.vocabulary
     assert float(split.test.x[0][-1, 0]) == 0
-    with pytest.raises(ConfigurationError, match="different characters"):
-        read_text("".join(chr(200 + i) for i in range(3000)))
+    many = read_text("".join(chr(200 + i) for i in range(3000)) * 2)
+    assert len(many.train.tables[0].vocabulary) == VOCABULARY + 1
+    assert many.train.tables[0].unknown == 0

@@ -74,6 +74,6 @@ async def test_a_classic_member_of_another_kind_does_not_disturb_us(kafka, topic
     async with running(service):
         await wait_for(lambda: bool(recorder.recoveries), recorder)
         async with foreign_member(kafka, group, topic, "classic"):
-            service.group.check()
+            service._group.check()
             assert service.owned() == {0, 1}
     assert recorder.errors == []

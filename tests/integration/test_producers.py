@@ -42,11 +42,11 @@ async def test_an_id_that_expired_while_idle_costs_nothing(forgetful, topic_name
     async with running(service):
         await produce(forgetful, topic, ROWS[:20])
         await wait_for(lambda: recorder.committed_events >= 20, recorder)
-        before = service.committer.transactional_id
+        before = service._committer.transactional_id
         await forgotten(forgetful, before)
         await produce(forgetful, topic, ROWS[20:])
         await wait_for(lambda: recorder.committed_events >= 40, recorder)
-        assert service.committer.transactional_id != before
+        assert service._committer.transactional_id != before
     assert recorder.errors == []
     assert len(recorder.recoveries) == 1
     assert "failed" not in recorder.outcomes
@@ -62,7 +62,7 @@ async def test_sequence_numbers_go_round(kafka, topic_name, create_topics) -> No
     service, recorder = await make_service(settings)
     async with running(service):
         await wait_for(lambda: bool(recorder.recoveries), recorder)
-        publishing, committing = service.committer.producers.publishing, service.committer.producers.committing
+        publishing, committing = service._committer.producers.publishing, service._committer.producers.committing
         assert publishing is not None
         assert committing is not None
         assert settings.changelog_topic
@@ -71,7 +71,7 @@ async def test_sequence_numbers_go_round(kafka, topic_name, create_topics) -> No
         for number, row in enumerate(ROWS):
             await produce(kafka, topic, [row])
             await wait_for(lambda number=number: recorder.committed_events > number, recorder)
-        assert service.committer.producers.publishing is publishing
+        assert service._committer.producers.publishing is publishing
         assert publishing._txn_manager._sequence_numbers[TopicPartition(settings.output.topic, 0)] < 100
         assert committing._txn_manager._sequence_numbers[TopicPartition(settings.changelog_topic, 0)] < 1_000
     assert recorder.errors == []
@@ -88,7 +88,7 @@ async def test_a_plain_producer_that_is_worn_out_is_replaced(kafka, topic_name, 
     async with running(service):
         await produce(kafka, topic, ROWS[:20])
         await wait_for(lambda: recorder.committed_events >= 20, recorder)
-        worn = service.committer.producers.publishing
+        worn = service._committer.producers.publishing
         assert worn is not None
         break_for_good(worn, f"{topic}.out")
         await produce(kafka, topic, ROWS[20:])
@@ -97,7 +97,7 @@ async def test_a_plain_producer_that_is_worn_out_is_replaced(kafka, topic_name, 
                 recorder.changed.clear()
                 await recorder.changed.wait()
         assert [type(error) for error in recorder.errors] == [KafkaUnavailableError]
-        assert service.committer.producers.publishing is not worn
+        assert service._committer.producers.publishing is not worn
     found = await read_all(kafka, f"{topic}.out", at_least=40)
     assert {read.source[1] for read in found} == set(range(40))
 
@@ -131,7 +131,7 @@ async def test_a_topic_that_was_made_again_is_never_committed_against(
             await wait_for(lambda: recorder.committed_events >= 20, recorder)
             async with administrator(kafka) as admin:
                 await admin.delete_topics([topic])
-                while await service.reader.identity() is not None:
+                while await service._reader.identity() is not None:
                     pass
                 await create_topics(kafka, {topic: 1})
             await produce(kafka, topic, ROWS)  # more than the old one had: a position of 20 lies within

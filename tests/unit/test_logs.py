@@ -15,14 +15,15 @@ import structlog
 from durable import begin, encoded, make_processor, settle
 from simulated import ChainModel
 
-from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch, Report
+from streamer.core import Epoch, EventBatch, Outgoing, RecordBatch, Reject, Report, Source
 from streamer.engine.partition import Partition, Phase
-from streamer.errors import FencedError, KafkaUnavailableError
-from streamer.observe.telemetry import Telemetry, _Repeats, configure_logs
-from streamer.observe.view import PartitionView, View
+from streamer.errors import ConfigurationError, FencedError, KafkaSilentError, KafkaUnavailableError
+from streamer.observe.logs import Repeats, configure_logs, rounded
+from streamer.observe.telemetry import Telemetry
+from streamer.observe.view import Member, PartitionView, Siblings, View
 from streamer.service.clock import Times
 from streamer.service.takeover import RestoreProgress
-from streamer.words import Outcome
+from streamer.words import Outcome, Reason
 
 
 class Watch:
@@ -46,6 +47,8 @@ class Bench:
         self.ends: dict[int, int] = {}
         self.blocked_s = 0.0
         self.ready = True
+        self.newest_s = 0.0
+        self.other_machines: dict[int, str] = {}
         self.telemetry.assigned(list(range(partitions)))
         for partition in range(partitions):
             begin(self.processor, partition)
@@ -64,7 +67,16 @@ class Bench:
     def look(self) -> View:
         partitions = {number: self.view(number, each) for number, each in self.processor.partitions.items()}
         used = self.processor.lanes.slots.used
-        return View(self.ready, False, "in", partitions, pending_events=self.processor.open_events, streams=used)
+        return View(
+            self.ready,
+            False,
+            "in",
+            6,
+            partitions,
+            pending_events=self.processor.open_events,
+            streams=used,
+            other_machines=self.other_machines,
+        )
 
     def view(self, number: int, partition: Partition, **other: Any) -> PartitionView:
         known: dict[str, Any] = {
@@ -78,6 +90,7 @@ class Bench:
             "log_end": self.ends.get(number),
             "confirmed_s": self.heard_s,
             "blocked_s": self.blocked_s,
+            "newest_s": self.newest_s,
         }
         return PartitionView(**{**known, **other})
 
@@ -151,7 +164,7 @@ def test_a_round_is_told_when_its_partitions_have_gone_meanwhile() -> None:
     bench.pass_time(1)
     one, other = (bench.view(number, each) for number, each in bench.processor.partitions.items())
     seen = {0: replace(one, checkpointed=one.checkpointed + 1), 1: replace(other, round_open=True)}
-    bench.look = lambda: View(True, False, "in", seen)  # type: ignore[method-assign]
+    bench.look = lambda: View(True, False, "in", 6, seen)  # type: ignore[method-assign]
     with structlog.testing.capture_logs() as lines:
         bench.pass_time(1)
         assert named(lines, "checkpoint") == []
@@ -195,7 +208,7 @@ def test_errors_that_all_differ_stay_bounded() -> None:
     for number in range(1_000):
         bench.telemetry.failed(FencedError(f"refused {number}"))
     assert len(bench.telemetry.status()["errors"]) == 20
-    assert len(bench.telemetry._errors_logged) == 20
+    assert len(bench.telemetry.errors.logged) == 20
 
 
 def test_a_restore_tells_how_far_it_is_and_how_long_it_takes() -> None:
@@ -234,7 +247,7 @@ def test_a_replay_tells_how_far_it_is() -> None:
         replaying = bench.view(
             0, partition, phase=Phase.REPLAYING, position=200, next_offset=reached, live_from=200, replay_point=100
         )
-        bench.look = lambda seen=replaying: View(True, False, "in", {0: seen})  # type: ignore[method-assign, misc]
+        bench.look = lambda seen=replaying: View(True, False, "in", 6, {0: seen})  # type: ignore[method-assign, misc]
         bench.pass_time(1)
     status = bench.telemetry.status()
     assert status["health"] == "replaying"
@@ -254,8 +267,146 @@ def test_kafka_that_does_not_answer_is_told_before_anything_fails() -> None:
     assert status["health"] == "outage"
     assert status["outage_s"] == pytest.approx(11, abs=0.3)
     assert status["lag"] is None
+    assert [each["state"] for each in status["partitions"].values()] == ["outage", "outage"], "the table agrees"
+    assert status["outage_cause"] is None
+    assert bench.telemetry.unready() == f"Kafka cannot be used for {status['outage_s']} s: it does not answer"
+    shown = bench.telemetry.metrics().decode()
+    assert f"streamer_outage_seconds {status['outage_s']}" in shown
+    assert "streamer_ready 0.0" in shown
     bench.pass_time(1)
     assert bench.telemetry.status()["health"] == "live"
+    assert bench.telemetry.unready() is None
+    assert "streamer_outage_seconds 0.0" in bench.telemetry.metrics().decode()
+
+
+def test_what_kafka_answers_is_told_and_not_that_it_is_silent() -> None:
+    bench = Bench()
+    bench.telemetry.failed(KafkaUnavailableError("too few replicas are in sync"))
+    assert bench.telemetry.status()["outage_cause"] == "too few replicas are in sync"
+    assert (bench.telemetry.unready() or "").endswith("too few replicas are in sync")
+    bench.telemetry.failed(KafkaSilentError("no broker answers"))
+    assert bench.telemetry.status()["outage_cause"] is None, "the newest counts"
+
+
+def test_what_ends_the_process_is_told_by_its_name() -> None:
+    bench = Bench()
+    bench.telemetry.failed(ConfigurationError("compressed with zstd"))
+    status = bench.telemetry.status()
+    assert (status["health"], status["ending"]) == ("ending", "compressed with zstd")
+    assert {each["state"] for each in status["partitions"].values()} == {"ending"}
+    assert bench.telemetry.unready() == "ending: compressed with zstd"
+
+
+def test_a_take_over_that_is_tried_again_is_no_rebalance() -> None:
+    bench = Bench()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(50):
+            bench.telemetry.failed(KafkaUnavailableError("gone"))
+            bench.telemetry.assigned([0, 1])
+        bench.telemetry.assigned([0])
+        bench.telemetry.recovered([0], [], 0.1)
+        bench.telemetry.assigned([0])
+    assert [line["partitions"] for line in named(lines, "rebalance")] == [[0], [0]]
+    assert b"streamer_rebalances_total 3.0" in bench.telemetry.metrics()
+
+
+def test_the_lag_in_seconds_is_how_long_the_oldest_record_can_have_waited() -> None:
+    bench = Bench(partitions=1)
+
+    def waits_s() -> float | None:
+        return bench.telemetry.status()["lag_s"]
+
+    bench.ends[0] = 10  # a backlog, and nothing is taken of it yet
+    bench.pass_time(1)
+    assert waits_s() is None
+    assert b"streamer_partition_lag_seconds{" not in bench.telemetry.metrics()
+    bench.newest_s = bench.watch.now_s - 3600
+    bench.pass_time(1)
+    assert waits_s() == pytest.approx(3601, abs=0.3)
+    bench.events(10)
+    bench.pass_time(1)
+    assert waits_s() == 0, "nothing is left"
+    bench.pass_time(7200)
+    bench.ends[0] = 11
+    bench.pass_time(1)
+    assert waits_s() == pytest.approx(1, abs=0.6), (
+        "after two hours without a record the first one has not waited for hours"
+    )
+    assert b'streamer_partition_lag_seconds{partition="0",topic="in"}' in bench.telemetry.metrics()
+
+
+def test_partitions_are_counted_by_where_they_are() -> None:
+    bench = Bench()
+
+    def held() -> tuple[int, ...]:
+        found = bench.telemetry.status()["partitions_held"]
+        return tuple(found[name] for name in ("owned", "restoring", "elsewhere", "unowned"))
+
+    assert held() == (2, 0, 4, 0), "as far as is known"
+    others = [Member("b", "10.0.0.2", [2, 3]), Member("a", "10.0.0.1", [0, 1], here=True)]
+    bench.telemetry.siblings(Siblings(others))
+    assert held() == (2, 0, 2, 2)
+    assert [each["name"] for each in bench.telemetry.status()["members"]] == ["a", "b"]
+    assert b'streamer_partitions{state="unowned"} 2.0' in bench.telemetry.metrics()
+    bench.telemetry.siblings(Siblings([], moving=True))
+    assert held() == (2, 0, 0, 4)
+    bench.telemetry.siblings(None)
+    assert held() == (2, 0, 4, 0)
+    bench.drop(1)
+    bench.pass_time(1)
+    assert held() == (1, 1, 4, 0)
+
+
+def test_another_machine_before_us_is_told_once_and_shown() -> None:
+    bench = Bench()
+    bench.other_machines = {0: "x86_64 avx2; onnxruntime 1.20.0", 1: "x86_64 avx2; onnxruntime 1.20.0"}
+    with structlog.testing.capture_logs() as lines:
+        bench.pass_time(5)
+    (line,) = named(lines, "another_machine")
+    assert (line["before"], line["partitions"]) == ("x86_64 avx2; onnxruntime 1.20.0", [0, 1])
+    assert bench.telemetry.status()["other_machines"]["1"] == "x86_64 avx2; onnxruntime 1.20.0"
+
+
+def rejecting(bench: Bench, detail: str, *, early: bool) -> None:
+    """One record that is refused, through to the commit. ``early``: dead letters are sent before it, as at least once."""
+    (partition,) = bench.processor.partitions.values()
+    at = partition.next_offset
+    batch = EventBatch.empty(0, at + 1, bench.processor.no_events)
+    batch.records = RecordBatch(0, [at], [1], [b"k"], [b"{"])
+    batch.rejects = [Reject(0, at, Reason.UNDECODABLE, detail, b"k", b"{", (), 1)]
+    settle(bench.processor, batch)
+    if early:
+        assert len(bench.processor.results()[1]) == 1
+    epoch = bench.processor.seal(int(bench.watch.now_s * 1000))
+    assert epoch is not None
+    bench.processor.committed(epoch, {})
+    bench.telemetry.committed(Outcome.COMMITTED, epoch, Times(commit=0.01), 10)
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["exactly-once", "at-least-once"])
+def test_rejects_are_an_example_per_reason_and_minute(early: bool) -> None:
+    bench = Bench(partitions=1)
+    with structlog.testing.capture_logs() as lines:
+        for number in range(130):
+            rejecting(bench, f"{number} " + "x" * 10_000, early=early)
+            bench.pass_time(1)
+        bench.pass_time(60)
+    lines = named(lines, "rejected")
+    assert [(line["reason"], line["count"], line["offset"]) for line in lines] == [
+        ("undecodable", 1, 0), ("undecodable", 59, 59), ("undecodable", 60, 119), ("undecodable", 10, 129),
+    ], "the first at once, then the newest; all are counted"  # fmt: skip
+    assert all(len(line["detail"]) == 300 and line["partition"] == 0 for line in lines)
+
+
+def test_each_reason_has_its_own_line() -> None:
+    bench = Bench(partitions=1)
+    found = {reason: Source(0, number, "why") for number, reason in enumerate(Reason)}
+    report = Report(rejects=dict.fromkeys(Reason, 7), examples=found)
+    with structlog.testing.capture_logs() as lines:
+        bench.telemetry.committed(Outcome.FENCED, Epoch({0: 1}, [], [], [], report), Times(), 0)
+        assert named(lines, "rejected") == [], "what failed comes again"
+        bench.telemetry.committed(Outcome.COMMITTED, Epoch({0: 1}, [], [], [], report), Times(), 0)
+    assert [(line["reason"], line["count"]) for line in named(lines, "rejected")] == [(str(each), 7) for each in Reason]
 
 
 def test_an_open_transaction_of_somebody_else_is_told_once_and_when_it_is_over() -> None:
@@ -299,6 +450,11 @@ def test_health_before_the_first_partitions_and_without_any() -> None:
     telemetry.assigned([])
     telemetry.recovered([], [], 0.0)
     assert telemetry.status()["health"] == "waiting"
+    telemetry.siblings(None, KafkaSilentError("no broker answers"))
+    assert telemetry.status()["health"] == "outage", "who stands by fetches nothing, and hears of it all the same"
+    assert telemetry.unready() is not None
+    telemetry.siblings(Siblings([]))
+    assert telemetry.status()["health"] == "waiting"
 
 
 def test_a_failed_commit_is_a_line() -> None:
@@ -309,6 +465,11 @@ def test_a_failed_commit_is_a_line() -> None:
     assert [(line["event"], line["outcome"], line["events"]) for line in lines] == [("commit_not_done", "fenced", 3)]
 
 
+def test_floats_are_logged_as_people_read_them() -> None:
+    line = {"p": {"p50": 0.012345678, "p99": 12.3456789}, "list": [0.1 + 0.2, 3], "big": 1234567.8912, "none": None}
+    assert rounded(line) == {"p": {"p50": 0.01235, "p99": 12.346}, "list": [0.3, 3], "big": 1234567.891, "none": None}
+
+
 @pytest.fixture
 def logs(capsys: pytest.CaptureFixture[str]):
     """Logs as ``streamer run`` sets them up; afterwards as they were."""
@@ -317,7 +478,7 @@ def logs(capsys: pytest.CaptureFixture[str]):
 
     def lines(style: str) -> list[str]:
         configure_logs("info", style)
-        structlog.stdlib.get_logger("streamer").info("summary", predictions=3)
+        structlog.stdlib.get_logger("streamer").info("summary", predictions=3, seconds=1 / 3)
         logging.getLogger("streamer").info("http on %s", "http://127.0.0.1:1")
         logging.getLogger("asyncio").error("first line\nsecond line")
         warnings.warn("overflow", RuntimeWarning, stacklevel=1)
@@ -341,6 +502,7 @@ def test_logs_are_one_json_object_per_line_where_no_terminal_reads_them(logs) ->
     assert "RuntimeWarning: overflow" in documents[3]["event"]
     assert [document["level"] for document in documents] == ["info", "info", "error", "warning", "error"]
     assert documents[0]["predictions"] == 3
+    assert documents[0]["seconds"] == 0.3333
     assert "RuntimeError: broken" in documents[4]["exception"]
     assert all(document["timestamp"].endswith("Z") and document["logger"] for document in documents)
 
@@ -354,7 +516,7 @@ def test_a_terminal_gets_text(logs) -> None:
 
 def test_what_the_kafka_client_repeats_is_said_once_a_minute() -> None:
     watch = Watch()
-    repeats = _Repeats(watch)
+    repeats = Repeats(watch)
 
     def passes(name: str, text: str, *values: object) -> bool:
         return repeats.filter(logging.LogRecord(name, logging.ERROR, "", 0, text, values, None))

@@ -9,7 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.core import Epoch, Outgoing, Report
-from streamer.observe.telemetry import Histogram, Telemetry
+from streamer.observe.histogram import Histogram
+from streamer.observe.telemetry import Telemetry
 from streamer.service.clock import Times
 from streamer.words import Outcome, Reason, Stage
 
@@ -35,6 +36,13 @@ def test_a_histogram_counts_each_value_up_to_its_bound() -> None:
     assert histogram.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
     assert histogram.sum == 14.0
     assert histogram.recent([0.2, 0.5, 0.99]) == {"p20": 0.5, "p50": 1.25, "p99": 2.0}
+
+
+def test_what_is_beyond_the_histogram_is_told_as_its_end() -> None:
+    telemetry = Telemetry(MODELS, "0")
+    telemetry.published([Outgoing(0, [b"a"], [b""], [1_000], [0])], now_ms=3_000_000)
+    status = telemetry.status()
+    assert status["latency_s"]["step"]["p99"] == status["latency_limit_s"] == 30.0
 
 
 def test_percentiles_for_people_are_of_the_last_minute() -> None:
