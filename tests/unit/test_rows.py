@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.core import ClosedWindow, Epoch, Outgoing, Reject, Report, StepAnswers, WindowAnswers
+from streamer.kafka.internals import Producer, RowTooLarge
 from streamer.kafka.rows import (
     RECORD_BYTES,
     SMALLEST_BATCH_BYTES,
@@ -258,3 +259,25 @@ def test_refused_answers_are_in_the_transaction_and_in_the_report() -> None:
     told = counted.told(epoch.report)
     assert told == replace(epoch.report, rejects={Reason.LATE: 3, Reason.TOO_LARGE_ANSWER: 2}, examples=told.examples)
     assert told.examples[Reason.TOO_LARGE_ANSWER][:2] == (1, 10)
+
+
+# batches
+
+
+async def test_batches_keep_to_what_the_topic_takes_and_a_large_row_goes_alone() -> None:
+    producer = Producer(bootstrap_servers="127.0.0.1:1", max_batch_size=50_000)
+    rows: list[Any] = [(1, b"%d" % number, bytes(9_000), []) for number in range(12)]
+    rows.insert(3, (1, b"large", bytes(60_000), []))
+    for limit, most in ((MEGABYTE, 5), (70_000, 5), (61_000, 5)):
+        batches = list(producer.pack(iter(rows), limit))
+        counts = [batch.record_count() for batch in batches]
+        assert (sum(counts), max(counts)) == (13, most)
+        assert all(batch.size() <= (limit if batch.record_count() == 1 else 50_000) for batch in batches)
+    narrow = [row for row in rows if row[1] != b"large"]
+    assert all(batch.size() <= 20_000 for batch in producer.pack(iter(narrow), 20_000)), (
+        "less than output.max_batch_bytes"
+    )
+    with pytest.raises(RowTooLarge) as refused:
+        list(producer.pack(iter(rows), 40_000))
+    assert refused.value.size > 60_000
+    await producer.stop()
