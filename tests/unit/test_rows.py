@@ -239,6 +239,27 @@ def test_a_window_of_4096_events_and_40_outputs_is_told_in_slices() -> None:
     np.testing.assert_array_equal(told, answers.y[1][0])
 
 
+def test_slices_get_smaller_until_the_fullest_of_them_fits() -> None:
+    answers = windows("wide", [400], 40)
+    answers.y[0][0][:300] = 0.0  # short numbers: equal shares of the events are no equal shares of the bytes
+    outgoing, refused = Sink([("wide", wide(40))], Keys(), max_bytes=40_000).encode([answers])
+    assert not refused
+    documents = [json.loads(row[2]) for row in written(outgoing)]
+    assert all(batch_bytes(row) <= 40_000 for row in written(outgoing))
+    told = np.array([row for each in documents for row in each["y"]], np.float32)
+    np.testing.assert_array_equal(told, answers.y[0][0])
+
+
+def test_the_longest_topic_partition_and_offset_are_reckoned_with() -> None:
+    limit = 16_384
+    keys = [b"k" * size for size in range(limit // 2 - 600, limit // 2 + 10)]
+    answers = replace(steps(keys), partition=2**31 - 1, sources=[2**63 - 1] * len(keys))
+    outgoing, refused = Sink([("chain", MODEL)], Keys(), max_bytes=limit).encode([answers])
+    rows = written(outgoing)
+    assert refused
+    assert limit - 400 < max(map(batch_bytes, rows)) <= limit, "no more is refused than must be"
+
+
 def test_a_window_that_slices_cannot_help_is_a_dead_letter() -> None:
     wide_answer = windows("wide", [4], 2_000, per_event=False)
     _, refused = Sink([("wide", wide(2_000, per_event=False))], Keys(), max_bytes=16_384).encode([wide_answer])
