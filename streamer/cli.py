@@ -29,6 +29,7 @@ from streamer.service.signals import drain_when_told, leave_when_told
 from streamer.service.wiring import Parts, build, facts, instance_id, load_models, observed, prepare
 from streamer.settings import Settings, describe, load_settings
 from streamer.tools.bench import bench_command
+from streamer.tools.deadletters import dlq_app
 from streamer.tools.demo import demo_command
 from streamer.tools.inspect import as_table
 from streamer.tools.inspect import inspect as inspect_model
@@ -137,6 +138,7 @@ def inspect_command(
 
 
 app.add_typer(stream_app, name="stream")
+app.add_typer(dlq_app, name="dlq")
 app.command("demo")(demo_command)
 app.command("bench")(bench_command)
 app.command("produce")(produce_command)

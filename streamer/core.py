@@ -274,6 +274,8 @@ class Outgoing:
     """Row -> further headers"""
     mode: Mode = Mode.STEP
     """Which kind of answer, for the metrics"""
+    common: Headers = ()
+    """Further headers of every record"""
 
     def __len__(self) -> int:
         return len(self.keys)

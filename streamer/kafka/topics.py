@@ -163,10 +163,16 @@ class Topics:
 
     async def partitions(self, topic: str) -> tuple[int, ...]:
         """Partition numbers of a topic that must exist; KafkaUnavailableError when it does not."""
+        if not await self.exists(topic):
+            raise KafkaUnavailableError(f"topic {topic!r} does not exist on {self._connection.bootstrap}")
         try:
-            if topic not in set(await self._admin.list_topics()):
-                raise KafkaUnavailableError(f"topic {topic!r} does not exist on {self._connection.bootstrap}")
             return await self._partitions(topic)
+        except (TimeoutError, KafkaError, OSError) as error:
+            raise self._connection.explain(error, "looking at topics") from error
+
+    async def exists(self, topic: str) -> bool:
+        try:
+            return topic in set(await self._admin.list_topics())
         except (TimeoutError, KafkaError, OSError) as error:
             raise self._connection.explain(error, "looking at topics") from error
 

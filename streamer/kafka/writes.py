@@ -9,7 +9,7 @@ from typing import Any
 from streamer.core import Changelog, Outgoing, Reject
 from streamer.errors import ConfigurationError
 from streamer.kafka.internals import Producer, Row, RowTooLarge, noticed
-from streamer.kafka.policies import DEAD_LETTER
+from streamer.kafka.policies import CHANGELOG, DEAD_LETTER, OUTPUT
 from streamer.kafka.rows import dead_letter_row, prediction_rows
 from streamer.kafka.topics import InputTopic
 from streamer.settings import Settings
@@ -25,7 +25,13 @@ class Writes:
         self._prefix = topic.name.encode() + b"/"
         self.stamped = settings.output.timestamp == "record"
         """Predictions and dead letters carry the times of their records."""
-        self._dead_letter_max_bytes = topic.max_bytes(DEAD_LETTER)
+        names = {
+            OUTPUT: settings.output.topic,
+            DEAD_LETTER: settings.dead_letter_topic,
+            CHANGELOG: settings.changelog_topic,
+        }
+        self._max_bytes = {name: topic.max_bytes(what) for what, name in names.items() if name is not None}
+        """Of one record batch, by topic"""
         self.bytes_written = 0
 
     async def results(
@@ -52,7 +58,9 @@ class Writes:
         return [future for futures in await asyncio.gather(*sends) for future in futures]
 
     def _dead_letter_row(self, reject: Reject) -> Row:
-        return dead_letter_row(reject, self._prefix, self._dead_letter_max_bytes, stamped=self.stamped)
+        assert self._settings.dead_letter_topic is not None
+        limit = self._max_bytes[self._settings.dead_letter_topic]
+        return dead_letter_row(reject, self._prefix, limit, stamped=self.stamped)
 
     async def changelog(
         self, producer: Producer, changelogs: Sequence[Changelog], transactional_id: str
@@ -77,12 +85,15 @@ class Writes:
     ) -> list[asyncio.Future[Any]]:
         futures: list[asyncio.Future[Any]] = []
         try:
-            for batch in producer.pack(rows):
+            for batch in producer.pack(rows, self._max_bytes[topic]):
                 if topic == self._settings.changelog_topic:
                     self.bytes_written += batch.size()
                 future = await producer.send_batch(batch, topic, partition=partition)
                 future.add_done_callback(noticed)
                 futures.append(future)
         except RowTooLarge as error:
-            raise ConfigurationError(f"a record of {error.size} bytes does not fit output.max_batch_bytes") from error
+            raise ConfigurationError(
+                f"a record of {error.size} bytes does not fit a batch of topic {topic!r}: raise its max.message.bytes, which is "
+                f"{self._max_bytes[topic]}"
+            ) from error
         return futures

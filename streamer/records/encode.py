@@ -43,11 +43,22 @@ class Encoder:
                 columns.append([labels[index] for index in y.argmax(axis=1).tolist()])
         return [template % row for row in zip(*columns, strict=True)]
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32]) -> bytes:
-        """The one value of a closed window; outputs per event are arrays over its T events ([T, O_k]), others [O_k]."""
+    @property
+    def per_event(self) -> bool:
+        """Whether an output of a window has a row per event, so that its answer can be written in slices."""
+        return any(output.per == "event" for output in self._outputs)
+
+    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+        """The value of a closed window; outputs per event are arrays over its T events ([T, O_k]), others [O_k].
+
+        ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the events each, in order; what is not per
+        event is in all of them."""
+        cut = slice(None)
+        if part is not None:
+            cut = slice(*(len(window.x) * border // part[1] for border in (part[0], part[0] + 1)))
         fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
         for name, output, named, y in zip(self._names, self._outputs, self._labels_of, outputs, strict=True):
-            flat = y.reshape(len(y), -1) if output.per == "event" else y.reshape(1, -1)
+            flat = y.reshape(len(y), -1)[cut] if output.per == "event" else y.reshape(1, -1)
             values = [_number(row) for row in flat]
             fields[name] = values if output.per == "event" else values[0]
             if named:
@@ -61,6 +72,8 @@ class Encoder:
             "part": window.part,
             "offsets": [int(window.offsets.min()), int(window.offsets.max())],
         }
+        if part is not None:
+            fields["slice"] = part
         return msgspec.json.encode(fields)[:-1] + self._tail
 
     def _template(self, sizes: tuple[int, ...]) -> bytes:

@@ -322,14 +322,16 @@ class _Check:
         for _ in processor.run():
             pass
         answers, rejects = processor.results()
-        encoded = Sink([(name, model) for name, model, _ in parts.models], codec.keys).encode(answers)
+        max_bytes = min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT))
+        sink = Sink([(name, model) for name, model, _ in parts.models], codec.keys, max_bytes=max_bytes)
+        encoded, refused = sink.encode(answers)
         values = [value for outgoing in encoded for value in outgoing.values]
         self._report.sample = {
             "records": sum(map(len, batches)),
             "events": sum(map(len, decoded)),
             "streams": len(streams),
             "answers": len(values),
-            "rejected": _by_reason(rejects, parts.input.name),
+            "rejected": _by_reason([*rejects, *refused], parts.input.name),
             "answer": values[-1].decode()[:_SHOWN] if values else None,
         }
         if any(rule is not None for *_, rule in parts.models):

@@ -13,6 +13,8 @@ from streamer.engine.describe import describe
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
+from streamer.kafka.policies import OUTPUT
+from streamer.modelfile.machine import machine
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.service.clock import Clock, SystemClock
@@ -62,7 +64,11 @@ def build(
         new_id=new_id or (lambda: f"{group_id}-{instance}-{uuid.uuid4().hex[:12]}"),
         now_ms=clock.now_ms,
     )
-    sink = Sink([(name, model) for name, model, _ in parts.models], codec.keys)
+    sink = Sink(
+        [(name, model) for name, model, _ in parts.models],
+        codec.keys,
+        max_bytes=min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT)),
+    )
     return Service(
         settings,
         processor,
