@@ -24,10 +24,12 @@ from streamer.modelfile.draft import draft as draft_sidecar
 from streamer.modelfile.model import Model
 from streamer.observe.logs import configure_logs, log
 from streamer.observe.telemetry import Telemetry
+from streamer.service.check import Report, examine
 from streamer.service.signals import drain_when_told, leave_when_told
 from streamer.service.wiring import Parts, build, facts, instance_id, load_models, observed, prepare
 from streamer.settings import Settings, describe, load_settings
 from streamer.tools.bench import bench_command
+from streamer.tools.deadletters import dlq_app
 from streamer.tools.demo import demo_command
 from streamer.tools.inspect import as_table
 from streamer.tools.inspect import inspect as inspect_model
@@ -82,12 +84,40 @@ def run(config: Config = None, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(config: Config = None, overrides: Overrides = None) -> None:
-    """Validate settings, models and topics without consuming; print the settings and where each comes from."""
-    settings, origins = load_settings(config, overrides or (), os.environ)
-    for key, value, origin in describe(settings, origins):
-        print(f"{key} = {value}  ({origin})")
-    asyncio.run(prepare(settings, load_models(settings)))
+def check(
+    config: Config = None,
+    overrides: Overrides = None,
+    sample: Annotated[int, typer.Option(min=0, max=10_000, help="Newest records that are decoded and scored")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
+) -> None:
+    """Do all that run does before it joins the group, and try the newest records. Nothing is created or committed."""
+    report = Report()
+    try:
+        settings, origins = load_settings(config, overrides or (), os.environ)
+    except StreamerError as error:
+        report.problems.append(error)
+    else:
+        report.settings = {key: (value, origin) for key, value, origin in describe(settings, origins)}
+        if not as_json:
+            for key, (value, origin) in report.settings.items():
+                print(f"{key} = {value}  ({origin})")
+        asyncio.run(examine(settings, report, sample=sample, say=_tell))
+    if as_json:
+        print(json.dumps(report.as_dict(), default=str))
+    else:
+        for line in report.lines():
+            print(line)
+        for problem in report.problems:
+            _tell(f"streamer: {problem}")
+        print(report.verdict)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def _tell(text: str) -> None:
+    """Beside the data, and in order with it."""
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
 
 
 @app.command("inspect")
@@ -108,6 +138,7 @@ def inspect_command(
 
 
 app.add_typer(stream_app, name="stream")
+app.add_typer(dlq_app, name="dlq")
 app.command("demo")(demo_command)
 app.command("bench")(bench_command)
 app.command("produce")(produce_command)

@@ -200,7 +200,7 @@ class ClosedWindow:
     end_ms: int
     reason: Closed
     part: int
-    """0, 1, ... for further windows with the same bounds"""
+    """Offset of its first event in the log: with stream and bounds it names the window, also after a crash"""
     x: X
     """[T, F]"""
     offsets: I64
@@ -274,6 +274,8 @@ class Outgoing:
     """Row -> further headers"""
     mode: Mode = Mode.STEP
     """Which kind of answer, for the metrics"""
+    common: Headers = ()
+    """Further headers of every record"""
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -112,3 +112,4 @@ class Reason(StrEnum):
     BAD_REQUEST = "bad_request"
     TOO_LONG = "too_long"
     TOO_MANY_ROLLOUTS = "too_many_rollouts"
+    TOO_LARGE_ANSWER = "too_large_answer"

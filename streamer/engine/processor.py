@@ -80,7 +80,7 @@ class Processor:
     ) -> None:
         """``models``: at most one in window mode, all of one width and dtype. ``late``: as ``input.late``.
         ``keys``: what the keys of the input are (``Codec.keys``)."""
-        _check_models(models)
+        check_models(models)
         self.batch, state = batch or BatchSection(), state or StateSection()
         self.delivery = delivery or DeliverySection()
         contract = models[0][1].contract
@@ -310,7 +310,8 @@ class Processor:
         return partitions
 
 
-def _check_models(models: Sequence[Served]) -> None:
+def check_models(models: Sequence[Served]) -> None:
+    """Raises ConfigurationError for models that cannot be served together, or need a window."""
     if not 1 <= len(models) <= 2:
         raise ConfigurationError("name one or two models: [model.NAME]")
     if sum(rule is not None for _, _, rule in models) > 1:

@@ -354,4 +354,3 @@ class Restore:
             f"{self._where()}: model {name!r} {what}. Serve the model that wrote it, or set "
             'delivery.model_changed = "reset" to begin from the initial state.'
         )
-

@@ -13,26 +13,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
-from streamer.core import Changelog, Outgoing, Reject, Transaction
+from streamer.core import Outgoing, Reject, Transaction
 from streamer.errors import ConfigurationError, DataLossError, FencedError, KafkaRefusedError, StreamerError
 from streamer.kafka.client import Connection, KafkaError
+from streamer.kafka.clocks import OwnClock
 from streamer.kafka.group import Group, Ownership
 from streamer.kafka.identity import gone, replaced
 from streamer.kafka.input import Input
-from streamer.kafka.internals import CommitFenced, Fence, Producer, Row, RowTooLarge, TransactionRefused, noticed
+from streamer.kafka.internals import CommitFenced, Fence, Producer, TransactionRefused, noticed
+from streamer.kafka.policies import APPEND_TIME, CHANGELOG, TIMESTAMP_TYPE
 from streamer.kafka.producers import Producers
-from streamer.kafka.rows import dead_letter_row, prediction_rows
-from streamer.kafka.topics import InputTopic, result_sizes
+from streamer.kafka.topics import InputTopic
+from streamer.kafka.writes import Writes
 from streamer.settings import Settings
 from streamer.words import Delivery
 
-TRANSACTION_HEADER = "streamer-txn"
+log = logging.getLogger("streamer")
 _FAILURES = (TimeoutError, KafkaError, AssertionError, OSError)
 _FENCING = (
     kafka_errors.IllegalGenerationError,
@@ -58,19 +61,20 @@ class Committer:
         group: Group,
         reader: Input,
         new_id: Callable[[], str],
+        now_ms: Callable[[], int],
     ) -> None:
         """``topic``: what the input was when the service looked; only it is ever committed against. ``reader``: asks
         whether it still is."""
+        self.clock = OwnClock(now_ms, topic.clock_ahead_ms)
         self._connection = connection
         self._settings = settings
         self._delivery = Delivery(settings.delivery.mode)
         self._input = topic
         self._group = group
         self._reader = reader
-        self._prefix = topic.name.encode() + b"/"
-        self._dead_letter_max_bytes = topic.limits.get(settings.dead_letter_topic or "", result_sizes({}))
+        self._writes = Writes(settings, topic)
+        self._changelog_stamps = topic.configs.get(CHANGELOG, {}).get(TIMESTAMP_TYPE) == APPEND_TIME
         self.producers = Producers(connection, settings, new_id)
-        self.bytes_written = 0
         self._submitting = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -82,6 +86,11 @@ class Committer:
     def used_ids(self) -> set[str]:
         """Every transactional id of this process: recovery must never end a transaction of its own."""
         return self.producers.used_ids
+
+    @property
+    def bytes_written(self) -> int:
+        """To the changelog"""
+        return self._writes.bytes_written
 
     async def start(self) -> None:
         await self.producers.ready()
@@ -116,8 +125,8 @@ class Committer:
                     raise kafka_errors.ProducerClosed("an earlier publication failed")
                 async with asyncio.timeout(self._settings.delivery.commit_timeout_ms / 1000):
                     async with self._submitting:
-                        sent = await self._send_results(producer, outgoing, rejects)
-                    await _delivered(sent)
+                        sent = await self._writes.results(producer, outgoing, rejects)
+                    await self._taken(sent, "" if self._writes.stamped else self._settings.output.topic)
             except _FAILURES as error:
                 self.producers.give_up(producer)
                 raise await self._explained(error, "publishing predictions", producer) from error
@@ -193,11 +202,12 @@ class Committer:
         try:
             # handed over together, so that the client adds all partitions and sends all batches in one request each
             sent, changelog = await asyncio.gather(
-                self._send_results(producer, epoch.outgoing, epoch.rejects),
-                self._send_changelog(producer, epoch.changelog),
+                self._writes.results(producer, epoch.outgoing, epoch.rejects),
+                self._writes.changelog(producer, epoch.changelog, self.transactional_id),
             )
-            await _delivered(sent)  # a failed batch does not fail the transaction by itself
-            written = await _delivered(changelog)
+            # a failed batch does not fail the transaction by itself
+            await self._taken(sent, "" if self._writes.stamped else self._settings.output.topic)
+            written = await self._taken(changelog, self._settings.changelog_topic or "")
             await checking
             offsets = {TopicPartition(self._input.name, part): position for part, position in epoch.positions.items()}
             fence = Fence(ownership.generation, ownership.member_id, ownership.instance)
@@ -214,6 +224,8 @@ class Committer:
         firsts: dict[int, int] = {}
         for metadata in written:
             firsts[metadata.partition] = min(firsts.get(metadata.partition, metadata.offset), metadata.offset)
+        if news := self.clock.appended([each.timestamp for each in written if self._changelog_stamps]):
+            log.warning("%s", news)
         # its records are contiguous, and the commit marker follows them
         return {partition: first + counts[partition] + 1 for partition, first in firsts.items()}
 
@@ -227,59 +239,15 @@ class Committer:
         if found != self._input.topic_id:
             raise DataLossError(replaced(self._input.name))
 
-    async def _send_results(
-        self, producer: Producer, outgoing: Sequence[Outgoing], refused: Sequence[Reject]
-    ) -> list[asyncio.Future[Any]]:
-        by_partition: dict[int, list[Outgoing]] = {}
-        for part in outgoing:
-            by_partition.setdefault(part.partition, []).append(part)
-        topic, dead_letter = self._settings.output.topic, self._settings.dead_letter_topic
-        sends = [
-            self._send(producer, topic, partition, prediction_rows(self._prefix, partition, parts))
-            for partition, parts in by_partition.items()
-        ]
-        if dead_letter is not None:
-            rejects: dict[int, list[Reject]] = {}
-            for reject in refused:
-                rejects.setdefault(reject.partition, []).append(reject)
-            sends += [
-                self._send(producer, dead_letter, partition, map(self._dead_letter_row, parts))
-                for partition, parts in rejects.items()
-            ]
-        return [future for futures in await asyncio.gather(*sends) for future in futures]
-
-    def _dead_letter_row(self, reject: Reject) -> Row:
-        return dead_letter_row(reject, self._prefix, self._dead_letter_max_bytes)
-
-    async def _send_changelog(self, producer: Producer, changelogs: Sequence[Changelog]) -> list[asyncio.Future[Any]]:
-        topic = self._settings.changelog_topic
-        assert topic is not None
-        mark: list[tuple[str, bytes | None]] = [(TRANSACTION_HEADER, self.transactional_id.encode())]
-        sends = [
-            self._send(
-                producer,
-                topic,
-                changelog.partition,
-                ((None, key, value, mark if row == 0 else []) for row, (key, value) in enumerate(changelog.records)),
-            )
-            for changelog in changelogs
-        ]
-        return [future for futures in await asyncio.gather(*sends) for future in futures]
-
-    async def _send(
-        self, producer: Producer, topic: str, partition: int, rows: Iterable[Row]
-    ) -> list[asyncio.Future[Any]]:
-        futures: list[asyncio.Future[Any]] = []
+    async def _taken(self, sent: Sequence[asyncio.Future[Any]], ours: str) -> list[Any]:
+        """What the brokers answered. ``ours``: the topic whose records we stamp, if any: a time of our own that is refused is
+        our clock's fault."""
         try:
-            for batch in producer.pack(rows):
-                if topic == self._settings.changelog_topic:
-                    self.bytes_written += batch.size()
-                future = await producer.send_batch(batch, topic, partition=partition)
-                future.add_done_callback(noticed)
-                futures.append(future)
-        except RowTooLarge as error:
-            raise ConfigurationError(f"a record of {error.size} bytes does not fit output.max_batch_bytes") from error
-        return futures
+            return await _delivered(sent)
+        except kafka_errors.InvalidTimestampError as error:
+            if not ours:
+                raise
+            raise ConfigurationError(self.clock.refused(ours)) from error
 
     async def _explained(self, error: BaseException, doing: str, producer: Producer | None) -> StreamerError:
         """Where nobody took the records in time, a topic may be gone, since the client waits for it, or a broker has said why

@@ -220,18 +220,27 @@ class Producer(AIOKafkaProducer):
         positions = {tp: OffsetAndMetadata(position, "") for tp, position in offsets.items()}
         await self.send_offsets_to_transaction(positions, group)
 
-    def pack(self, rows: Iterable[Row]) -> Iterator[Any]:
-        """Rows in as few closed record batches as their size allows, in order. Raises RowTooLarge."""
-        builder = self.create_batch()
+    def pack(self, rows: Iterable[Row], max_bytes: int) -> Iterator[Any]:
+        """Rows in as few closed record batches as their size allows, in order. ``max_bytes``: what the topic takes in one
+        batch; a row that is larger than the producer's batches goes alone. Raises RowTooLarge for what the topic refuses."""
+        accumulator = self._message_accumulator
+        transactional = self._txn_manager is not None and self._txn_manager.transactional_id is not None
+        size = min(accumulator._batch_size, max_bytes)
+
+        def batch() -> Any:
+            return _accumulator.BatchBuilder(size, accumulator._compression_type, is_transactional=transactional)
+
+        builder = batch()
         append, count = builder._builder.append, 0
         for timestamp, key, value, headers in rows:
             if append(count, timestamp, key, value, headers) is None:
                 yield _closed(builder, count)
-                builder = self.create_batch()
+                builder = batch()
                 append, count = builder._builder.append, 0
-                if append(0, timestamp, key, value, headers) is None:
-                    raise RowTooLarge(len(value or b""))
+                append(0, timestamp, key, value, headers)
             count += 1
+            if count == 1 and builder.size() > max_bytes:  # the client takes the first record whatever its size
+                raise RowTooLarge(builder.size())
         if count:
             yield _closed(builder, count)
 

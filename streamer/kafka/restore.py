@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from streamer.core import RecordBatch
 from streamer.errors import KafkaUnavailableError
 from streamer.kafka.client import Connection, KafkaError, close
-from streamer.kafka.commit import TRANSACTION_HEADER
 from streamer.kafka.input import Input
+from streamer.kafka.writes import TRANSACTION_HEADER
 
 _UNDECIDED_S = 1.0
 _POLL_S = 0.02

@@ -18,6 +18,9 @@ from streamer.modelfile.signature import Array
 TOLERANCE = 1e-5
 """What rows and chunks may differ by, absolute and relative: other kernels round differently."""
 
+_SUM_TOLERANCE = 1e-3
+"""What probabilities may miss one by: float32, and exporters that round."""
+
 _ROWS, _STEPS = 3, 3
 _LENGTH_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -63,6 +66,7 @@ class Probe:
                 self._windows(unit)
         except ModelRunError as error:
             raise ModelError(f"a trial run failed: {error}: correct the contract or the graph") from None
+        self._classes()
         detail = (
             "every comparison is bit-equal" if self._worst == 0 else f"equal up to {self._worst:.1e}, not bit by bit"
         )
@@ -71,6 +75,26 @@ class Probe:
             detail = "it gives NaN or infinity for ordinary events, which are rejected when it serves"
             self.findings.append(Finding("finite", False, detail))
         return self.findings
+
+    def _classes(self) -> None:
+        """Rows of an output of kind classes are probabilities: they sum to one."""
+        model, steps = self.model, self.x.shape[1]
+        chosen = [(at, each.name) for at, each in enumerate(model.contract.outputs) if each.kind == "classes"]
+        if not chosen:
+            return
+        outputs = [output for row in range(_ROWS) for output, _ in self._alone(row, [slice(0, steps)])]
+        name = "classes_sum_to_one"
+        for at, output in chosen:
+            values = np.concatenate([each[at].reshape(-1, each[at].shape[-1]) for each in outputs]).astype(np.float64)
+            sums = values.sum(axis=1)
+            if (values < -_SUM_TOLERANCE).any() or not np.allclose(sums, 1, rtol=0, atol=_SUM_TOLERANCE):
+                detail = (
+                    f"rows of {output!r} sum to {sums.min():.3g} to {sums.max():.3g}: these are no probabilities (logits?), "
+                    "and they are published as they are. Add a softmax, or declare another kind"
+                )
+                self.findings.append(Finding(name, False, detail))
+            else:
+                self.findings.append(Finding(name, True, f"rows of {output!r} are probabilities"))
 
     def _length_multiple(self) -> int:
         """Smallest number of steps whose multiples run; the shapes of what comes out are checked on the way."""

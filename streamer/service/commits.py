@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from streamer.core import Epoch, Outgoing, Reject
@@ -15,7 +15,7 @@ from streamer.errors import FencedError
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Ownership
 from streamer.service.clock import Clock, Times
-from streamer.service.sink import Sink
+from streamer.service.sink import Refused, Sink
 from streamer.settings import Settings
 from streamer.words import Delivery, Outcome
 
@@ -40,6 +40,8 @@ class _Open:
     publishing: list[asyncio.Task[None]] = field(default_factory=list)
     started: float | None = None
     """When its first records were fetched"""
+    refused: Refused = field(default_factory=Refused)
+    """What of its answers cannot be written"""
 
 
 @dataclass
@@ -101,9 +103,10 @@ class Commits:
         publishing = self._open.publishing
         while len(publishing) >= _PUBLISHING:
             await publishing.pop(0)
-        outgoing = self._sink.encode(answers)
+        outgoing, refused = self._sink.encode(answers)
+        self._open.refused.add(refused)
         self._open.times.end("encode", self._clock.monotonic())
-        task = asyncio.create_task(self._publish(outgoing, rejects))
+        task = asyncio.create_task(self._publish(outgoing, [*rejects, *refused]))
         task.add_done_callback(_noticed)
         publishing.append(task)
 
@@ -166,7 +169,8 @@ class Commits:
     async def _commit(self, epoch: Epoch, ownership: Ownership, opened: _Open) -> dict[int, int]:
         before, outcome = self._committer.bytes_written, Outcome.FAILED
         try:
-            transaction = self._sink.transaction(epoch)
+            transaction, refused = self._sink.transaction(epoch)
+            opened.refused.add(refused)
             opened.times.end("encode", self._clock.monotonic())
             await asyncio.gather(*opened.publishing)
             ends = await self._committer.commit(transaction, ownership)
@@ -177,7 +181,8 @@ class Commits:
         finally:
             self._ended_at = self._clock.monotonic()
             opened.times.end("commit", self._ended_at)
-            self._observer.committed(outcome, epoch, opened.times, self._committer.bytes_written - before)
+            told = replace(epoch, report=opened.refused.told(epoch.report))
+            self._observer.committed(outcome, told, opened.times, self._committer.bytes_written - before)
         if transaction.outgoing:
             self._observer.published(transaction.outgoing, self._clock.now_ms())
         return ends

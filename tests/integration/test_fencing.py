@@ -18,8 +18,8 @@ from simulated import ChainModel, advance, records
 
 from streamer.core import Changelog, Epoch, Transaction
 from streamer.errors import FencedError, KafkaUnavailableError
-from streamer.kafka.commit import TRANSACTION_HEADER
 from streamer.kafka.group import Ownership
+from streamer.kafka.writes import TRANSACTION_HEADER
 from streamer.records.changelog import Kind, encode_stream, stream_key
 
 REQUESTS = [

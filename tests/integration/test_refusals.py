@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from administration import administrator
 from local_kafka import LocalKafka
+from onnx_models import lstm, lstm_fields, save
 from serving import event, make_service, make_settings, produce, read_all, running, wait_for
 from simulated import POISON
 from tooling import require_tool
 
 from streamer.errors import DataLossError, FencedError, KafkaRefusedError, KafkaUnavailableError
+from streamer.service.check import Report, examine
 from streamer.tools.broker import require_confluent_kafka
 
 GOOD, BAD = (0, b"a", event([1.0]), []), (0, b"a", event([POISON]), [])
@@ -122,6 +124,24 @@ async def test_a_right_that_is_missing_is_named(
     assert "InvalidTxnState" not in told
     if missing[1] == "WRITE" and mode == "exactly-once" and missing[0] != "out":
         assert await read_all(guarded.bootstrap, f"{topic}.out") == [], "all or nothing"
+
+
+async def test_check_names_rights_that_are_missing(guarded, topic_name, create_topics, tmp_path) -> None:
+    """Of topics that are there; nothing is written for it."""
+    topic, group = topic_name("in"), topic_name("group")
+    save(lstm(1), tmp_path / "model.onnx", lstm_fields(1))
+    model = {"chain": {"path": str(tmp_path / "model.onnx")}}
+    await create_topics(guarded.bootstrap, {topic: 1, f"{topic}.out": 1})
+    settings = guarded_settings(guarded, topic, group, ("out", "WRITE"), model=model)
+    await create_topics(guarded.bootstrap, {str(settings.changelog_topic): 1}, {"cleanup.policy": "compact"})
+    await produce(guarded.bootstrap, topic, [GOOD])
+    report = Report()
+    await examine(settings, report, sample=10)
+    (problem,) = report.problems
+    assert isinstance(problem, KafkaRefusedError)
+    assert f"no right to WRITE topic '{topic}.out' (output.topic). Grant WRITE" in str(problem)
+    assert report.sample["answers"] == 1
+    assert [line for line in report.warnings if f"'{topic}.out'" in line and "DESCRIBE_CONFIGS" in line]
 
 
 async def test_a_creation_that_the_cluster_refuses_names_topic_and_reason(kafka, topic_name, create_topics) -> None:

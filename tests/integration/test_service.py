@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from administration import administrator
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from chain import PARTITIONS, check, rows
 from serving import event, make_service, make_settings, produce, read_all, running, wait_for
 from simulated import POISON, ChainModel, advance
@@ -104,11 +106,14 @@ async def test_answers_that_their_topic_refuses_end_the_service(kafka, topic_nam
     """Trying again would never end; with a topic that takes them, the same events are answered."""
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
-    await create_topics(kafka, {f"{topic}.strict": 1}, {limit: "100"})  # a marker has 78 bytes
+    await create_topics(kafka, {f"{topic}.strict": 1})
     await produce(kafka, topic, [(0, b"a", event([1.0]), []), (0, b"a", event([2.0]), [])])
     group, delivery = topic_name("group"), {"mode": mode}
     strict = make_settings(kafka, topic, group, delivery=delivery, output={"topic": f"{topic}.strict"})
     service, _ = await make_service(strict)
+    async with administrator(kafka) as admin:  # what is strict from the beginning is found at start
+        change = {limit: "100"}  # a marker has 78 bytes
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, f"{topic}.strict", change)])
     with pytest.raises(ConfigurationError, match=limit):
         await asyncio.wait_for(service.run(), 60)
     service, recorder = await make_service(make_settings(kafka, topic, group, delivery=delivery))

@@ -61,7 +61,9 @@ def settle(processor: Processor, *batches: EventBatch) -> None:
 def encoded(processor: Processor, epoch: Epoch, keys: Keys | None = None) -> list[Outgoing]:
     """The answers of an epoch as bytes."""
     lanes = [*processor.lanes.stepping, *([processor.lanes.windowing] if processor.lanes.windowing else [])]
-    return Sink([(lane.name, lane.model) for lane in lanes], keys or Keys()).encode(epoch.answers)
+    outgoing, refused = Sink([(lane.name, lane.model) for lane in lanes], keys or Keys()).encode(epoch.answers)
+    assert not refused
+    return outgoing
 
 
 class Changelog:

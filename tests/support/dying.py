@@ -16,7 +16,7 @@ from streamer.engine.checkpoint import Checkpoint
 from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Restore
-from streamer.kafka import commit
+from streamer.kafka import commit, writes
 from streamer.kafka.restore import Restorer
 from streamer.service.loop import Service
 from streamer.service.takeover import Takeover
@@ -25,8 +25,8 @@ PHASES: dict[str, tuple[Any, str, str, int]] = {
     # phase: (owner, function, before or after the call, which call of a run)
     "commit: sealed, nothing sent": (AIOKafkaProducer, "begin_transaction", "before", 3),
     "commit: transaction begun": (AIOKafkaProducer, "begin_transaction", "after", 3),
-    "commit: predictions sent": (commit.Committer, "_send_results", "after", 3),
-    "commit: changelog sent": (commit.Committer, "_send_changelog", "after", 3),
+    "commit: predictions sent": (writes.Writes, "results", "after", 3),
+    "commit: changelog sent": (writes.Writes, "changelog", "after", 3),
     "commit: predictions acknowledged": (commit, "_delivered", "after", 5),
     "commit: all acknowledged": (commit, "_delivered", "after", 6),
     "commit: offsets sent": (AIOKafkaProducer, "send_offsets_to_transaction", "after", 3),

@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from simulated import ChainModel
 
-from streamer.kafka.commit import TRANSACTION_HEADER
+from streamer.kafka.writes import TRANSACTION_HEADER
 from streamer.service.clock import Clock
 from streamer.service.loop import Service
 from streamer.service.wiring import Parts, build, prepare
