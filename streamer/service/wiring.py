@@ -13,6 +13,7 @@ from streamer.engine.describe import describe
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
+from streamer.modelfile.machine import machine
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.service.clock import Clock, SystemClock
