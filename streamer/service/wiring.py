@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,8 @@ from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 from streamer.records.changelog import Identity
 from streamer.records.decode import MAX_KEY_BYTES, Codec
+from streamer.records.formats import NAMED, Fields
+from streamer.records.meaning import refuse_different
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Observer, Service
@@ -136,6 +139,8 @@ def fingerprint(settings: Settings, models: list[tuple[str, Model, WindowRule | 
     decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
     decide += [str(settings.input.max_future_ms), settings.input.time_unit, str(settings.input.min_time_ms)]
     decide += [settings.input.key, str(_max_key_bytes(settings))]
+    if settings.input.fields or settings.input.time:
+        decide.append(json.dumps([settings.input.fields, settings.input.time], sort_keys=True))
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
     return "|".join(decide)
 
@@ -204,6 +209,8 @@ def _max_key_bytes(settings: Settings) -> int:
 
 def _codec(parts: Parts) -> Codec:
     section = parts.settings.input
+    if section.format in ("json", *NAMED):
+        refuse_different([(name, model.contract.feature_tables) for name, model, _ in parts.models])
     return Codec(
         parts.models[0][1].contract,
         section.format,
@@ -214,6 +221,7 @@ def _codec(parts: Parts) -> Codec:
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
         key=section.key,
+        fields=Fields(section.places, section.time_place),
         generates=any(model.contract.feedback is not None for _, model, rule in parts.models if rule is None),
     )
 

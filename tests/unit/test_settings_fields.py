@@ -1,0 +1,85 @@
+"""Where features are, as settings say it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamer.errors import ConfigurationError
+from streamer.settings import load_settings
+from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, parse_place
+
+
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ("cpu", FieldPath(("cpu",))),
+        ("readings.cpu", FieldPath(("readings", "cpu"))),
+        ("tags[0]", FieldPath(("tags", 0))),
+        ("a[0][12].b", FieldPath(("a", 0, 12, "b"))),
+        ('["a.b"].c["d e"]', FieldPath(("a.b", "c", "d e"))),
+        ("größe-1", FieldPath(("größe-1",))),
+        ("header:unit", FieldHeader("unit")),
+        ({"constant": 3.5}, FieldConstant(3.5)),
+        ({"constant": "run"}, FieldConstant("run")),
+    ],
+)
+def test_a_place_is_read(written: Any, place: Any) -> None:
+    assert parse_place(written) == place
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", ".", "a.", ".a", "a..b", "a[", "a[x]", "a[-1]", "[0]", "a b", 'a["b', "a]b", "a[99999]", "header:", ".".join("a" * 33),
+     {"constant": []}, {"const": 1}, {}, 5],
+)  # fmt: skip
+def test_what_is_no_place_is_told(written: Any) -> None:
+    with pytest.raises(ValueError, match=r"write|begin|more than"):
+        parse_place(written)
+
+
+FILE = """
+[kafka]
+bootstrap = "b:1"
+group = "g"
+[input]
+topic = "in"
+format = "json-named"
+{time}
+[input.fields]
+{fields}
+[output]
+topic = "out"
+[model.m]
+path = "m.onnx"
+"""
+
+
+def settings(folder: Path, fields: str, time: str = "") -> Any:
+    path = folder / "streamer.toml"
+    path.write_text(FILE.format(fields=fields, time=time), encoding="utf-8")
+    return load_settings(path)[0]
+
+
+def test_the_file_says_where_features_are(tmp_path: Path) -> None:
+    found = settings(
+        tmp_path, 'cpu = "readings.cpu"\n"a b" = "header:x"\ngain = {constant = 2}', 'time = "meta.at"'
+    ).input
+    assert found.places == {"cpu": FieldPath(("readings", "cpu")), "a b": FieldHeader("x"), "gain": FieldConstant(2)}
+    assert found.time_place == FieldPath(("meta", "at"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "time", "told"),
+    [
+        ('cpu = "a..b"', "", r"input.fields: 'cpu' 'a..b' is no path"),
+        ("cpu = 5", "", r"input.fields: 'cpu' is '5': write a path"),
+        ("cpu = {constant = []}", "", r"input.fields: 'cpu' is a table, but not"),
+        ("", 'time = "a["', r"input.time: 'a\[' is no path"),
+    ],
+)
+def test_what_is_no_place_is_named_with_its_key(tmp_path: Path, fields: str, time: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        settings(tmp_path, fields, time)
