@@ -40,6 +40,7 @@ class Meaning:
         self.name, self.kind, self._exact = feature.name, feature.kind, exact
         self.missing = _stand_in(feature, exact, missing)
         self._unknown = feature.unknown
+        self._measured = feature.kind not in ("category", "flag", "present")
         self._places: dict[str, Number] = {word: place for place, word in enumerate(feature.vocabulary)}
         self.table: dict[object, Number] | None = None
         """Cell -> number, for cells of few kinds; what is not in it ``number`` has to decide, or is ``other``."""
@@ -54,6 +55,8 @@ class Meaning:
 
     def number(self, cell: Cell) -> Number:
         """What the graph gets. Unusable: nothing that the contract allows."""
+        if self._measured and type(cell) in (float, int):  # what nearly every cell is
+            return self._exact.number(cell, self.name)  # type: ignore[arg-type]
         if self.kind == "present":
             return self._exact.number(int(cell is not None), self.name)
         if self.kind == "category" and isinstance(cell, float) and cell != cell:  # noqa: PLR0124 (NaN: as in training)

@@ -200,6 +200,15 @@ def test_the_time_may_be_in_a_header() -> None:
     assert codec.decode(records([b"\x81\xa1n\x01"], headers=headers)).times_ms.tolist() == [NOW_MS]
 
 
+def test_a_record_need_not_say_anything() -> None:
+    fields = Fields({"a": parse_place("header:a"), "b": parse_place({"constant": 2})}, parse_place("header:at"))
+    headers: Any = {0: [("a", b"1"), ("at", b"1760000000009")]}
+    for value_format, value in (("json-named", b"{}"), ("msgpack", b"\x80")):
+        batch = Codec(contract("a", "b"), value_format, fields=fields).decode(records([value] * 2, headers=headers))
+        assert (batch.x.tolist(), batch.times_ms.tolist()) == ([[1, 2]], [NOW_MS + 9])
+        assert [(r.offset, r.reason) for r in batch.rejects] == [(1, "missing_feature")]
+
+
 def test_a_feature_that_is_not_there_and_formats_without_names_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"input.fields.b: the contract has no such feature, it has a"):
         Codec(contract("a"), "json-named", fields=Fields({"b": parse_place("x")}))

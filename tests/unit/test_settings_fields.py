@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from streamer.errors import ConfigurationError
-from streamer.settings import load_settings
+from streamer.service.wiring import fingerprint
+from streamer.settings import describe, load_settings
 from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, parse_place
 
 
@@ -83,3 +84,21 @@ def test_the_file_says_where_features_are(tmp_path: Path) -> None:
 def test_what_is_no_place_is_named_with_its_key(tmp_path: Path, fields: str, time: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         settings(tmp_path, fields, time)
+
+
+def test_where_features_are_decides_how_a_replayed_record_is_judged(tmp_path: Path) -> None:
+    def decides(fields: str, time: str = "") -> str:
+        return fingerprint(settings(tmp_path, fields, time), [])
+
+    assert decides('cpu = "a.b"') != decides("") != decides("", 'time = "at"')
+    assert decides('cpu = "a.b"') != decides('cpu = "a.c"')
+    assert decides('cpu = "a"\nmem = "b"') == decides('mem = "b"\ncpu = "a"')
+    assert "{}" not in decides(""), "old services go on: nothing of theirs has changed"
+
+
+def test_a_place_may_come_from_the_command_line(tmp_path: Path) -> None:
+    settings(tmp_path, "")
+    found, origins = load_settings(tmp_path / "streamer.toml", ["input.fields.cpu=readings.cpu"])
+    assert found.input.places == {"cpu": FieldPath(("readings", "cpu"))}
+    assert origins["input.fields.cpu"] == "flag --set"
+    assert ("input.fields.cpu", "readings.cpu", "flag --set") in describe(found, origins)

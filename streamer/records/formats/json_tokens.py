@@ -30,6 +30,11 @@ def number(token: msgspec.Raw, name: object) -> int | float | None:
         return None
     if text[:1] not in b"-0123456789":
         raise Unusable(Reason.UNDECODABLE, f"feature {name!r} is not a number")
+    return digits(text)
+
+
+def digits(text: bytes) -> int | float:
+    """A number that begins with a digit or a minus."""
     if text.lstrip(b"-").isdigit():
         return int(text[:_MOST_DIGITS])
     return float(text)

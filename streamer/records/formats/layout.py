@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
 
+from streamer.records.formats.typed import each_get
 from streamer.records.formats.wire import Wire
 from streamer.records.unusable import Unusable, plain
 from streamer.words import Reason
@@ -67,7 +69,7 @@ class Written:
             names = {f"f{at}": str(step) for at, step in enumerate(self._inner)}
             absent: list[Any] = [(each, msgspec.Raw, wire.null) for each in names]
             self._fields = wire.decoder(msgspec.defstruct("Written", absent, rename=names))
-            self._names = names
+            self._all = each_get(names)
             self._read = self._object
 
     def read(self, value: bytes | msgspec.Raw, found: list[msgspec.Raw]) -> None:
@@ -85,8 +87,7 @@ class Written:
                 node.read(token, found)
 
     def _object(self, value: bytes | msgspec.Raw) -> dict[str | int, msgspec.Raw]:
-        fields = self._fields.decode(value)
-        return {step: getattr(fields, each) for each, step in self._names.items()}
+        return dict(zip(self._inner, self._all(self._fields.decode(value)), strict=True))
 
     def _list(self, value: bytes | msgspec.Raw) -> dict[str | int, msgspec.Raw]:
         items = self._items.decode(value)
@@ -136,9 +137,14 @@ def getter(root: Node, path: Steps) -> Callable[[Any], Any] | str:
     if not any(isinstance(part, int) for part in parts):
         return ".".join(map(str, parts))
 
-    gets: list[Callable[[Any], Any]] = []
-    for part in parts:
-        gets.append(_item(part) if isinstance(part, int) else attrgetter(part))
+    gets: list[Callable[[Any], Any]] = [
+        itemgetter(*run) if whole else attrgetter(".".join(map(str, run)))
+        for whole, group in groupby(parts, key=lambda part: isinstance(part, int))
+        for run in ([[part] for part in group] if whole else [list(group)])
+    ]
+    if len(gets) == 2:
+        first, second = gets
+        return lambda row: second(first(row))
 
     def get(row: Any) -> Any:
         for each in gets:
@@ -146,7 +152,3 @@ def getter(root: Node, path: Steps) -> Callable[[Any], Any] | str:
         return row
 
     return get
-
-
-def _item(place: int) -> Callable[[Any], Any]:
-    return lambda items: items[place]

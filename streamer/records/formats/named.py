@@ -96,6 +96,10 @@ class Named:
         for each in (*places, time):
             if isinstance(each, FieldPath) and each.steps not in self._paths:
                 self._paths.append(each.steps)
+        self._plan = [
+            (meaning, place, self._paths.index(place.steps) if isinstance(place, FieldPath) else None)
+            for meaning, place in zip(wanted, places, strict=True)
+        ]
         self._constants = {
             at: _constant(meaning, place.value)
             for at, (meaning, place) in enumerate(zip(wanted, places, strict=True))
@@ -116,17 +120,16 @@ class Named:
             raise Unusable(Reason.UNDECODABLE, f"the value is nested deeper than {json_tokens.MAX_DEPTH} levels")
         found = [self._wire.null] * len(self._paths)
         self._written.read(value, found)
-        tokens = dict(zip(self._paths, found, strict=True))
         numbers: list[int | float] = []
-        for at, (meaning, place) in enumerate(zip(self._meanings, self._places, strict=True)):
-            if isinstance(place, FieldPath):
-                numbers.append(meaning.number(self._cell(meaning, tokens[place.steps])))
+        for meaning, place, leaf in self._plan:
+            if leaf is not None:
+                numbers.append(meaning.number(self._cell(meaning, found[leaf])))
             elif isinstance(place, FieldHeader):
                 numbers.append(meaning.number(_header_cell(_header(headers, place.name), meaning.kind)))
             else:
-                numbers.append(self._constants[at])
+                numbers.append(self._constants[len(numbers)])
         if isinstance(self._time, FieldPath):
-            return numbers, self._wire.time(tokens[self._time.steps])
+            return numbers, self._wire.time(found[self._paths.index(self._time.steps)])
         return numbers, self._header_time(headers)
 
     def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
@@ -280,7 +283,7 @@ def _header_cell(raw: bytes | None, kind: str) -> Cell:
     if kind in ("category", "present"):
         return text
     if _NUMBER.fullmatch(text):
-        return json_tokens.number(msgspec.Raw(raw), "")
+        return json_tokens.digits(raw)
     return _TRUTHS.get(text, text)
 
 

@@ -76,17 +76,18 @@ class TypedRows(Generic[Typed]):
         time: Callable[[Typed], object] | None,
         whole: Callable[[Typed], bool] | None = None,
     ) -> None:
-        """``time``: as given; None: a value has none. ``whole``: what ``column`` asks for is there; None: always."""
+        """``time``: as given; None: a value has none. ``whole``: what ``column`` and ``time`` ask for is there; None: always."""
         self._wire, self._decoder = wire, wire.decoder(kind)
         self._column, self._time, self._whole = column, time, whole
 
     def columns(self, values: Sequence[bytes]) -> Columns:
         """N values; those that are not of the type are doubtful."""
         rows, doubtful = self._rows(values)
-        if self._whole is not None and not all(map(self._whole, rows)):
+        try:
+            x, unsure, times = self._read(rows)
+        except IndexError:  # a list is shorter than a path asks
             rows, doubtful = self._without_gaps(rows, doubtful, len(values))
-        x, unsure = self._column(rows)
-        times: list[object] | None = None if self._time is None else list(map(self._time, rows))
+            x, unsure, times = self._read(rows)
         if not doubtful:
             return Columns(x, times, unsure)
         index = _others(doubtful, len(values))
@@ -98,6 +99,10 @@ class TypedRows(Generic[Typed]):
             for place, time in zip(index.tolist(), times, strict=True):
                 all_times[place] = time
         return Columns(every, all_times, sorted([*doubtful, *index[unsure].tolist()]))
+
+    def _read(self, rows: Sequence[Typed]) -> tuple[Numbers, list[int], list[object] | None]:
+        x, unsure = self._column(rows)
+        return x, unsure, None if self._time is None else list(map(self._time, rows))
 
     def _without_gaps(self, rows: list[Typed], doubtful: list[int], count: int) -> tuple[list[Typed], list[int]]:
         whole = [self._whole is None or self._whole(row) for row in rows]
@@ -144,6 +149,8 @@ class TypedRows(Generic[Typed]):
 def each_get(gets: Iterable[str | Callable[[Any], Any]]) -> Callable[[Any], tuple[Any, ...]]:
     """What attributes (dotted names) or functions find in an object, always in a tuple."""
     listed = list(gets)
+    if not listed:
+        return lambda row: ()
     names = [each for each in listed if isinstance(each, str)]
     if len(names) < len(listed):
         functions = [one_get(each) for each in listed]

@@ -56,7 +56,7 @@ class Json:
     def cell(self, token: msgspec.Raw) -> Cell:
         text = bytes(token).strip()
         if text[:1] in b"-0123456789":
-            return json_tokens.number(token, "")
+            return json_tokens.digits(text)
         if text[:1] in b"{[":
             return NO_CELL
         return _plain_cell(msgspec.json, text)
