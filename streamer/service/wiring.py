@@ -74,6 +74,8 @@ async def prepare(
     settings: Settings, models: list[tuple[str, Model, WindowRule | None]], *, mock: bool = False
 ) -> Parts:
     """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
+    if models:
+        _codec(settings, models)  # what cannot be decoded is refused before any topic is made
     link = connection(settings)
     async with Topics(link) as topics:
         found = await topics.prepare(
@@ -155,7 +157,7 @@ def build(
 ) -> Service:
     """``new_id``: makes transactional ids, a new one each time; they begin with the group's name, for ACLs."""
     settings, link, clock = parts.settings, parts.connection, clock or SystemClock()
-    group_id, codec = settings.kafka.group, _codec(parts)
+    group_id, codec = settings.kafka.group, _codec(parts.settings, parts.models)
     processor = Processor(
         parts.models,
         batch=settings.batch,
@@ -207,22 +209,22 @@ def _max_key_bytes(settings: Settings) -> int:
     return min(MAX_KEY_BYTES, settings.output.max_batch_bytes // 8)
 
 
-def _codec(parts: Parts) -> Codec:
-    section = parts.settings.input
+def _codec(settings: Settings, models: list[tuple[str, Model, WindowRule | None]]) -> Codec:
+    section = settings.input
     if section.format in ("json", *NAMED):
-        refuse_different([(name, model.contract.feature_tables) for name, model, _ in parts.models])
+        refuse_different([(name, model.contract.feature_tables) for name, model, _ in models])
     return Codec(
-        parts.models[0][1].contract,
+        models[0][1].contract,
         section.format,
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
-        max_key_bytes=_max_key_bytes(parts.settings),
+        max_key_bytes=_max_key_bytes(settings),
         max_future_ms=section.max_future_ms,
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
         key=section.key,
         fields=Fields(section.places, section.time_place),
-        generates=any(model.contract.feedback is not None for _, model, rule in parts.models if rule is None),
+        generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
 
 

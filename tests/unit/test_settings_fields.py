@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tables import category, contract
 
 from streamer.errors import ConfigurationError
-from streamer.service.wiring import fingerprint
+from streamer.service.wiring import fingerprint, prepare
 from streamer.settings import describe, load_settings
 from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, parse_place
 
@@ -102,3 +105,12 @@ def test_a_place_may_come_from_the_command_line(tmp_path: Path) -> None:
     assert found.input.places == {"cpu": FieldPath(("readings", "cpu"))}
     assert origins["input.fields.cpu"] == "flag --set"
     assert ("input.fields.cpu", "readings.cpu", "flag --set") in describe(found, origins)
+
+
+def test_what_cannot_be_decoded_is_refused_before_any_broker_is_asked(tmp_path: Path) -> None:
+    gap = SimpleNamespace(contract=contract({"name": "gap", "kind": "since_last"}))
+    with pytest.raises(ConfigurationError, match=r"feature 'gap' is the time since .* say in \[input.fields\] where"):
+        asyncio.run(prepare(settings(tmp_path, ""), [("m", gap, None)]))  # type: ignore[list-item]
+    one, two = (SimpleNamespace(contract=contract(category("c", unknown=at))) for at in (0, 1))
+    with pytest.raises(ConfigurationError, match="mean different things"):
+        asyncio.run(prepare(settings(tmp_path, ""), [("a", one, None), ("b", two, None)]))  # type: ignore[list-item]
