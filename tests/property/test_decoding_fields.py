@@ -16,7 +16,8 @@ from tables import WORDS, category, contract
 from streamer.core import RecordBatch
 from streamer.records.decode import Codec
 from streamer.records.exact import Exact
-from streamer.records.formats import Fields
+from streamer.records.formats import Fields, json_tokens
+from streamer.records.formats.wire import Msgpack
 from streamer.records.meaning import Meaning
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import parse_place
@@ -160,3 +161,21 @@ def test_a_table_of_words_is_its_definition(words: list[str], value: Any, unknow
         else:
             with pytest.raises(Unusable):
                 meaning.number(each)
+
+
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.text(max_size=40) | st.binary(max_size=300) | st.floats() | st.integers(-(2**63), 2**64 - 1),
+        lambda each: st.lists(each, max_size=20) | st.dictionaries(st.text(max_size=2), each, max_size=18),
+    ),
+    st.integers(0, 4),
+)
+def test_the_depth_of_messagepack_is_what_it_is(value: Any, more: int) -> None:
+    def depth(each: Any) -> int:
+        inner = each.values() if isinstance(each, dict) else each if isinstance(each, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    levels = json_tokens.MAX_DEPTH - 2 + more - depth(value)
+    text = b"\x92\xc0" * levels + msgspec.msgpack.encode(value)
+    assert Msgpack().too_deep(text) == (levels + depth(value) > json_tokens.MAX_DEPTH)
