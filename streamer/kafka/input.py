@@ -163,7 +163,7 @@ class Input:
         parts = list(partitions)
         if not parts:
             return {}
-        topic_id = await self.identity()
+        topic_id = await self.identity(parts)
         if topic_id is None:
             raise DataLossError(gone(self.topic))
         ask = self._consumer.offsets

@@ -154,7 +154,7 @@ class Service:
         try:
             batches = await self._reader.poll(asked, timeout_ms)
         except DataLossError:
-            await self._committer.same_input()  # raises the better reason, if there is one
+            await self._committer.same_input(self._fetching)  # raises the better reason, if there is one
             raise
         commits.times.end("fetch", clock.monotonic())
         if self._membership.standing is not Standing.OWNING:
@@ -174,7 +174,7 @@ class Service:
             self._looked_at = now
             try:
                 async with asyncio.timeout(_LOOK_S):
-                    await self._committer.same_input()
+                    await self._committer.same_input(self._fetching)
             except (KafkaUnavailableError, TimeoutError) as error:  # told; what is here stays right
                 self._observer.failed(self._connection.explain(error, "looking at the input"))
 
