@@ -101,6 +101,7 @@ class Reason(StrEnum):
     MISSING_FEATURE = "missing_feature"
     NOT_FINITE = "not_finite"
     NOT_EXACT = "not_exact"
+    UNKNOWN_CATEGORY = "unknown_category"
     MISSING_KEY = "missing_key"
     BAD_KEY = "bad_key"
     MISSING_VALUE = "missing_value"

@@ -15,7 +15,7 @@ from streamer.core import CARRIED_HEADERS, I64, EventBatch, Headers, Op, RecordB
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import Columns, format_of
+from streamer.records.formats import Columns, Fields, format_of
 from streamer.records.keys import Keys
 from streamer.records.times import YEAR_2000_MS, TimeRule
 from streamer.records.unusable import Unusable, plain, unforeseen
@@ -47,11 +47,13 @@ class Codec:
         min_time_ms: int = YEAR_2000_MS,
         time_unit: str = TimeUnit.MS,
         key: str = KeyForm.UTF8,
+        fields: Fields | None = None,
         generates: bool = False,
         careful: bool = False,
     ) -> None:
-        """``generates``: a model is served that can, so ``generate`` is a command. ``careful``: every record by the
-        definition, one by one; what the fast paths are compared with."""
+        """``fields``: where features and time are found, in formats with names. ``generates``: a model is served that
+        can, so ``generate`` is a command. ``careful``: every record by the definition, one by one; what the fast paths are
+        compared with."""
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
@@ -60,7 +62,9 @@ class Codec:
         self._max_record_bytes, self._max_key_bytes = max_record_bytes, max_key_bytes
         self._times = TimeRule(TimeUnit(time_unit), min_time_ms, max_future_ms)
         filled = None if missing is None else _missing(missing, exact)
-        self._format = format_of(value_format, contract.feature_names, exact, filled, TimeUnit(time_unit))
+        self._format = format_of(
+            value_format, contract.feature_tables, exact, filled, TimeUnit(time_unit), fields or Fields()
+        )
         self._careful = careful
 
     def decode(self, records: RecordBatch) -> EventBatch:
@@ -71,7 +75,7 @@ class Codec:
         ops, bad = self._ops(records)
         streams = self._usable(records, ops, bad)
         if not ops and not bad:
-            x, times = self._events(records.values, stamps, bad)  # type: ignore[arg-type]
+            x, times = self._events(records.values, stamps, records.headers, bad)  # type: ignore[arg-type]
         else:
             x, times = self._some(records, stamps, ops, bad)
         return self._batch(records, streams, x, times, ops, bad)
@@ -140,7 +144,8 @@ class Codec:
         if rows:
             mine: Bad = {}
             values = [records.values[row] or b"" for row in rows]
-            x[rows], times[rows] = self._events(values, stamps[rows], mine)
+            headers = {at: records.headers[row] for at, row in enumerate(rows) if row in records.headers}
+            x[rows], times[rows] = self._events(values, stamps[rows], headers, mine)
             bad |= {rows[row]: why for row, why in mine.items()}
         for row in ops:
             if row not in bad:
@@ -150,9 +155,11 @@ class Codec:
                     bad[row] = why
         return x, times
 
-    def _events(self, values: Sequence[bytes], stamps: I64, bad: Bad) -> tuple[Numbers, I64]:
+    def _events(
+        self, values: Sequence[bytes], stamps: I64, headers: Mapping[int, Headers], bad: Bad
+    ) -> tuple[Numbers, I64]:
         """Features [N, F] and times [N] of values; rows in ``bad`` mean nothing."""
-        columns = None if self._careful else self._columns(values)
+        columns = None if self._careful else self._columns(values, headers)
         if columns is None:
             columns = Columns(np.zeros((len(values), self.features), self.dtype), None, list(range(len(values))))
         times, unsure = self._times.column(columns.times, stamps)
@@ -164,21 +171,21 @@ class Codec:
         x, times = (x if x.flags.writeable else x.copy()), times.copy()
         for row in doubtful:
             try:
-                x[row], times[row] = self._event(values[row], int(stamps[row]))
+                x[row], times[row] = self._event(values[row], headers.get(row, ()), int(stamps[row]))
             except Unusable as why:
                 bad[row] = why
         return x, times
 
-    def _columns(self, values: Sequence[bytes]) -> Columns | None:
+    def _columns(self, values: Sequence[bytes], headers: Mapping[int, Headers]) -> Columns | None:
         try:
-            return self._format.columns(values)
+            return self._format.columns(values, headers)
         except Exception:  # what nobody foresaw: each record is judged alone, and one of them will say what it was
             return None
 
-    def _event(self, value: bytes, stamp_ms: int) -> tuple[Sequence[int | float], int]:
+    def _event(self, value: bytes, headers: Headers, stamp_ms: int) -> tuple[Sequence[int | float], int]:
         """The definition: what a value means, alone. Unusable: no event."""
         try:
-            numbers, given = self._format.row(value)
+            numbers, given = self._format.row(value, headers)
             return numbers, self._times.event_time(given, stamp_ms)
         except Unusable:
             raise

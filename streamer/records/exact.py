@@ -94,7 +94,7 @@ class Exact:
         return kept
 
     def _rounded(self, x: Numbers) -> Numbers:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # a NaN of any kind stays one, and is refused
             return x.astype(self.dtype)
 
     def _cast(self, value: float) -> Any:

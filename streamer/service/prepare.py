@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from streamer.modelfile.machine import machine
 from streamer.modelfile.model import Model
 from streamer.records.changelog import Identity
 from streamer.records.decode import MAX_KEY_BYTES, Codec
+from streamer.records.formats import NAMED, Fields
+from streamer.records.meaning import refuse_different
 from streamer.service.clock import Clock, SystemClock
 from streamer.settings import Settings
 from streamer.windows import WindowRule
@@ -94,6 +97,8 @@ def fingerprint(settings: Settings, models: Models) -> str:
     decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
     decide += [str(settings.input.max_future_ms), settings.input.time_unit, str(settings.input.min_time_ms)]
     decide += [settings.input.key, str(_max_key_bytes(settings))]
+    if settings.input.fields or settings.input.time:
+        decide.append(json.dumps([settings.input.fields, settings.input.time], sort_keys=True))
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
     return "|".join(decide)
 
@@ -104,8 +109,10 @@ def _max_key_bytes(settings: Settings) -> int:
 
 
 def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule | None]]) -> Codec:
-    """Raises ConfigurationError for a format that is not there."""
+    """Raises ConfigurationError for a format that is not there, and for models that read the same record differently."""
     section = settings.input
+    if section.format in ("json", *NAMED):
+        refuse_different([(name, model.contract.feature_tables) for name, model, _ in models])
     return Codec(
         models[0][1].contract,
         section.format,
@@ -116,6 +123,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
         key=section.key,
+        fields=Fields(section.places, section.time_place),
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
 

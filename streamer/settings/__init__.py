@@ -1,7 +1,7 @@
 """Settings: one TOML file, every key also as ``STREAMER_SECTION__KEY`` and ``--set section.key=value``.
 
 ``sections`` and ``window`` are the tree of frozen values that travels through the service as it is, ``times`` what a
-moment is, ``load`` where values come from, ``reference`` how they are told.
+moment is, ``fields`` where a feature is, ``load`` where values come from, ``reference`` how they are told.
 """
 
 from streamer.settings.load import load_settings

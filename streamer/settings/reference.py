@@ -71,7 +71,9 @@ def section_table(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    return "unset" if value is None or value == "" else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "unset" if value is None or value in ("", {}) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 _NAMES: dict[object, str] = {
@@ -85,6 +87,8 @@ def _type_text(info: FieldInfo) -> str:
         text = ", ".join(f"`{member}`" for member in info.annotation)
     elif get_origin(info.annotation) is Literal:
         text = ", ".join(f"`{kind}`" for kind in kinds)
+    elif get_origin(info.annotation) is dict:
+        text = "table"
     else:
         text = " or ".join(_NAMES.get(kind) or f"`{get_args(kind)[0]}`" for kind in kinds if kind is not type(None))
     low = [bound.ge for bound in info.metadata if isinstance(bound, Ge)]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from streamer.settings.fields import Place, parse_place
 from streamer.settings.times import check_moment, parse_moment
 from streamer.settings.window import WindowSection
 from streamer.words import Delivery, ModelChanged
@@ -112,7 +113,7 @@ class KafkaSection(Section):
 
 class InputSection(Section):
     topic: str = Field(min_length=1, description="Topic with one record per event, keyed by stream")
-    format: str = Field(default="json", description="json, json-named, float32, or a decoder MODULE:FUNCTION")
+    format: str = Field(default="json", description="json, json-named, msgpack, float32, or a decoder MODULE:FUNCTION")
     key: Literal["utf8", "int32", "int64", "uuid", "hex", "base64"] = Field(
         default="utf8", description="What keys are; streams have this text as their name everywhere"
     )
@@ -122,7 +123,17 @@ class InputSection(Section):
     max_record_bytes: int = Field(
         default=1_048_576, ge=1, le=104_857_600, description="Larger values are dead-lettered"
     )
-    missing: float | Literal["reject"] = Field(default="reject", description="Null features: reject, or this number")
+    missing: float | Literal["reject"] = Field(
+        default="reject", description="Null features without a rule in the contract: reject, or this number"
+    )
+    fields: dict[str, str | dict[str, float | int | bool | str]] = Field(
+        default={},
+        description="json-named, msgpack: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, or "
+        "`{constant = 3.5}`; default: the field of its name. The key stays the record's key",
+    )
+    time: str = Field(
+        default="", description="json-named, msgpack: place of the event's time, a path or `header:NAME`; default `ts`"
+    )
     time_unit: Literal["ms", "s", "us", "ns", "iso8601"] = Field(
         default="ms", description="What an event's own time is: a number since 1970 in this unit, or ISO 8601 text"
     )
@@ -154,6 +165,35 @@ class InputSection(Section):
                 f"{str(value)[:80]!r} is neither reject nor a finite float32: states that take NaN or infinity stay so"
             )
         return number
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _fields_are_places(cls, value: object) -> object:
+        """One sentence instead of one per branch of the union."""
+        if not isinstance(value, dict):
+            raise ValueError("is no table: write [input.fields] with a line for each feature that is elsewhere")
+        for feature, written in value.items():
+            try:
+                parse_place(written)
+            except ValueError as error:
+                raise ValueError(f"{str(feature)[:80]!r} {error}") from None
+        return value
+
+    @field_validator("time")
+    @classmethod
+    def _time_is_a_place(cls, value: str) -> str:
+        if value:
+            parse_place(value)
+        return value
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Where features are that are not in the field of their name."""
+        return {feature: parse_place(written) for feature, written in self.fields.items()}
+
+    @property
+    def time_place(self) -> Place | None:
+        return parse_place(self.time) if self.time else None
 
     @model_validator(mode="after")
     def _times_are_moments(self) -> InputSection:

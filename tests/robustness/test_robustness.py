@@ -18,6 +18,7 @@ GUIDED_S = 20
 INPUTS = {
     "json": 1_600_000,
     "json-named": 1_500_000,
+    "msgpack": 700_000,
     "float32": 1_500_000,
     "user": 1_000_000,
     "records": 1_000_000,

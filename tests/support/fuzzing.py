@@ -303,6 +303,7 @@ USER = "users_own_lies:decode"
 GOOD = {
     "json": b'{"x":[1,2,3],"ts":1760000000001}',
     "json-named": b'{"a":1,"b":2,"c":3,"ts":1760000000001}',
+    "msgpack": b"\x84\xa1a\x01\xa1b\x02\xa1c\x03\xa2ts\xcf" + (NOW_MS + 1).to_bytes(8, "big"),
     "float32": bytes(12),
     USER: b"good",
 }
@@ -349,6 +350,10 @@ def corpus(target: str) -> list[bytes]:
             b'{"x":[1,2,3],"x":[4,5,6]}',
         ],
         "json-named": [b'{"a":1.5,"c":9007199254740993,"ts":null}', b'{"b":true,"ts":"2025-10-09T08:53:20Z"}'],
+        "msgpack": [
+            b"\x81\xa1a\xcb\x7f\xf0" + bytes(6),
+            b"\x83\xa1a\xc0\xa1b\xcf" + b"\xff" * 8 + b"\xa1m\xdd\x00\x00\x00\x01\x91\x81\xa1\xff\xc0",
+        ],
         "float32": [bytes(12), np.array([1, np.nan, np.inf], "<f4").tobytes(), b"abc"],
         "user": [b"!\xff", b"n", b"w", b"t", b"r\xed\xa0\x80", b"good"],
         "records": [b"end", b"reset", b"generate", b"none", bytes(8), bytes(16), b"\xff"],
@@ -381,6 +386,7 @@ def corpus(target: str) -> list[bytes]:
 TARGETS: dict[str, Callable[[], Target]] = {
     "json": lambda: values_of("json"),
     "json-named": lambda: values_of("json-named"),
+    "msgpack": lambda: values_of("msgpack"),
     "float32": lambda: values_of("float32"),
     "user": lambda: values_of(USER),
     "records": lambda: records,
@@ -436,7 +442,7 @@ def mutated(target: str, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-TOGETHER = {"json", "json-named", "float32", "user", "records", "requests"}
+TOGETHER = {"json", "json-named", "msgpack", "float32", "user", "records", "requests"}
 """Targets whose input is many records."""
 
 

@@ -243,7 +243,7 @@ def test_a_value_may_be_too_large() -> None:
 def test_what_nobody_foresaw_is_told_with_the_exceptions_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from streamer.records.formats import json_list
 
-    def row(self: Any, value: bytes) -> Any:
+    def row(self: Any, value: bytes, headers: Any) -> Any:
         raise RuntimeError("surprise \ud800")
 
     monkeypatch.setattr(json_list.JsonList, "row", row)

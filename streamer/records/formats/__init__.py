@@ -8,23 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from streamer.errors import ConfigurationError
+from streamer.modelfile.feature import Feature
 from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
-from streamer.records.formats.json_named import JsonNamed
+from streamer.records.formats.named import Fields, named
 from streamer.records.formats.user import User
+from streamer.records.formats.wire import Json, Msgpack, Wire
+from streamer.records.meaning import meanings
 from streamer.words import TimeUnit
 
-__all__ = ["Columns", "Format", "format_of"]
+__all__ = ["NAMED", "Columns", "Fields", "Format", "format_of"]
 
 
-def format_of(name: str, features: Sequence[str], exact: Exact, missing: int | float | None, unit: TimeUnit) -> Format:
-    """``json``, ``json-named``, ``float32``, or the user's MODULE:FUNCTION. ConfigurationError: there is no such thing."""
+NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
+"""Formats whose values have fields with names"""
+
+
+def format_of(
+    name: str, features: Sequence[Feature], exact: Exact, missing: int | float | None, unit: TimeUnit, fields: Fields
+) -> Format:
+    """``json``, ``json-named``, ``msgpack``, ``float32``, or the user's MODULE:FUNCTION.
+
+    ``missing``: what stands for a null for which the contract has no rule. ConfigurationError: there is no such format, or
+    it cannot have what is asked of it."""
+    if name in NAMED:
+        return named(name, NAMED[name](), features, exact, missing, unit, fields)
+    if fields.given:
+        raise ConfigurationError(
+            f"input.format = {name!r} has no fields with names: leave out [input.fields] and input.time, or set "
+            f"input.format to one of {', '.join(NAMED)}"
+        )
+    names = [feature.name for feature in features]
     if name == "json":
-        return JsonList(features, exact, missing, unit)
-    if name == "json-named":
-        return JsonNamed(features, exact, missing, unit)
-    if name == "float32":
-        return Float32(features, exact)
-    return User(name, features, exact)
+        return JsonList(meanings(features, exact, missing), exact, unit)
+    return Float32(names, exact) if name == "float32" else User(name, names, exact)

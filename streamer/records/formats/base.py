@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
+from streamer.core import Headers
 from streamer.records.exact import Numbers
 from streamer.records.unusable import Unusable
 
 Row = tuple[Sequence[int | float], object]
 """F numbers as the contract's dtype holds them, and the time as given (None: not given)"""
+
+NO_HEADERS: Mapping[int, Headers] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -30,10 +34,10 @@ class Columns:
 class Format(Protocol):
     """How a value is read. Whatever ``columns`` or ``row`` raises besides Unusable is told as what nobody foresaw."""
 
-    def row(self, value: bytes) -> Row:
-        """What one value means. Unusable: it is no event."""
+    def row(self, value: bytes, headers: Headers = ()) -> Row:
+        """What one value, and the headers of its record, mean. Unusable: it is no event."""
         ...
 
-    def columns(self, values: Sequence[bytes]) -> Columns:
-        """The same for many values (N >= 1)."""
+    def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
+        """The same for many values (N >= 1). ``headers``: row -> its record's, where there are any."""
         ...

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from streamer.core import Headers
 from streamer.records.exact import Exact
-from streamer.records.formats.base import Columns, Row
+from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.unusable import Unusable
 from streamer.words import Reason
 
@@ -19,12 +20,12 @@ class Float32:
         self._features, self._exact = len(features), exact
         self._width = 4 * len(features)
 
-    def row(self, value: bytes) -> Row:
+    def row(self, value: bytes, headers: Headers = ()) -> Row:
         if len(value) != self._width:
             raise Unusable(Reason.WRONG_WIDTH, f"value has {len(value)} bytes, the model takes {self._width}")
         return [self._exact.number(each, name) for name, each in enumerate(np.frombuffer(value, "<f4").tolist())], None
 
-    def columns(self, values: Sequence[bytes]) -> Columns:
+    def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
         wrong: list[int] = []
         if set(map(len, values)) != {self._width}:
             wrong = [row for row, value in enumerate(values) if len(value) != self._width]

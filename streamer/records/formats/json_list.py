@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
+from streamer.core import Headers
 from streamer.records.exact import Exact
 from streamer.records.formats import json_tokens
-from streamer.records.formats.base import Columns, Row
-from streamer.records.formats.json_typed import TypedRows, number_type, time_type
+from streamer.records.formats.base import NO_HEADERS, Columns, Row
+from streamer.records.formats.typed import Packed, TypedRows, number_type, time_type
+from streamer.records.formats.wire import Json
+from streamer.records.meaning import Meaning
 from streamer.records.unusable import Unusable
 from streamer.words import Reason, TimeUnit
 
@@ -27,17 +30,18 @@ _WRITTEN = msgspec.json.Decoder(_Written)
 
 
 class JsonList:
-    """Features by place."""
+    """Features by place: the numbers that the graph gets, whatever kind they are of."""
 
-    def __init__(self, features: Sequence[str], exact: Exact, missing: int | float | None, unit: TimeUnit) -> None:
-        self._exact, self._missing = exact, missing
-        self._names = range(len(features))
-        item = number_type(exact, optional=missing is not None)
-        numbers: Any = tuple.__class_getitem__((item,) * len(features))  # a tuple of known size is read without growing
+    def __init__(self, meanings: Sequence[Meaning], exact: Exact, unit: TimeUnit) -> None:
+        self._exact, self._missing = exact, [meaning.missing for meaning in meanings]
+        self._names = range(len(meanings))
+        items = tuple(number_type(exact, optional=missing is not None) for missing in self._missing)
+        numbers: Any = tuple.__class_getitem__(items)  # a tuple of known size is read without growing
         kind = msgspec.defstruct("Value", [("x", numbers), ("ts", time_type(unit), None)], gc=False)
-        self._typed: TypedRows[Any] = TypedRows(kind, attrgetter("x"), attrgetter("ts"), len(features), exact, missing)
+        packed: Packed[Any] = Packed(attrgetter("x"), exact, self._missing)
+        self._typed: TypedRows[Any] = TypedRows(Json(), kind, packed.column, attrgetter("ts"))
 
-    def row(self, value: bytes) -> Row:
+    def row(self, value: bytes, headers: Headers = ()) -> Row:
         json_tokens.refuse_deep(value)
         try:
             written = _WRITTEN.decode(value)
@@ -49,5 +53,5 @@ class JsonList:
         names: Sequence[Any] = self._names
         return json_tokens.row(written.x, names, self._exact, self._missing), json_tokens.time(written.ts)
 
-    def columns(self, values: Sequence[bytes]) -> Columns:
+    def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
         return self._typed.columns(values)

@@ -30,24 +30,29 @@ def number(token: msgspec.Raw, name: object) -> int | float | None:
         return None
     if text[:1] not in b"-0123456789":
         raise Unusable(Reason.UNDECODABLE, f"feature {name!r} is not a number")
+    return digits(text)
+
+
+def digits(text: bytes) -> int | float:
+    """A number that begins with a digit or a minus."""
     if text.lstrip(b"-").isdigit():
         return int(text[:_MOST_DIGITS])
     return float(text)
 
 
 def row(
-    tokens: Sequence[msgspec.Raw], names: Sequence[str], exact: Exact, missing: int | float | None
+    tokens: Sequence[msgspec.Raw], names: Sequence[str], exact: Exact, missing: Sequence[int | float | None]
 ) -> list[int | float]:
     """Features in the contract's dtype. Unusable: the first that is missing, no number, or does not fit."""
     numbers: list[int | float] = []
-    for token, name in zip(tokens, names, strict=True):
+    for token, name, stands in zip(tokens, names, missing, strict=True):
         value = number(token, name)
         if value is not None:
             numbers.append(exact.number(value, name))
-        elif missing is None:
+        elif stands is None:
             raise Unusable(Reason.MISSING_FEATURE, f"feature {name!r} is null or missing")
         else:
-            numbers.append(missing)
+            numbers.append(stands)
     return numbers
 
 

@@ -9,14 +9,15 @@ looks at a record's neighbours answers differently after a restart.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from streamer.core import Headers
 from streamer.errors import ConfigurationError
 from streamer.records.exact import Exact
-from streamer.records.formats.base import Columns, Row
+from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.unusable import Unusable, plain, unforeseen
 from streamer.words import Reason
 
@@ -28,17 +29,17 @@ class User:
         module, _, name = target.partition(":")
         if not (module and name):
             raise ConfigurationError(
-                f"input.format = {target!r} is not a format: json, json-named, float32, or an importable MODULE:FUNCTION."
+                f"input.format = {target!r} is not a format: json, json-named, msgpack, float32, or an importable MODULE:FUNCTION."
             )
         try:
             self._decode: Callable[[Sequence[bytes]], Any] = getattr(importlib.import_module(module), name)
         except Exception as error:  # importing runs a stranger's module
             raise ConfigurationError(
-                f"input.format = {target!r}: {plain(error)}. Name an importable MODULE:FUNCTION, or json, json-named, float32."
+                f"input.format = {target!r}: {plain(error)}. Name an importable MODULE:FUNCTION, or json, json-named, msgpack, float32."
             ) from error
         self._names, self._exact = tuple(features), exact
 
-    def row(self, value: bytes) -> Row:
+    def row(self, value: bytes, headers: Headers = ()) -> Row:
         found = self._call([value])
         if isinstance(found, BaseException):
             raise unforeseen(found)
@@ -48,7 +49,7 @@ class User:
         numbers = [self._exact.number(each, name) for each, name in zip(x[0].tolist(), self._names, strict=True)]
         return numbers, None if times is None else times[0]
 
-    def columns(self, values: Sequence[bytes]) -> Columns:
+    def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
         found = self._call(values)
         if not isinstance(found, BaseException):
             x, times, bad = found

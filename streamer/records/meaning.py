@@ -1,0 +1,180 @@
+"""What the cell of a record means to a feature of the contract: the number that the graph gets, or why there is none.
+
+A cell is what a format found: None (absent and null are the same), true or false, a number, a text, or ``NO_CELL`` for
+what can be none of them (a list, an object, bytes).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+from streamer.errors import ConfigurationError
+from streamer.modelfile.feature import Feature
+from streamer.records.exact import Exact
+from streamer.records.unusable import Unusable, plain
+from streamer.words import Reason
+
+
+class NoCell:
+    """A list, an object or bytes."""
+
+
+NO_CELL = NoCell()
+Cell = None | bool | int | float | str | NoCell
+Number = int | float
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,398}")
+_MOST = 10**399
+"""A larger integer is no word: its digits were not all read."""
+
+
+class Meaning:
+    """One feature: ``number`` is the definition. ``table``, where there is one, has the same for most cells."""
+
+    def __init__(self, feature: Feature, exact: Exact, missing: Number | None) -> None:
+        """``missing``: what stands for a missing number or flag that the contract has no rule for; None: nothing does.
+
+        ConfigurationError: what the contract has for a missing one is no number of its dtype."""
+        self.name, self.kind, self._exact = feature.name, feature.kind, exact
+        self.missing = _stand_in(feature, exact, missing)
+        self._unknown = feature.unknown
+        self._measured = feature.kind not in ("category", "flag", "present")
+        self._places: dict[str, Number] = {word: place for place, word in enumerate(feature.vocabulary)}
+        self.table: dict[object, Number] | None = None
+        """Cell -> number, for cells of few kinds; what is not in it ``number`` has to decide, or is ``other``."""
+        self.other: Number | None = None
+        if feature.kind == "category":
+            self.table = dict(self._places.items()) | _numbers(self._places)
+            self.other = feature.unknown
+        elif feature.kind == "flag":
+            self.table = {0: 0, 1: 1}
+        if self.table is not None:
+            self.table |= {None: self.missing} if self.missing is not None else {}
+
+    def number(self, cell: Cell) -> Number:
+        """What the graph gets. Unusable: nothing that the contract allows."""
+        if self._measured and type(cell) in (float, int):  # what nearly every cell is
+            return self._exact.number(cell, self.name)  # type: ignore[arg-type]
+        if self.kind == "present":
+            return self._exact.number(int(cell is not None), self.name)
+        if self.kind == "category" and isinstance(cell, float) and cell != cell:  # noqa: PLR0124 (NaN: as in training)
+            cell = None
+        if cell is None:
+            if self.missing is None:
+                raise Unusable(Reason.MISSING_FEATURE, plain(f"feature {self.name!r} is null or missing"))
+            return self.missing
+        if self.kind == "category":
+            return self._place(cell)
+        if self.kind == "flag":
+            if isinstance(cell, int | float) and cell in (0, 1):
+                return int(cell)
+            raise Unusable(Reason.UNDECODABLE, plain(f"feature {self.name!r} is not a flag: true, false, 0 or 1"))
+        if isinstance(cell, bool) or not isinstance(cell, int | float):
+            raise Unusable(Reason.UNDECODABLE, plain(f"feature {self.name!r} is not a number"))
+        return self._exact.number(cell, self.name)
+
+    def _place(self, cell: Cell) -> Number:
+        if isinstance(cell, NoCell):
+            raise Unusable(
+                Reason.UNDECODABLE, plain(f"feature {self.name!r} is a list, an object or bytes, not a word")
+            )
+        words = [str(cell), str(cell).lower()] if isinstance(cell, bool) else [as_word(cell)]
+        for word in words:
+            if word in self._places:
+                return self._places[word]
+        if self._unknown is None:
+            raise Unusable(
+                Reason.UNKNOWN_CATEGORY,
+                plain(
+                    f"feature {self.name!r} is {words[0][:80]!r}, which is not among the {len(self._places)} words of "
+                    "the contract, and no place is declared for others (unknown)"
+                ),
+            )
+        return self._unknown
+
+
+def as_word(cell: Cell) -> str:
+    """7, 7.0 and "7" are the same word, as in training."""
+    if isinstance(cell, float):
+        return str(int(cell)) if cell.is_integer() else str(cell)
+    if isinstance(cell, int) and abs(cell) >= _MOST:
+        return "a number of 400 digits or more"
+    return str(cell)
+
+
+def meanings(features: Sequence[Feature], exact: Exact, missing: Number | None) -> list[Meaning]:
+    return [Meaning(feature, exact, missing) for feature in features]
+
+
+def refuse_past(features: Sequence[Feature], mapped: Sequence[str], value_format: str) -> None:
+    """ConfigurationError for the first feature that depends on the stream's past, which no record has.
+
+    ``mapped``: features whose numbers a record has, as ``input.fields`` says."""
+    for feature in features:
+        if feature.kind == "text":
+            why = "is text, of which one record is several steps"
+        elif feature.missing == "last":
+            why = 'has missing = "last", the stream\'s last value'
+        elif (feature.kind == "since_last" or feature.lag) and feature.name not in mapped:
+            why = f"has a lag of {feature.lag}" if feature.lag else "is the time since the stream's previous event"
+        else:
+            continue
+        instead = (
+            ""
+            if feature.kind == "text" or feature.missing == "last"
+            else f" say in [input.fields] where the record has this number ({feature.name!r} = PATH), or"
+        )
+        raise ConfigurationError(
+            f"input.format = {value_format!r}: the contract's feature {feature.name!r} {why}, which is not made from "
+            f'records with names:{instead} set input.format = "json" and send the numbers that the graph gets, or train '
+            "without it"
+        )
+
+
+def refuse_different(models: Sequence[tuple[str, Sequence[Feature]]]) -> None:
+    """ConfigurationError for two models of which one would read the words or gaps of the other as its own."""
+    (first, wanted), *others = models
+    for name, features in others:
+        for one, two in zip(wanted, features, strict=False):
+            plainly = one.kind == two.kind == "number" and one.missing == two.missing
+            if not plainly and _decides(one) != _decides(two):
+                raise ConfigurationError(
+                    f"models {first!r} and {name!r} are served on one input, but mean different things by the features "
+                    f"{one.name!r} and {two.name!r} (kind, vocabulary, unknown, missing): export them from the same data"
+                )
+
+
+def _decides(feature: Feature) -> tuple[object, ...]:
+    return feature.field, feature.kind, feature.vocabulary, feature.unknown, feature.lag, feature.missing
+
+
+def _stand_in(feature: Feature, exact: Exact, missing: Number | None) -> Number | None:
+    if feature.kind == "category":
+        return feature.unknown
+    if not isinstance(feature.missing, float):
+        return missing
+    try:
+        return exact.number(feature.missing, feature.name)
+    except Unusable as error:
+        raise ConfigurationError(
+            f"the contract's feature {feature.name!r} has missing = {feature.missing!r}, which is no {exact.dtype}: "
+            "export the model again with a number that it holds"
+        ) from error
+
+
+def _numbers(places: Mapping[str, Number]) -> dict[object, Number]:
+    """Numbers that are one of the words."""
+    found: dict[object, Number] = {}
+    for word, place in places.items():
+        if _INTEGER.fullmatch(word):
+            found[int(word)] = place
+            continue
+        try:
+            number = float(word)
+        except ValueError:
+            continue
+        if as_word(number) == word if isfinite(number) else word in ("inf", "-inf"):
+            found[number] = place
+    return found

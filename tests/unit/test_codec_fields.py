@@ -1,0 +1,275 @@
+"""What cells mean to the features of a contract, and where features are found: each alone, and among good and bad ones."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from decoding import NOW_MS, outcomes, records
+from tables import WORDS, category, contract
+
+from streamer.errors import ConfigurationError
+from streamer.records.decode import Codec
+from streamer.records.formats import Fields
+from streamer.records.meaning import refuse_different
+from streamer.settings.fields import parse_place
+
+FLAG = {"name": "f", "kind": "flag"}
+GAP = {"name": "n", "missing": 2.5}
+SHOWN = {"name": "n present", "kind": "present", "source": "n"}
+KNOWN, OTHER = category("c"), category("c", unknown=0)
+
+# feature, cell as JSON, number or reason
+CELLS: list[tuple[str, dict[str, Any], str, Any]] = [
+    ("a word", KNOWN, '"idle"', 2),
+    ("a word beyond ASCII", KNOWN, '"\\u00dcn\\u00efcode"', 7),
+    ("a number that is a word", KNOWN, "7", 3),
+    ("the same as a float", KNOWN, "7.0", 3),
+    ("the same as text", KNOWN, '"7"', 3),
+    ("text with a point is another word", KNOWN, '"7.0"', "unknown_category"),
+    ("a fraction", KNOWN, "0.5", 4),
+    ("a fraction, written otherwise", KNOWN, "5e-1", 4),
+    ("a negative number", KNOWN, "-3", 5),
+    ("true", KNOWN, "true", 6),
+    ("false", KNOWN, "false", "unknown_category"),
+    ("an unknown word", KNOWN, '"walk"', "unknown_category"),
+    ("an unknown word with a place", OTHER, '"walk"', 0),
+    ("an unknown number with a place", OTHER, "8", 0),
+    ("a number of 5000 digits", OTHER, "1" + "0" * 5000, 0),
+    ("a number of 5000 digits without a place", KNOWN, "1" + "0" * 5000, "unknown_category"),
+    ("an infinite number", OTHER, "1e400", 0),
+    ("no word", KNOWN, "null", "missing_feature"),
+    ("no word, with a place", OTHER, "null", 0),
+    ("an empty word", KNOWN, '""', "unknown_category"),
+    ("a list as a word", OTHER, '["run"]', "undecodable"),
+    ("an object as a word", OTHER, '{"run":1}', "undecodable"),
+    ("a lone surrogate", OTHER, '"\\ud800"', "undecodable"),
+    ("true as a flag", FLAG, "true", 1),
+    ("false as a flag", FLAG, "false", 0),
+    ("1 as a flag", FLAG, "1", 1),
+    ("0.0 as a flag", FLAG, "0.0", 0),
+    ("2 as a flag", FLAG, "2", "undecodable"),
+    ("text as a flag", FLAG, '"true"', "undecodable"),
+    ("no flag", FLAG, "null", "missing_feature"),
+    ("no flag, with a rule", {**FLAG, "missing": 1.0}, "null", 1),
+    ("no number, with a rule", GAP, "null", 2.5),
+    ("no number, without", {"name": "n", "kind": "number", "unit": "K"}, "null", "missing_feature"),
+    ("true as a number", GAP, "true", "undecodable"),
+    ("a number by another name", {"name": "n", "source": "kelvin"}, "3", 3),
+]
+
+
+def values(feature: dict[str, Any], cell: str) -> dict[str, bytes]:
+    """The cell in both formats with names; what JSON alone can write is left out of the other."""
+    text = f'{{"{feature.get("source", feature["name"])}":{cell}}}'
+    found = {"json-named": text.encode()}
+    with contextlib.suppress(msgspec.DecodeError, OverflowError):
+        found["msgpack"] = msgspec.msgpack.encode(msgspec.json.decode(text))
+    return found
+
+
+GOOD_CELL = {"category": '"run"', "flag": "true", "number": "1.5"}
+
+
+@pytest.mark.parametrize(("feature", "cell", "expected"), [each[1:] for each in CELLS], ids=[each[0] for each in CELLS])
+def test_a_cell_means_the_same_alone_and_in_every_company(feature: dict[str, Any], cell: str, expected: Any) -> None:
+    for value_format, value in values(feature, cell).items():
+        codec = Codec(contract(feature), value_format)
+        good = values(feature, GOOD_CELL[feature.get("kind", "number")])[value_format]
+        for company in ([value], [good, value, good], [b"\xc1{", value], [good] * 150 + [value] + [good] * 150):
+            batch = codec.decode(records(company))
+            row = company.index(value)
+            told = {reject.offset: reject.reason for reject in batch.rejects}
+            found = told[row] if row in told else batch.x[batch.offsets.tolist().index(row)].tolist()
+            assert found == (expected if isinstance(expected, str) else [expected])
+
+
+def test_whether_a_value_was_there_is_a_feature() -> None:
+    codec = Codec(contract(GAP, SHOWN, {"name": "m present", "kind": "present", "source": "m"}), "json-named")
+    batch = codec.decode(records([b'{"n":1,"m":null}', b'{"m":[1]}', b'{"n":null,"m":"x"}']))
+    assert batch.x.tolist() == [[1, 1, 0], [2.5, 0, 1], [2.5, 0, 1]]
+
+
+def test_by_place_a_category_is_its_number_and_the_contract_says_what_is_missing() -> None:
+    batch = Codec(contract(GAP, OTHER), "json").decode(records([b'{"x":[1,2]}', b'{"x":[null,null]}']))
+    assert batch.x.tolist() == [[1, 2], [2.5, 0]]
+    batch = Codec(contract(GAP, "m"), "json", missing=9).decode(records([b'{"x":[null,null]}']))
+    assert batch.x.tolist() == [[2.5, 9]]
+
+
+def test_the_setting_stands_where_the_contract_has_no_rule() -> None:
+    batch = Codec(contract(GAP, "m", KNOWN), "json-named", missing=9).decode(records([b'{"c":"run"}', b"{}"]))
+    assert batch.x.tolist() == [[2.5, 9, 1]]
+    assert [reject.reason for reject in batch.rejects] == ["missing_feature"], "a number is no word"
+
+
+def test_what_stands_for_a_missing_one_must_fit() -> None:
+    with pytest.raises(ConfigurationError, match=r"feature 'n' has missing = 2.5, which is no int64"):
+        Codec(contract(GAP, dtype="int64"), "json-named")
+
+
+@pytest.mark.parametrize(
+    ("feature", "told"),
+    [
+        ({"name": "gap", "kind": "since_last"}, "time since the stream's previous event"),
+        ({"name": "old", "lag": 2}, "a lag of 2"),
+        ({"name": "kept", "missing": "last"}, 'missing = "last"'),
+        ({"name": "said", "kind": "text", "vocabulary": ["a", "b"]}, "is text"),
+    ],
+)
+def test_what_depends_on_the_past_is_refused_and_never_wrong(feature: dict[str, Any], told: str) -> None:
+    for value_format in ("json-named", "msgpack"):
+        with pytest.raises(ConfigurationError, match=f"feature '{feature['name']}' .*{told}"):
+            Codec(contract(feature), value_format)
+    Codec(contract(feature), "json")
+    Codec(contract(feature), "float32")
+
+
+def test_a_record_may_have_what_depends_on_the_past() -> None:
+    fields = Fields({"gap": parse_place("gap_s"), "old": parse_place("was[2]")})
+    codec = Codec(
+        contract({"name": "gap", "kind": "since_last"}, {"name": "old", "lag": 2}), "json-named", fields=fields
+    )
+    assert codec.decode(records([b'{"gap_s":1.5,"was":[3,4,5]}'])).x.tolist() == [[1.5, 5]]
+
+
+MAPPED = Fields(
+    {
+        "cpu": parse_place("readings.cpu"),
+        "tag": parse_place("tags[1]"),
+        "c": parse_place('["host.role"].name'),
+        "unit": parse_place("header:unit"),
+        "gain": parse_place({"constant": 3.5}),
+    },
+    parse_place("meta.at"),
+)
+
+
+def mapped() -> Codec:
+    return Codec(contract("cpu", "tag", OTHER, "unit", "gain", "plain"), "json-named", fields=MAPPED)
+
+
+def test_features_are_where_the_settings_say() -> None:
+    value = (
+        b'{"readings":{"cpu":0.5},"tags":[1,2,3],"host.role":{"name":"idle"},"meta":{"at":1760000000007},'
+        b'"plain":4,"ts":1,"cpu":9}'
+    )
+    batch = mapped().decode(records([value] * 3, headers={0: [("unit", b"1")], 2: [("unit", b"0"), ("unit", b"-2.5")]}))
+    assert batch.x.tolist() == [[0.5, 2, 2, 1, 3.5, 4], [0.5, 2, 2, -2.5, 3.5, 4]]
+    assert batch.times_ms.tolist() == [NOW_MS + 7] * 2
+    assert [(reject.offset, reject.reason) for reject in batch.rejects] == [(1, "missing_feature")]
+
+
+@pytest.mark.parametrize(
+    ("value", "header", "reason"),
+    [
+        (b'{"readings":5,"tags":[1,2],"plain":1}', b"1", "undecodable"),
+        (b'{"readings":null,"tags":[1,2],"plain":1}', b"1", "missing_feature"),
+        (b'{"tags":[1,2],"plain":1}', b"1", "missing_feature"),
+        (b'{"readings":{"cpu":1},"tags":[1],"plain":1}', b"1", "missing_feature"),
+        (b'{"readings":{"cpu":1},"tags":{"1":2},"plain":1}', b"1", "undecodable"),
+        (b'{"readings":{"cpu":1},"tags":[1,2],"plain":1}', b"", "undecodable"),
+        (b'{"readings":{"cpu":1},"tags":[1,2],"plain":1}', b"\xff", "undecodable"),
+        (b'{"readings":{"cpu":1},"tags":[1,2],"plain":1}', None, "missing_feature"),
+        (b'{"readings":{"cpu":1},"tags":[1,2],"plain":1,"meta":{"at":"x"}}', b"1", "bad_time"),
+        (b'{"readings":{"cpu":1},"tags":[1,2],"plain":1,"meta":7}', b"1", "undecodable"),
+    ],
+)
+def test_what_is_not_where_the_settings_say_is_a_reject(value: bytes, header: bytes | None, reason: str) -> None:
+    good = b'{"readings":{"cpu":1},"tags":[1,2],"plain":1}'
+    for company in ([value], [good] * 40 + [value] + [good] * 40):
+        row = len(company) // 2
+        headers: Any = {at: [("unit", header if at == row else b"1")] for at in range(len(company))}
+        batch = mapped().decode(records(company, headers=headers))
+        assert [(r.offset, r.reason) for r in batch.rejects] == [(row, reason)]
+
+
+def test_the_time_may_be_in_a_header() -> None:
+    headers: Any = {0: [("at", b"1760000000009")], 1: [("at", b"soon")], 2: [("at", b"\xff")]}
+    batch = Codec(contract("n"), "json-named", fields=Fields(time=parse_place("header:at"))).decode(
+        records([b'{"n":1,"ts":5}'] * 4, headers=headers)
+    )
+    assert batch.times_ms.tolist() == [NOW_MS + 9, NOW_MS]
+    assert [(r.offset, r.reason) for r in batch.rejects] == [(1, "bad_time"), (2, "undecodable")]
+    headers = {0: [("at", b"2025-10-09T08:53:20Z")]}
+    codec = Codec(contract("n"), "msgpack", fields=Fields(time=parse_place("header:at")), time_unit="iso8601")
+    assert codec.decode(records([b"\x81\xa1n\x01"], headers=headers)).times_ms.tolist() == [NOW_MS]
+
+
+def test_a_record_need_not_say_anything() -> None:
+    fields = Fields({"a": parse_place("header:a"), "b": parse_place({"constant": 2})}, parse_place("header:at"))
+    headers: Any = {0: [("a", b"1"), ("at", b"1760000000009")]}
+    for value_format, value in (("json-named", b"{}"), ("msgpack", b"\x80")):
+        batch = Codec(contract("a", "b"), value_format, fields=fields).decode(records([value] * 2, headers=headers))
+        assert (batch.x.tolist(), batch.times_ms.tolist()) == ([[1, 2]], [NOW_MS + 9])
+        assert [(r.offset, r.reason) for r in batch.rejects] == [(1, "missing_feature")]
+
+
+def test_a_feature_that_is_not_there_and_formats_without_names_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"input.fields.b: the contract has no such feature, it has a"):
+        Codec(contract("a"), "json-named", fields=Fields({"b": parse_place("x")}))
+    for value_format in ("json", "float32"):
+        with pytest.raises(ConfigurationError, match="has no fields with names"):
+            Codec(contract("a"), value_format, fields=Fields({"a": parse_place("x")}))
+    with pytest.raises(ConfigurationError, match=r"input.fields.a: the constant cannot be used"):
+        Codec(contract("a"), "json-named", fields=Fields({"a": parse_place({"constant": "x"})}))
+
+
+# msgpack
+
+TOTAL = [
+    ("empty", b"", "undecodable"),
+    ("a list", b"\x91\x01", "undecodable"),
+    ("cut", b"\x81\xa1n", "undecodable"),
+    ("two values", b"\x81\xa1n\x01\x81\xa1n\x01", "undecodable"),
+    ("no such byte", b"\x81\xa1n\xc1", "undecodable"),
+    ("a list that says it is long", b"\x82\xa1m\xdd\xff\xff\xff\xff\xa1n\x01", "undecodable"),
+    ("a map that says it is long", b"\xdf\xff\xff\xff\xff\xa1n\x01", "undecodable"),
+    ("a name that is a number", b"\x82\x05\x01\xa1n\x01", "undecodable"),
+    ("a name that is a list", b"\x82\x90\x01\xa1n\x01", "undecodable"),
+    ("deep", b"\x82\xa1m" + b"\x91" * 499 + b"\x01\xa1n\x01", [1.0]),
+    ("too deep", b"\x82\xa1m" + b"\x91" * 500 + b"\x01\xa1n\x01", "undecodable"),
+    ("deep without end", b"\x81\xa1m" + b"\x91" * 400_000, "undecodable"),
+    ("wide, not deep", b"\x82\xa1m\xdc\x03\xe8" + b"\x90" * 1_000 + b"\xa1n\x01", [1.0]),
+    ("opening bytes in a text", b"\x82\xa1m\xda\x03\xe8" + b"\x91" * 1_000 + b"\xa1n\x01", [1.0]),
+    ("NaN", b"\x81\xa1n\xcb" + struct.pack(">d", float("nan")), "not_finite"),
+    ("infinite", b"\x81\xa1n\xca" + struct.pack(">f", float("inf")), "not_finite"),
+    ("float32", b"\x81\xa1n\xca" + struct.pack(">f", 0.1), [float(np.float32(0.1))]),
+    ("uint64 that float32 cannot hold", b"\x81\xa1n\xcf" + b"\xff" * 8, "not_exact"),
+    ("bytes as a number", b"\x81\xa1n\xc4\x01\x01", "undecodable"),
+    ("a text that is no UTF-8", b"\x81\xa1n\xa1\xff", "undecodable"),
+    ("an extension", b"\x81\xa1n\xd6\xff\x00\x00\x00\x01", "undecodable"),
+    ("a time that is an extension", b"\x82\xa1n\x01\xa2ts\xd6\xff\x00\x00\x00\x01", "bad_time"),
+    ("nothing", b"\x81\xa1n\xc0", "missing_feature"),
+    ("the last of repeated fields", b"\x82\xa1n\xa1x\xa1n\x02", [2.0]),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), [each[1:] for each in TOTAL], ids=[each[0] for each in TOTAL])
+def test_msgpack_is_read_whole_or_not_at_all(value: bytes, expected: Any) -> None:
+    for careful in (False, True):
+        batch = Codec(contract("n"), "msgpack", careful=careful).decode(records([b"\x81\xa1n\x01", value]))
+        found = batch.x[1].tolist() if len(batch) == 2 else str(batch.rejects[0].reason)
+        assert found == expected
+
+
+def test_two_models_on_one_input_mean_the_same_by_a_word() -> None:
+    one, two = contract(OTHER).feature_tables, contract(category("c", unknown=1)).feature_tables
+    refuse_different([("a", one), ("b", one)])
+    refuse_different([("a", contract("n").feature_tables), ("b", contract("m").feature_tables)])
+    with pytest.raises(ConfigurationError, match="mean different things by the features 'c' and 'c'"):
+        refuse_different([("a", one), ("b", two)])
+
+
+def test_a_field_wanted_as_two_kinds_is_read_by_the_definition() -> None:
+    same = category("word", source="v", unknown=0)
+    codec = Codec(contract({"name": "number", "source": "v"}, same), "json-named")
+    batch = codec.decode(records([b'{"v":7}', b'{"v":"run"}'] * 30))
+    assert batch.x.tolist() == [[7, 3]] * 30
+    assert {reject.reason for reject in batch.rejects} == {"undecodable"}
+    assert outcomes(batch)[0][0] == "event"
+    assert WORDS[3] == "7"
