@@ -43,10 +43,11 @@ def served(tmp_path: Path, text: str) -> Settings:
 
 
 def test_the_settings_load_one_by_one_and_together(tmp_path: Path) -> None:
-    plain, windows, secure = (block for block in blocks("toml") if "[kafka]" in block or "[model.verdict]" in block)
+    plain, fields, windows, secure = blocks("toml")[1:]
     topics = plain[plain.index("[input]") :]
     first = served(tmp_path, plain)
     assert (first.input.format, first.input.key, first.input.time_unit) == ("json", "utf8", "ms"), "as its comments say"
+    assert set(served(tmp_path, plain + fields).input.places) == {"cpu", "unit", "site"}
     assert served(tmp_path, plain + windows).model["verdict"].window is not None
     assert served(tmp_path, secure + topics).kafka.sasl_username == "anomaly"
 
