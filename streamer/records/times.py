@@ -157,7 +157,7 @@ class TimeRule:
             return f'; it looks like {_NAMES.get(unit, "ISO 8601")}: set input.time_unit = "{unit}"'
         ms = self._milliseconds(given)
         if ms is not None and 0 <= ms < min(self._min_ms, YEAR_2000_MS):
-            return '; if times are meant to begin at 0, set input.min_time = "1970-01-01"'
+            return '; if times are meant to begin at 0, set input.min_time = "1970-01-01T00:00:00Z"'
         return ""
 
 

@@ -81,6 +81,7 @@ def window_member(
     rule = RULES[kind]
     return Member(
         bootstrap, topic, folder, number, "input.late=dead-letter", f"delivery.idle_ms={IDLE_MS}",
+        "input.min_time=1970-01-01T00:00:00Z",  # times of the load begin at 0
         f"model.final.path={bench.MODEL}", f"model.final.window.kind={kind}",
         *(f"model.final.window.{name}={getattr(rule, name)}" for name in SETTINGS),
         *([f"model.early.path={STEP_MODEL}"] if both else []), *further,

@@ -63,7 +63,7 @@ class Recorder:
 def make_settings(bootstrap: str, topic: str, group: str, **sections: dict[str, Any]) -> Settings:
     document: dict[str, Any] = {
         "kafka": {"bootstrap": bootstrap, "group": group, "session_timeout_ms": 6000, "heartbeat_interval_ms": 500},
-        "input": {"topic": topic},
+        "input": {"topic": topic, "min_time": "1970-01-01T00:00:00Z"},  # times of tests begin at 0
         "output": {"topic": f"{topic}.out"},
         "delivery": {"checkpoint_interval_ms": 200},
         "state": {"max_bytes": 16_000_000},
