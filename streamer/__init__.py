@@ -1,7 +1,6 @@
 """streamer: durable, exactly-once recurrent inference on Kafka streams.
 
-Library use needs no Kafka: ``Model`` loads an exported file, a codec turns record values into event batches and
-``Processor`` runs the model over them with one state per stream.
+Library use needs no Kafka: ``streamer.library.Runner`` runs a model file over batches of events with one state per stream.
 """
 
 import os

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from streamer.errors import ConfigurationError
+from streamer.errors import ConfigurationError, install_hint
 
 from .table import FileOptions, Table, leave_out_indexes, refuse_doubles
 
@@ -16,7 +16,7 @@ def read(path: Path, options: FileOptions) -> Table:
         import pyarrow  # noqa: PLC0415 - an extra
         import pyarrow.parquet  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{path}: Parquet needs pyarrow: pip install 'streamer[parquet]'") from error
+        raise ConfigurationError(f"{path}: Parquet needs pyarrow: {install_hint('parquet')}") from error
     try:
         refuse_doubles(pyarrow.parquet.read_schema(path).names, str(path))
         found = pyarrow.parquet.read_table(path)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from streamer.errors import ConfigurationError, ModelError
+from streamer.errors import ConfigurationError, ModelError, install_hint
 
 WRAPPERS = ("weights", "state_dict", "model_state_dict", "model")
 """Keys under which a checkpoint of the usual kinds holds its state dict, tried in this order."""
@@ -41,7 +41,7 @@ def _safetensors(path: Path) -> Any:
     try:
         from safetensors.torch import load_file  # noqa: PLC0415 - only these files need it
     except ModuleNotFoundError:
-        raise ConfigurationError("safetensors is not installed: pip install 'streamer[export]'") from None
+        raise ConfigurationError(f"safetensors is not installed: {install_hint('export')}") from None
     try:
         return load_file(path)
     except FileNotFoundError:
