@@ -126,6 +126,12 @@ class Service:
         self._observer.tick(self.view)
         self._group.check()
         try:
+            await self._go_on()
+        except (FencedError, KafkaUnavailableError) as error:
+            await self._recover(error)
+
+    async def _go_on(self) -> None:
+        try:
             match self._membership.standing:
                 case Standing.LEAVING:
                     await self._hand_over()
@@ -137,8 +143,9 @@ class Service:
                     await self._step()
                 case Standing.OUT:
                     await asyncio.sleep(0.01)
-        except (FencedError, KafkaUnavailableError) as error:
-            await self._recover(error)
+        except DataLossError:
+            await self._same_input()  # raises the better reason, if there is one
+            raise
 
     async def _step(self) -> None:
         """One poll and all that follows from it."""
@@ -151,11 +158,7 @@ class Service:
         commits.begin_turn()
         timeout_ms = _ROLLING_POLL_MS if self.processor.rolling else commits.poll_timeout_ms()
         asked = self._pace.records
-        try:
-            batches = await self._reader.poll(asked, timeout_ms)
-        except DataLossError:
-            await self._committer.same_input(self._fetching)  # raises the better reason, if there is one
-            raise
+        batches = await self._reader.poll(asked, timeout_ms)
         commits.times.end("fetch", clock.monotonic())
         if self._membership.standing is not Standing.OWNING:
             self._fetch_from_here()  # these records belong to whoever comes next
@@ -174,9 +177,14 @@ class Service:
             self._looked_at = now
             try:
                 async with asyncio.timeout(_LOOK_S):
-                    await self._committer.same_input(self._fetching)
+                    await self._same_input()
             except (KafkaUnavailableError, TimeoutError) as error:  # told; what is here stays right
                 self._observer.failed(self._connection.explain(error, "looking at the input"))
+
+    async def _same_input(self) -> None:
+        """Asks the leaders of what we own: who has sent us a record of a new topic knows that it is one."""
+        ownership = self._membership.ownership
+        await self._committer.same_input(() if ownership is None else ownership.partitions)
 
     async def _process(self, batches: Sequence[RecordBatch]) -> None:
         times = self._commits.times
