@@ -19,14 +19,14 @@ from streamer.kafka.client import Connection
 from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
-from streamer.observe.view import PartitionView, View
+from streamer.observe.view import View
 from streamer.records.decode import Codec
 from streamer.service.clock import Clock
 from streamer.service.commits import CommitObserver, Commits
-from streamer.service.idleness import Idleness, Look
 from streamer.service.membership import Membership, Standing
 from streamer.service.pace import Pace
 from streamer.service.takeover import RestoreProgress, Takeover
+from streamer.service.watch import Watch
 from streamer.settings import Settings
 from streamer.words import Delivery
 
@@ -89,15 +89,11 @@ class Service:
         self._observer = observer
         self._clock = clock
         self.stopping = asyncio.Event()
-        idle_ms = settings.delivery.idle_ms
-        self._idleness = Idleness(idle_ms, stale_ms=max(1000, 10 * settings.fetch_max_wait_ms))
+        stale_ms = max(1000, 10 * settings.fetch_max_wait_ms)
+        self._watch = Watch(reader, processor, clock, idle_ms=settings.delivery.idle_ms, stale_ms=stale_ms)
         self._pace = Pace(settings.batch.max_poll_records)
         self._fetching: dict[int, Partition] = {}
         """What the reader fetches: restored partitions are taken up between two turns"""
-        self._blocked: dict[int, tuple[int, float]] = {}
-        """Partition -> (offset, since): an open transaction of somebody else holds us there"""
-        self._newest_ms: dict[int, int] = {}
-        """Partition -> timestamp of the newest record that was taken"""
         self._taking: _Taking | None = None
         self._fenced = self._fenced_at = 0
         """How often in a row, and at how many commits: one that succeeds between is no row"""
@@ -190,7 +186,7 @@ class Service:
         times = self._commits.times
         decoded = [self._codec.decode(batch) for batch in batches]
         times.end("decode", self._clock.monotonic())
-        self._newest_ms |= {batch.partition: batch.timestamps_ms[-1] for batch in batches}
+        self._watch.came(batches)
         self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded})])
         times.end("wait", self._clock.monotonic())
         spent_s = await self._run()
@@ -254,7 +250,7 @@ class Service:
             await self._forget_all()
         finally:
             if Delivery(self._settings.delivery.mode) is Delivery.EPHEMERAL:
-                self._idleness.clear()
+                self._watch.begin_anew()
             membership.handed_over()
         while membership.standing is Standing.OWNING and not self.stopping.is_set():
             self._group.check()
@@ -281,7 +277,7 @@ class Service:
             elif partition.phase is Phase.HANDING_OVER:
                 partition.keep()
         self._fetch_from_here()
-        self._idleness.clear()
+        self._watch.begin_anew()
         cold = ownership.partitions - processor.partitions.keys()
         self._taking = _Taking(began, sorted(cold), sorted(kept))
         self._takeover.begin(cold)
@@ -335,9 +331,7 @@ class Service:
     def _drop(self, number: int) -> None:
         self.processor.drop(number)
         self._fetching.pop(number, None)
-        self._idleness.forget(number)
-        self._blocked.pop(number, None)
-        self._newest_ms.pop(number, None)
+        self._watch.forget(number)
 
     async def _forget_all(self) -> None:
         await self._takeover.stop()
@@ -346,35 +340,11 @@ class Service:
             self._drop(number)
         self._taking = None
 
-    # idleness
-
     async def _watch_idle(self) -> None:
-        """Closes the windows whose time has come although no record did; notes who holds us."""
-        now_s, wall_ms, reader = self._clock.monotonic(), self._clock.now_ms(), self._reader
-        for number, partition in list(self._fetching.items()):
-            if not partition.running:
-                continue
-            self._note_blocked(number, reader.blocked(number), now_s)
-            if self.processor.lanes.windowing is None:
-                continue
-            look = Look(
-                partition=number,
-                live=partition.phase is Phase.LIVE,
-                position=partition.next_offset,
-                fetched=reader.next_fetch_offset(number),
-                log_end=reader.high_watermark(number),
-                confirmed_ms=reader.confirmed_at_ms(number),
-            )
-            if elapsed_ms := self._idleness.elapsed_ms(look, now_s, wall_ms):
-                self.processor.idle(number, elapsed_ms)
-                await self._run()
-
-    def _note_blocked(self, number: int, offset: int | None, now_s: float) -> None:
-        known = self._blocked.get(number)
-        if offset is None:
-            self._blocked.pop(number, None)
-        elif known is None or known[0] != offset:
-            self._blocked[number] = offset, now_s
+        """Closes the windows whose time has come although no record did."""
+        for number, elapsed_ms in self._watch.idle(self._fetching):
+            self.processor.idle(number, elapsed_ms)
+            await self._run()
 
     # what is shown
 
@@ -388,31 +358,13 @@ class Service:
         return self._group
 
     def view(self) -> View:
-        processor, reader, now_s = self.processor, self._reader, self._clock.monotonic()
-        slots = processor.lanes.slots
-        partitions = {}
-        for number, each in processor.partitions.items():
-            if each.restoring:
-                continue
-            here = number in self._fetching
-            partitions[number] = PartitionView(
-                phase=each.phase,
-                position=each.position,
-                next_offset=each.next_offset,
-                live_from=each.live_from,
-                replay_point=each.checkpoint.replay_point.offset,
-                checkpointed=each.checkpoint.complete.offset,
-                round_open=each.checkpoint.open,
-                log_end=reader.high_watermark(number) if here else None,
-                confirmed_s=reader.confirmed_at_ms(number) / 1000 if here else 0.0,
-                blocked_s=now_s - self._blocked[number][1] if number in self._blocked else 0.0,
-                newest_s=max(self._newest_ms.get(number, 0), 0) / 1000,
-            )
+        processor = self.processor
+        slots, partitions = processor.lanes.slots, self._watch.partitions(self._fetching)
         open_windows = [each.windows.windows for each in processor.partitions.values() if each.windows is not None]
         return View(
             ready=self.ready,
             draining=self.stopping.is_set(),
-            topic=reader.topic,
+            topic=self._reader.topic,
             input_partitions=self._group.partitions,
             partitions=partitions,
             pending_events=processor.open_events,
