@@ -103,7 +103,7 @@ async def test_another_machine_before_us(kafka, topic_name, create_topics, monke
     settings = settings_of(kafka, topic, topic_name("group"))
     await produce(kafka, topic, [(0, b"a", event([1.0]), [])])
     with monkeypatch.context() as patched:
-        patched.setattr("streamer.service.wiring.machine", lambda: "z80; onnxruntime 0.1")
+        patched.setattr("streamer.service.prepare.machine", lambda: "z80; onnxruntime 0.1")
         async with shown(settings, "a") as telemetry:
             status = await seen(telemetry, lambda s: s["predictions"] == 1)
             assert status["other_machines"] == {}
