@@ -64,7 +64,11 @@ class Judge:
         """What is still to come; empty when all is done."""
         told = {(answer.source, answer.model) for answer in self.answers}
         dead = {each.source for each in self.dead}
-        missing = []
+        missing = [
+            f"a decision about offset {log.stable} of partition {log.partition}, which ends at {log.end}"
+            for log in self.world.inputs[-1].logs
+            if log.stable < log.end
+        ]
         ephemeral = self.world.current.delivery == "ephemeral"
         for partition, log in self.log.items():
             for sent in log:
