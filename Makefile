@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 ARGS ?=
+PART ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 STREAMER := $(VENV)/bin/streamer
@@ -17,10 +18,12 @@ SERVICE := $(VENV)/.stamp-service
 DEVELOP := $(VENV)/.stamp-develop
 CODE := streamer export tests deploy
 
-.PHONY: help demo test accept lint format bench kafka chaos requirements clean
+.PHONY: help demo test accept simulate lint format bench kafka chaos requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "parts of make accept:"
+	@$(PYTHON) tests/accept.py --list
 
 demo: $(SERVICE) ## Synthetic telemetry through the service, with an in-process broker: no Java, no torch
 	@$(STREAMER) demo $(ARGS)
@@ -28,10 +31,11 @@ demo: $(SERVICE) ## Synthetic telemetry through the service, with an in-process 
 test: $(DEVELOP) ## All tests that fit in 30 minutes on two cores
 	@$(PY) -m pytest $(ARGS)
 
-accept: $(DEVELOP) ## The long proofs: real trainings, chaos, gates of the benchmark, wider property tests
-	@HYPOTHESIS_PROFILE=accept $(PY) -m pytest -m "not accept" tests/property $(ARGS)
-	@# a dump of all stacks, which tells where a short test hangs, can crash a training that is at work
-	@$(PY) -m pytest -m accept -o faulthandler_timeout=3600 $(ARGS)
+accept: $(DEVELOP) ## The long proofs, in at most two hours; PART=chaos for one of them (parts are below)
+	@$(PY) tests/accept.py $(PART) $(ARGS)
+
+simulate: $(DEVELOP) ## Seeded schedules over a simulated cluster (ARGS="--seed 7 --schedules 200")
+	@$(PY) -m tests.simulation $(ARGS)
 
 lint: $(DEVELOP) ## Ruff (rules and format) and mypy (strict)
 	@$(VENV)/bin/ruff check $(CODE)

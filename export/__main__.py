@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+
+from streamer.errors import install_hint
 
 COMMANDS = {
     "train": (".train", "train, verify and export a model from a TOML file"),
@@ -27,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     command, *rest = arguments
     if command not in COMMANDS:
-        print(f"error: there is no command {command!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        meant = get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {meant[0]}?" if meant else f"one of {', '.join(COMMANDS)}"
+        print(f"error: there is no command {command!r}: {hint}", file=sys.stderr)
         return 2
     try:
         module = importlib.import_module(COMMANDS[command][0], __package__)
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = (error.name or "").split(".")[0]
         if name in (__package__, "streamer"):
             raise
-        print(f"error: {name} is not installed: pip install 'streamer[export]'", file=sys.stderr)
+        print(f"error: {name} is not installed: {install_hint('export')}", file=sys.stderr)
         return 2
     code: int = module.main(rest)
     return code

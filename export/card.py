@@ -18,6 +18,7 @@ from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
 from .comparison_report import machine
+from .judge import card_sections
 from .measure import microseconds_per_event
 from .verify import verify
 
@@ -39,6 +40,7 @@ def card(path: Path) -> str:
         _data(contract, training),
         "## Metrics",
         _metrics(contract, training),
+        *card_sections(contract.metrics),
         "## Checks",
         _checks(report),
         "## Speed",
@@ -63,7 +65,8 @@ def limits(model: Model) -> list[str]:
     else:
         lines.append("The first events of a stream are judged with little or no history.")
     if any(output.kind == "score" for output in contract.outputs):
-        lines.append("The score ranks events by how unexpected they are; it is no probability and has no threshold.")
+        known = "a threshold is suggested above" if "suggested_threshold" in contract.metrics else "it has no threshold"
+        lines.append(f"The score ranks events by how unexpected they are; it is no probability, and {known}.")
     if not model.batched:
         lines.append("Its batch axis is fixed or false: rows run one at a time.")
     if not contract.metrics:
@@ -73,7 +76,7 @@ def limits(model: Model) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """The command ``card``."""
-    parser = argparse.ArgumentParser(prog="python -m export card", description="Write a model card.")
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__} card", description="Write a model card.")
     parser.add_argument("model", type=Path, help="ONNX file")
     parser.add_argument("--out", type=Path, help="Markdown file (default: stdout)")
     arguments = parser.parse_args(list(argv))
@@ -123,7 +126,8 @@ def _metrics(contract: Contract, training: Mapping[str, Any]) -> str:
         return f"Mean and standard deviation over {seeds} seed(s):\n\n{_table(rows)}"
     if not contract.metrics:
         return "Not recorded."
-    return _table({n: f"{v:.4f}" if isinstance(v, float) else str(v) for n, v in contract.metrics.items()})
+    numbers = {n: v for n, v in contract.metrics.items() if isinstance(v, int | float)}  # the others have sections
+    return _table({n: f"{v:.4f}" if isinstance(v, float) else str(v) for n, v in numbers.items()})
 
 
 def _checks(report: Mapping[str, Any]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -12,21 +15,89 @@ KINDS = (*CELLS, "mlp")
 """``mlp`` is the feed-forward baseline: it sees a fixed number of recent events and remembers nothing else."""
 
 
+Category = tuple[int, int, int, int | None]
+"""A column of words: (column, size of its vocabulary, width of its embedding, place of the unknown or None)."""
+
+
 class TokenEmbedding(nn.Module):
     """Encoder for streams of categories: x[..., 1] is an index 0..vocabulary-1 as a float; gives [..., size].
 
-    Indices outside of the vocabulary are clamped, so that the graph cannot read outside of its table.
+    Every other number is the category ``unknown``; without one it is no category at all, and its vector is zero. So
+    the graph never reads outside of its table, and no number is taken for a word that it is not.
     """
 
-    def __init__(self, vocabulary: int, size: int) -> None:
+    def __init__(self, vocabulary: int, size: int, *, unknown: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
+        self.vocabulary, self.unknown = vocabulary, unknown
         self.table = nn.Embedding(vocabulary, size)
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def other(self) -> int:
+        """Row of ``rows`` for what is not in the vocabulary."""
+        return self.vocabulary if self.unknown is None else self.unknown
+
+    @property
+    def rows(self) -> Tensor:
+        """The table that is read: where nothing stands for the unknown, one row of zeros more."""
+        weight: Tensor = self.table.weight
+        return weight if self.unknown is not None else torch.cat((weight, torch.zeros_like(weight[:1])))
 
     def forward(self, x: Tensor) -> Tensor:
-        index = x.squeeze(-1).to(torch.int64).clamp(0, self.vocabulary - 1)
-        embedded: Tensor = self.table(index)
+        number = x.squeeze(-1)
+        known = (number > -1) & (number < self.vocabulary)  # as numbers: a cast of a huge one could give any index
+        index = torch.where(known, number, float(self.other)).to(torch.int64)
+        embedded: Tensor = self.dropout(nn.functional.embedding(index, self.rows))
         return embedded
+
+
+class ColumnEncoder(nn.Module):
+    """Encoder for events with numbers and categories: the numbers as they are, an embedding for each category.
+
+    ``categories``: (column, vocabulary, size, unknown) each; x[..., F] gives [..., numbers + sum of sizes].
+    """
+
+    def __init__(self, features: int, categories: Sequence[Category], *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.columns = [column for column, *_ in categories]
+        self.numbers = [column for column in range(features) if column not in self.columns]
+        self.tables = nn.ModuleList(
+            TokenEmbedding(vocabulary, size, unknown=unknown, dropout=dropout)
+            for _, vocabulary, size, unknown in categories
+        )
+        self.width = len(self.numbers) + sum(size for _, _, size, _ in categories)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x[..., self.numbers]] if self.numbers else []
+        parts += [table(x[..., column : column + 1]) for column, table in zip(self.columns, self.tables, strict=True)]
+        return torch.cat(parts, dim=-1)
+
+
+def categories(encoder: nn.Module | None) -> dict[int, int]:
+    """Column of the event -> size of its vocabulary."""
+    if isinstance(encoder, TokenEmbedding):
+        return {0: encoder.vocabulary}
+    if isinstance(encoder, ColumnEncoder):
+        sizes = [table.vocabulary for table in encoder.tables if isinstance(table, TokenEmbedding)]
+        return dict(zip(encoder.columns, sizes, strict=True))
+    return {}
+
+
+def settle_unknown(encoder: nn.Module | None, xs: Sequence[NDArray[np.float32]]) -> None:
+    """An unknown word that training never saw is like the average word of its events, not like noise.
+
+    ``xs``: the training events, [T, F] each.
+    """
+    tables = {0: encoder} if isinstance(encoder, TokenEmbedding) else {}
+    if isinstance(encoder, ColumnEncoder):
+        tables = {column: cast(TokenEmbedding, encoder.tables[at]) for at, column in enumerate(encoder.columns)}
+    for column, table in tables.items():
+        seen = np.concatenate([x[:, column] for x in xs]).astype(np.int64)
+        counts = np.bincount(seen, minlength=table.vocabulary)
+        if table.unknown is not None and counts[table.unknown] == 0:
+            share = torch.from_numpy((counts / counts.sum()).astype(np.float32))
+            with torch.no_grad():
+                table.table.weight[table.unknown] = share @ table.table.weight
 
 
 class WindowCore(nn.Module):

@@ -142,7 +142,9 @@ def user_case(path: Path) -> Case:
 
 def main(argv: Sequence[str]) -> int:
     """The command ``compare``."""
-    parser = argparse.ArgumentParser(prog="python -m export compare", description="Compare cells on the same tasks.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} compare", description="Compare cells on the same tasks."
+    )
     parser.add_argument("--quick", action="store_true", help="short sequences, little data: under 3 minutes")
     parser.add_argument("--tasks", default=",".join(TASKS), help=f"some of {', '.join(TASKS)} (default: all)")
     parser.add_argument("--variants", default=",".join(VARIANTS), help=f"some of {', '.join(VARIANTS)} (default: all)")
@@ -158,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
         if not seeds:
             raise ConfigurationError("seeds must be at least 1")
         cases = [user_case(arguments.config)] if arguments.config else built_in(names, quick=arguments.quick)
-        command = "python -m export compare " + " ".join(argv)
+        command = f"python -m {__package__} compare " + " ".join(argv)
         report = compare(
             cases, arguments.out, variants=variants, seeds=list(seeds), quick=arguments.quick, command=command.strip()
         )

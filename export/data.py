@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamer.errors import ConfigurationError
+from streamer.modelfile.feature import Feature
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -32,6 +33,10 @@ class Streams:
     classes: tuple[str, ...] | None = None
     counted_from: list[int] = field(default_factory=list)
     """First row of each stream that belongs to this part; the rows before it only warm the state up."""
+    tables: tuple[Feature, ...] = ()
+    """What the features mean; () where all are numbers. As read from a file, x is NaN where a cell is missing."""
+    normal: int | None = None
+    """forecast: the class of events that are no anomalies, and that alone are trained on; None: class 0, and all are."""
 
     def __post_init__(self) -> None:
         self.counted_from = self.counted_from or [0] * len(self.names)
@@ -46,16 +51,19 @@ class Streams:
 
     def take(self, indices: Sequence[int]) -> Streams:
         """The streams of these indices."""
-        labels = None if self.labels is None else [self.labels[i] for i in indices]
-        return Streams(
-            self.features,
-            [self.names[i] for i in indices],
-            [self.x[i] for i in indices],
-            [self.times_ms[i] for i in indices],
-            labels,
-            self.classes,
-            [self.counted_from[i] for i in indices],
+        return replace(
+            self,
+            names=[self.names[i] for i in indices],
+            x=[self.x[i] for i in indices],
+            times_ms=[self.times_ms[i] for i in indices],
+            labels=None if self.labels is None else [self.labels[i] for i in indices],
+            counted_from=[self.counted_from[i] for i in indices],
         )
+
+    @property
+    def feature_tables(self) -> tuple[Feature, ...]:
+        """One per feature."""
+        return self.tables or tuple(Feature(name) for name in self.features)
 
 
 def sequences(
@@ -63,8 +71,13 @@ def sequences(
     xs: Iterable[ArrayLike],
     labels: Iterable[ArrayLike] | None = None,
     classes: Sequence[str] | None = None,
+    *,
+    vocabulary: Sequence[str] = (),
 ) -> Streams:
-    """Streams from arrays (or token lists) made in memory: x [T, F] or [T], labels [T] or one number each."""
+    """Streams from arrays (or token lists) made in memory: x [T, F] or [T], labels [T] or one number each.
+
+    ``vocabulary``: the words of the one feature; the first stands for all others.
+    """
     arrays = [np.asarray(x, np.float32) for x in xs]
     arrays = [x if x.ndim == 2 else x[:, None] for x in arrays]
     numbers = None
@@ -78,6 +91,7 @@ def sequences(
         [np.arange(len(x), dtype=np.int64) for x in arrays],
         None if numbers is None else list(numbers),
         None if classes is None else tuple(classes),
+        tables=(Feature(features[0], "category", tuple(vocabulary), unknown=0),) if vocabulary else (),
     )
 
 
@@ -105,8 +119,11 @@ def split_by_stream(data: Streams, *, validation: float, test: float, seed: int)
         a, b = int(counts[0]), int(counts[0] + counts[1])
         for part, chosen in zip(parts, (members[b:], members[:a], members[a:b]), strict=True):
             part.extend(int(i) for i in chosen)
+    for part, fraction in zip(parts[1:], (validation, test), strict=True):
+        if fraction and not part and len(parts[0]) > 1:  # a share of a few streams is less than one
+            part.append(parts[0].pop())
     train, held, judged = (data.take(sorted(part)) for part in parts)
-    return _checked_split(train, held, judged, validation, test)
+    return checked_split(train, held, judged, validation, test)
 
 
 def split_by_time(data: Streams, *, validation: float, test: float) -> Split:
@@ -114,16 +131,20 @@ def split_by_time(data: Streams, *, validation: float, test: float) -> Split:
 
     Later parts keep the earlier events to warm up the state; only rows from ``counted_from`` on count.
     """
+    first, second = time_borders(data, validation=validation, test=test)
+    return checked_split(
+        _between(data, None, first), _between(data, first, second), _between(data, second, None), validation, test
+    )
+
+
+def time_borders(data: Streams, *, validation: float, test: float) -> tuple[int, int]:
+    """The moments at which the validation and the test part begin (ms)."""
     _check_fractions(validation, test)
     times = np.sort(np.concatenate(data.times_ms))
     count = len(times)
     first = times[min(int(count * (1 - validation - test)), count - 1)]
     second = times[min(int(count * (1 - test)), count - 1)]
-    if not test:
-        second = times[-1] + 1
-    return _checked_split(
-        _between(data, None, first), _between(data, first, second), _between(data, second, None), validation, test
-    )
+    return int(first), int(second if test else times[-1] + 1)
 
 
 def fit_scaling(train: Streams) -> tuple[F32, F32]:
@@ -131,7 +152,10 @@ def fit_scaling(train: Streams) -> tuple[F32, F32]:
     rows = np.concatenate(train.x).astype(np.float64)
     mean, std = rows.mean(axis=0), rows.std(axis=0)
     constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
-    return mean.astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
+    words = np.array(
+        [feature.kind == "category" for feature in train.feature_tables]
+    )  # numbers of words stay as they are
+    return np.where(words, 0.0, mean).astype(np.float32), np.where(constant | words, 1.0, std).astype(np.float32)
 
 
 @dataclass(slots=True)
@@ -141,6 +165,8 @@ class Example:
     x: F32
     target: NDArray[np.generic]
     counted_from: int = 0
+    counted: NDArray[np.bool_] | None = None
+    """[T]: the events whose target counts; None: all from ``counted_from`` on."""
 
 
 @dataclass(slots=True)
@@ -220,7 +246,8 @@ def segments(examples: Sequence[Example], steps: int, rng: np.random.Generator) 
         cuts = [0, *range(offset, size, steps), size] if size > steps else [0, size]
         for a, b in pairwise(cuts):
             if b > a:
-                pieces.append(Example(example.x[a:b], example.target[a:b]))
+                counted = None if example.counted is None else example.counted[a:b]
+                pieces.append(Example(example.x[a:b], example.target[a:b], counted=counted))
     return pieces
 
 
@@ -243,6 +270,8 @@ def _cut(examples: Sequence[Example], active: list[tuple[int, int, int]], steps:
         else:
             target[row] = example.target
         counted[row, max(0, example.counted_from - start) : end - start] = True
+        if example.counted is not None:
+            counted[row, : end - start] &= example.counted[start:end]
     lanes = np.array([lane for lane, _, _ in active], np.int64)
     starts = np.array([start for _, _, start in active], np.int64)
     indices = np.array([index for _, index, _ in active], np.int64)
@@ -251,7 +280,7 @@ def _cut(examples: Sequence[Example], active: list[tuple[int, int, int]], steps:
 
 def _between(data: Streams, start: int | None, end: int | None) -> Streams:
     """Events before ``end``; those from ``start`` on count. Streams without any that count are left out."""
-    part = Streams(data.features, [], [], [], None if data.labels is None else [], data.classes)
+    part = data.take([])
     for i, times in enumerate(data.times_ms):
         a = 0 if start is None else int(np.searchsorted(times, start))
         b = len(times) if end is None else int(np.searchsorted(times, end))
@@ -266,12 +295,16 @@ def _between(data: Streams, start: int | None, end: int | None) -> Streams:
 
 
 def _check_fractions(validation: float, test: float) -> None:
-    if not (0 < validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ConfigurationError("validation must be above 0, test at least 0, and their sum below 1")
+    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+        raise ConfigurationError("validation and test must be at least 0, and their sum below 1")
 
 
-def _checked_split(train: Streams, held: Streams, judged: Streams, validation: float, test: float) -> Split:
+def checked_split(train: Streams, held: Streams, judged: Streams, validation: float, test: float) -> Split:
+    """ConfigurationError if nothing is left for a part that is wanted."""
     for name, part, fraction in (("training", train, 1.0), ("validation", held, validation), ("test", judged, test)):
         if fraction and part.events == 0:
-            raise ConfigurationError(f"too little data to split: nothing is left for {name}")
+            raise ConfigurationError(
+                f"too little data to split: nothing is left for {name}; there are {len(train)} streams to train on"
+                ' (data.split = "time" divides streams, data.validation_path and data.test_path name files)'
+            )
     return Split(train, held, judged)

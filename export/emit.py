@@ -7,20 +7,21 @@ with ``sequence_lens`` and explicit states; weights are constant initialisers, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnx.inliner
 import torch
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from streamer.errors import ModelError
-
-from .model import TokenEmbedding
+from .cells import ColumnEncoder, TokenEmbedding
+from .nodes import Graph
+from .scan import projected_layer
 from .trace import trace_rows
+
+__all__ = ["IR_VERSION", "OPSET", "Graph", "affine", "array", "core", "per_step", "reduce"]
 
 OPSET = 20
 IR_VERSION = 10
@@ -28,85 +29,6 @@ IR_VERSION = 10
 _OPERATORS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 # torch orders gates i,f,g,o (LSTM) and r,z,n (GRU); ONNX orders them i,o,f,c and z,r,h.
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
-
-
-class Graph:
-    """Nodes and initialisers under construction; every method appends and returns the name of the value it made."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._count = 0
-
-    def name(self, hint: str) -> str:
-        self._count += 1
-        return f"{hint}_{self._count}"
-
-    def constant(self, value: Any, hint: str = "constant") -> str:
-        """An initialiser; equal ones are shared."""
-        array = np.ascontiguousarray(value)
-        if array.shape != np.shape(value):  # ascontiguousarray makes scalars one-dimensional
-            array = array.reshape(np.shape(value))
-        key = (str(array.dtype), array.shape, array.tobytes())
-        if key not in self._constants:
-            name = self.name(hint)
-            self.initializers[name] = numpy_helper.from_array(array, name)
-            self._constants[key] = name
-        return self._constants[key]
-
-    def axes(self, *axes: int) -> str:
-        return self.constant(np.array(axes, np.int64), "axes")
-
-    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
-        made = [self.name(operator.lower()) for _ in range(outputs)]
-        self.nodes.append(helper.make_node(operator, list(inputs), made, name=self.name(operator), **attributes))
-        return made
-
-    def op(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        return self.add(operator, *inputs, **attributes)[0]
-
-    def called(self, value: str, name: str) -> None:
-        """Makes ``value`` the graph output ``name``: renamed where a node made it, else copied."""
-        makers = [node for node in self.nodes if value in node.output]
-        taken = any(name in node.output for node in self.nodes)
-        if not makers or taken:
-            self.nodes.append(helper.make_node("Identity", [value], [name], name=self.name("Identity")))
-            return
-        for node in self.nodes:
-            node.input[:] = [name if each == value else each for each in node.input]
-            node.output[:] = [name if each == value else each for each in node.output]
-
-    def splice(self, model: onnx.ModelProto, value: str) -> str:
-        """All of another model's graph, with its one input fed by ``value``; returns its one output."""
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        prefix = self.name("traced") + "."
-        names = {model.graph.input[0].name: value, "": ""}
-
-        def renamed(name: str) -> str:
-            return names.get(name, prefix + name)
-
-        for tensor in model.graph.initializer:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name = renamed(tensor.name)
-            self.initializers[copy.name] = copy
-        for node in model.graph.node:
-            if any(
-                attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-                for attribute in node.attribute
-            ):
-                raise ModelError(
-                    f"the module's graph branches ({node.op_type}): encoder and head must be free of control flow"
-                )
-            step = onnx.NodeProto()
-            step.CopyFrom(node)
-            step.name = prefix + node.name
-            step.input[:] = [renamed(name) for name in node.input]
-            step.output[:] = [renamed(name) for name in node.output]
-            self.nodes.append(step)
-        return renamed(model.graph.output[0].name)
 
 
 def array(tensor: Tensor) -> NDArray[np.float32]:
@@ -123,32 +45,52 @@ def affine(graph: Graph, value: str, *, subtract: Tensor | None = None, divide: 
 
 
 def core(
-    graph: Graph, module: nn.RNNBase, kind: str, x: str, lengths: str, states: Sequence[str]
+    graph: Graph,
+    module: nn.RNNBase,
+    kind: str,
+    x: str,
+    lengths: str,
+    states: Sequence[str],
+    *,
+    time_major: bool = False,
 ) -> tuple[str, str, list[str]]:
-    """x[B,T,F] through RNN/LSTM/GRU nodes; ``states`` [L*D,B,H] each, or none for zeros.
+    """x[B,T,F] (``time_major``: [T,B,F]) through RNN/LSTM/GRU nodes; ``states`` [L*D,B,H] each, or none for zeros.
 
-    Returns (y[B,T,D*H], zero beyond a row's length; the last layer's final h[D,B,H]; next states as ``states``).
+    Returns (y as x, of D*H, zero beyond a row's length; the last layer's final h[D,B,H]; next states as ``states``).
+    ``lengths`` "": all rows are as long as x. With a projection H of y and h is its size.
     """
-    if getattr(module, "proj_size", 0):
-        raise ModelError("proj_size is not supported: the ONNX LSTM has no projection; use a Linear head instead")
     directions, layers = 2 if module.bidirectional else 1, module.num_layers
+    size = getattr(module, "proj_size", 0) or module.hidden_size
     initial = [_split(graph, state, layers, directions) for state in states]
     finals: list[list[str]] = [[] for _ in range(2 if kind == "lstm" else 1)]
-    value = graph.op("Transpose", x, perm=[1, 0, 2])
+    value = x if time_major else graph.op("Transpose", x, perm=[1, 0, 2])
     for layer in range(layers):
-        weights = [_weights(graph, module, kind, layer, name) for name in ("weight_ih", "weight_hh", "bias")]
-        inputs = [value, *weights, lengths, *(pieces[layer] for pieces in initial)]
-        y, *last = graph.add(
-            _OPERATORS[kind], *inputs, outputs=1 + len(finals), **_attributes(module, kind, directions)
-        )
+        pieces = [each[layer] for each in initial]
+        if getattr(module, "proj_size", 0):
+            y, *last = projected_layer(graph, module, layer, value, lengths, pieces)
+        else:
+            y, *last = _layer(graph, module, kind, layer, value, lengths, pieces)
         for states_of_layers, state in zip(finals, last, strict=True):
             states_of_layers.append(state)
         if layer < layers - 1:
-            value = _join_directions(graph, y, directions, module.hidden_size)
-    merged = graph.op("Transpose", y, perm=[2, 0, 1, 3])
-    merged = graph.op("Reshape", merged, graph.axes(0, 0, directions * module.hidden_size))
+            value = _join_directions(graph, y, directions, size)
+    merged = graph.op("Transpose", y, perm=[0, 2, 1, 3] if time_major else [2, 0, 1, 3])
+    merged = graph.op("Reshape", merged, graph.axes(0, 0, directions * size))
     nexts = [graph.op("Concat", *pieces, axis=0) if layers > 1 else pieces[0] for pieces in finals]
     return merged, finals[0][-1], nexts
+
+
+def _layer(
+    graph: Graph, module: nn.RNNBase, kind: str, layer: int, x: str, lengths: str, states: Sequence[str]
+) -> list[str]:
+    """One node: y[T,D,B,H], then the final states[D,B,H]."""
+    weights = [_weights(graph, module, kind, layer, name) for name in ("weight_ih", "weight_hh", "bias")]
+    directions = 2 if module.bidirectional else 1
+    attributes = _attributes(module, kind, directions)
+    inputs = [x, *weights, lengths, *states]
+    while not inputs[-1]:
+        inputs.pop()
+    return graph.add(_OPERATORS[kind], *inputs, outputs=3 if kind == "lstm" else 2, **attributes)
 
 
 def _split(graph: Graph, state: str, layers: int, directions: int) -> list[str]:
@@ -236,15 +178,33 @@ def _common(graph: Graph, module: nn.Module, value: str) -> str | None:
         shift = [graph.constant(array(module.bias), "shift")] if module.bias is not None else []
         return graph.op("LayerNormalization", value, scale, *shift, axis=-1, epsilon=module.eps)
     if kind is TokenEmbedding:
-        assert isinstance(module, TokenEmbedding)
-        index = graph.op("Cast", graph.op("Squeeze", value, graph.axes(-1)), to=onnx.TensorProto.INT64)
-        first, last = graph.constant(np.int64(0)), graph.constant(np.int64(module.vocabulary - 1))
-        return graph.op(
-            "Gather", graph.constant(array(module.table.weight), "table"), graph.op("Clip", index, first, last)
-        )
+        return _embedding(graph, cast(TokenEmbedding, module), value)
+    if kind is ColumnEncoder:
+        return _columns(graph, cast(ColumnEncoder, module), value)
     if kind is nn.Sequential:
         return _chain(graph, module, value)
     return None
+
+
+def _embedding(graph: Graph, module: TokenEmbedding, value: str) -> str:
+    """What is not in the vocabulary is compared as a number, before a cast could make an index of it."""
+    number = graph.op("Squeeze", value, graph.axes(-1))
+    low, high = graph.constant(np.float32(-1)), graph.constant(np.float32(module.vocabulary))
+    known = graph.op("And", graph.op("Greater", number, low), graph.op("Less", number, high))
+    index = graph.op("Where", known, number, graph.constant(np.float32(module.other)))
+    table = graph.constant(array(module.rows), "table")
+    return graph.op("Gather", table, graph.op("Cast", index, to=onnx.TensorProto.INT64))
+
+
+def _columns(graph: Graph, module: ColumnEncoder, value: str) -> str:
+    """The numbers of an event beside the embeddings of its categories."""
+    parts = []
+    if module.numbers:
+        parts.append(graph.op("Gather", value, graph.constant(np.array(module.numbers, np.int64)), axis=-1))
+    for column, table in zip(module.columns, module.tables, strict=True):
+        one = graph.op("Gather", value, graph.constant(np.array([column], np.int64)), axis=-1)
+        parts.append(_embedding(graph, cast(TokenEmbedding, table), one))
+    return graph.op("Concat", *parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def _chain(graph: Graph, module: nn.Module, value: str) -> str | None:

@@ -14,12 +14,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from streamer.errors import ConfigurationError
 
+from .config import TrainSection
 from .data import Chunk, Example, buckets, chunks, segments
 from .model import SequenceModel
 from .tasks import Carry, chunk_loss, mean_loss
@@ -28,7 +30,7 @@ Source = Sequence[Example] | Callable[[np.random.Generator], Sequence[Example]]
 """The training sequences, or a function that makes an epoch's."""
 
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
+    "adam": torch.optim.AdamW,  # the same where nothing decays; where it does, Adam's own way hardly acts at all
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
@@ -37,30 +39,9 @@ DIVERGED_TIMES = 1e4
 """A training loss this many times the first epoch's is called diverging, even while it is still a number."""
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """How to train; the defaults are what most small recurrent models want."""
+class FitOptions(TrainSection, frozen=True):
+    """What ``[training]`` says, and the seed."""
 
-    epochs: int = 20
-    rows: int = 32
-    """Streams (or sequences) beside each other in a batch."""
-    steps: int = 64
-    """Length of a piece that gradients flow through; the state is carried on. Not used for window models."""
-    segment_steps: int = 0
-    """Longer streams are cut into pieces of this length that start from the initial state; 0: never."""
-    batch_steps: int = 0
-    """Bound on rows x longest length of a batch of whole sequences; 0: only ``rows`` bounds it."""
-    optimiser: str = "adam"
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    """For sgd only."""
-    clip_norm: float = 1.0
-    """Upper bound of the gradient's norm; 0: no clipping."""
-    schedule: str = "constant"
-    """constant | cosine (to a hundredth over all epochs) | plateau (half after ``patience`` / 2 epochs without gain)"""
-    patience: int = 0
-    """Epochs without a better validation loss after which training stops; 0: never."""
     seed: int = 0
 
     def check(self) -> None:
@@ -107,15 +88,17 @@ Progress = Callable[[EpochFigures], None]
 class Trainer:
     """One model, its optimiser and its history; ``run`` trains on from wherever it is."""
 
-    def __init__(self, model: SequenceModel, task: str, options: FitOptions) -> None:
+    def __init__(
+        self, model: SequenceModel, task: str, options: FitOptions, class_weights: Tensor | None = None
+    ) -> None:
+        """``class_weights`` [O]: what an event of each class counts, in training and in validation."""
         options.check()
-        self.model, self.task, self.options = model, task, options
+        self.model, self.task, self.options, self.class_weights = model, task, options, class_weights
         extra: dict[str, Any] = {"momentum": options.momentum} if options.optimiser == "sgd" else {}
         make: Any = OPTIMISERS[options.optimiser]
         self.optimiser: torch.optim.Optimizer = make(
-            [p for p in model.parameters() if p.requires_grad],
+            _groups(model, options.weight_decay),
             lr=options.learning_rate,
-            weight_decay=options.weight_decay,
             **extra,
         )
         self.history = History()
@@ -150,7 +133,7 @@ class Trainer:
         document = {
             "format": 1,
             "task": self.task,
-            "options": asdict(self.options),
+            "options": msgspec.structs.asdict(self.options),
             "weights": self.model.state_dict(),
             "best": self.best,
             "optimiser": self.optimiser.state_dict(),
@@ -171,7 +154,9 @@ class Trainer:
         except Exception as error:  # what a damaged file provokes depends on where it is damaged
             raise ConfigurationError(f"{path} is not a checkpoint of a training: {error}") from error
         changed = [
-            name for name, value in asdict(self.options).items() if name != "epochs" and options.get(name) != value
+            name
+            for name, value in msgspec.structs.asdict(self.options).items()
+            if name != "epochs" and options.get(name) != value
         ]
         if document["task"] != self.task or changed:
             raise ConfigurationError(f"{path} was made with other settings: {', '.join(changed) or 'task'}")
@@ -179,7 +164,10 @@ class Trainer:
             self.model.load_state_dict(document["weights"])
         except RuntimeError as error:
             raise ConfigurationError(f"{path} was made with another model: {error}") from error
-        self.optimiser.load_state_dict(document["optimiser"])
+        try:
+            self.optimiser.load_state_dict(document["optimiser"])
+        except ValueError as error:
+            raise ConfigurationError(f"{path} was made by another version of train: begin anew: {error}") from error
         self.best = dict(document["best"])
         self.rate_factor = float(document["rate_factor"])
         saved = dict(document["history"])
@@ -196,25 +184,28 @@ class Trainer:
             raise ConfigurationError("too little data: nothing to train on")
         self.model.train()
         every = max(1, sum(len(e.x) for e in sequences))
-        total, count, done, norms = 0.0, 0, 0, []
+        total, count, done, norms = 0.0, 0.0, 0, []
         carry = Carry(self.model, min(self.options.rows, len(sequences)))
         rate = self.options.learning_rate
         for chunk in self._plan(sequences, rng):
             rate = self._set_rate(epoch, done / every)
             states = carry.take(chunk) if self.model.mode == "step" else ()
-            loss = chunk_loss(self.model, self.task, chunk, states)
+            loss = chunk_loss(self.model, self.task, chunk, states, self.class_weights)
             value = float(loss.total.detach())
-            norms.append(self._step(loss.total / max(1, loss.count)))
-            self._check(value / max(1, loss.count), norms[-1], epoch, len(norms))
+            if loss.count:
+                norms.append(self._step(loss.total / loss.count))
+                self._check(value / loss.count, norms[-1], epoch, len(norms))
             if self.model.mode == "step":
                 carry.put(chunk, loss.states)
             total, count, done = total + value, count + loss.count, done + int(chunk.lengths.sum())
+        if not norms:
+            raise ConfigurationError("too little data: no event of the training part has a label that counts")
         self.model.eval()
-        held = mean_loss(self.model, self.task, validation)
+        held = mean_loss(self.model, self.task, validation, self.class_weights)
         clip = self.options.clip_norm
         return EpochFigures(
             epoch,
-            total / max(1, count),
+            total / count if count else 0.0,
             held,
             rate,
             float(np.mean(norms)),
@@ -269,3 +260,13 @@ class Trainer:
         if self.options.schedule == "plateau" and waited and waited % max(1, self.options.patience // 2) == 0:
             self.rate_factor *= 0.5
         history.stopped_early = 0 < self.options.patience <= waited
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases do not decay: they say where things are, not how much they matter."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -155,7 +155,9 @@ def study(steps: int, hidden: int, epochs: int, count: int, out: Path, *, seed: 
 
 def main(argv: Sequence[str]) -> int:
     """The command ``gradients``."""
-    parser = argparse.ArgumentParser(prog="python -m export gradients", description="How gradients travel in time.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} gradients", description="How gradients travel in time."
+    )
     parser.add_argument("--steps", type=int, default=100, help="length of the sequences (default 100)")
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=8)

@@ -20,6 +20,8 @@ from streamer.modelfile.model import Model
 
 from . import emit
 from .model import Forecaster, SequenceModel
+from .modules.factory import told
+from .nodes import Graph
 from .trace import Job, flatten, trace
 
 _EXAMPLE_ROWS = 3
@@ -31,7 +33,7 @@ def export_model(
     *,
     name: str,
     version: str = "1",
-    features: Sequence[str] | None = None,
+    features: Sequence[Any] | None = None,
     trained_on: Any = None,
     metrics: Mapping[str, Any] | None = None,
     feedback: Mapping[str, Any] | None = None,
@@ -62,13 +64,22 @@ def export_step_module(module: nn.Module, path: str | os.PathLike[str], contract
     module.eval()
     if contract.mode != "step" or not contract.single_step:
         raise ModelError(
-            'a module that is not a SequenceModel is exported as one step: mode step, input without "time"'
+            'a module whose contract has no "time" in input.shape is exported as one step: declare mode step,'
+            ' or "time" where forward takes whole sequences'
         )
     if contract.lengths or contract.context:
         raise ModelError("lengths and context belong to files of other makers: leave them out of this contract")
     examples = step_examples(contract, _EXAMPLE_ROWS)
-    with torch.no_grad():
-        result = flatten(module(*examples))
+    try:
+        with torch.no_grad():
+            result = flatten(module(*examples))
+    except Exception as error:  # whatever a foreign module raises
+        given = ", ".join(f"{type_} {list(each.shape)}" for each in examples for type_ in [str(each.dtype)[6:]])
+        raise ModelError(
+            f"{type(module).__name__}.forward failed on one event and its states ({given}, as the contract says):"
+            f" {told(error)}: correct input and states of the contract, or the module; a module that takes whole"
+            ' sequences has "time" in input.shape'
+        ) from None
     names = [output.name for output in contract.outputs] + [str(state.output) for state in contract.states]
     if len(result) != len(names):
         raise ModelError(
@@ -95,7 +106,7 @@ def step_examples(contract: Contract, rows: int) -> tuple[torch.Tensor, ...]:
     return (x, *(torch.from_numpy(state) for state in states))
 
 
-def sequence_contract(module: SequenceModel, *, features: Sequence[str] | None = None, **fields: Any) -> Contract:
+def sequence_contract(module: SequenceModel, *, features: Sequence[Any] | None = None, **fields: Any) -> Contract:
     """What the exported graph of a SequenceModel declares."""
     return Contract.from_fields(
         {
@@ -113,7 +124,9 @@ def sequence_contract(module: SequenceModel, *, features: Sequence[str] | None =
 
 def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto:
     """Scaling, encoder, core, reduction, head and post-processing as one graph."""
-    graph = emit.Graph()
+    if getattr(module.core, "proj_size", 0):
+        raise ModelError("a SequenceModel has no proj_size (its states are as wide as its core): use a Linear head")
+    graph = Graph()
     states = list(module.state_names)
     core_states = states[: len(module.core_state_names)]
     z = emit.affine(graph, "x", subtract=module.mean, divide=module.std)
@@ -146,13 +159,13 @@ def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto
     )
 
 
-def _activation(graph: emit.Graph, activation: str, y: str) -> str:
+def _activation(graph: Graph, activation: str, y: str) -> str:
     if activation == "softmax":
         return graph.op("Softmax", y, axis=-1)
     return graph.op("Sigmoid", y) if activation == "sigmoid" else y
 
 
-def _forecast(graph: emit.Graph, module: Forecaster, z: str, delta: str) -> tuple[dict[str, str], str]:
+def _forecast(graph: Graph, module: Forecaster, z: str, delta: str) -> tuple[dict[str, str], str]:
     """The forecast, the score of the current event by the previous prediction, and the next ``previous`` [B,F+1]."""
     prediction = graph.op("Add", z, delta) if module.skip else delta
     sizes = graph.constant(np.array([module.features, 1], np.int64), "sizes")
@@ -187,7 +200,12 @@ def write(model: onnx.ModelProto, contract: Contract, path: str | os.PathLike[st
         )
     helper.set_model_props(model, {METADATA_KEY: contract.dump().decode()})
     model.ir_version = min(model.ir_version, emit.IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker's errors and those of shape inference have no common base
+        raise ModelError(
+            f"the graph of {contract.name} is not valid ONNX: {' '.join(str(error).split())[:300]}"
+        ) from None
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=target.parent) as staging:
         draft = Path(staging) / target.name
         onnx.save(model, draft)

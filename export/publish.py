@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from streamer.errors import ModelError
+from streamer.modelfile.feature import Feature
 
 from .graph import export_model
 from .model import SequenceModel, save
@@ -21,10 +24,10 @@ def publish(
     *,
     name: str,
     version: str = "1",
-    features: Sequence[str],
+    features: Sequence[str | Feature],
     stem: str = "model",
     trained_on: Any = None,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     feedback: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write STEM.onnx and STEM.pt into ``out``; returns the report of the verification.
@@ -41,7 +44,7 @@ def publish(
             graph,
             name=name,
             version=version,
-            features=list(features),
+            features=[each if isinstance(each, str) else plain(each) for each in features],
             trained_on=trained_on,
             metrics=dict(metrics or {}),
             feedback=dict(feedback) if feedback is not None else None,
@@ -55,3 +58,8 @@ def publish(
         os.replace(graph, out / graph.name)
     report["model"] = str(out / graph.name)
     return report
+
+
+def plain(feature: Feature) -> Any:
+    """As the contract has it: a number of which nothing more is known is a name."""
+    return feature.name if feature == Feature(feature.name) else msgspec.to_builtins(feature)

@@ -1,22 +1,30 @@
-"""Streams from CSV, NPZ and TS files.
+"""Streams from files: every format ends in the same ``Streams``.
 
-Every reader ends in the same ``Streams``: per stream the events in order of time, features [T, F] and, where there
-are any, labels. Bad data is a ConfigurationError that names the place, because training would hide it.
+Per stream the events in order of time, features [T, F] and, where there are any, labels. What is missing is NaN in x,
+and words are numbered as the file has them: ``export.prepare`` fills and numbers them by the training part. Bad data
+is a ConfigurationError that names file, row and column, because training would hide it.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamer.errors import ConfigurationError
+from streamer.modelfile.feature import Feature
 
 from .data import F32, I64, UNLABELLED, Streams
+from .files import FileOptions, Table, read
+from .files.cells import is_missing, numbers, words
+from .files.times import nanoseconds
+
+MAX_CLASSES = 10_000
+"""More different labels are numbers to be learnt by regression, or ids."""
 
 
 def load(
@@ -28,170 +36,168 @@ def load(
     features: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     labels: str = "classes",
+    options: FileOptions | None = None,
+    notes: list[str] | None = None,
 ) -> Streams:
-    """Read a CSV, NPZ or TS file by its suffix.
+    """Read a file by its suffix (see ``export.files.FORMATS``).
 
-    CSV: a header, one event per line; ``features`` default to all columns that are not stream, time or label.
-    NPZ: ``stream`` [N], ``time_ms`` [N], ``x`` [N, F], optionally ``label`` [N] and ``features`` [F].
-    TS: the format of the UEA archive; every case is a stream, its class the label of all of its events.
-    ``labels``: classes | values | none. With ``classes`` given, labels are their names or numbers.
+    ``features`` default to all columns that are not stream, time or label. ``labels``: classes | values | none. With
+    ``classes`` given, labels are their names or numbers. ``options``: what else ``[data]`` says about the file.
+    ``notes`` takes sentences about what was found out.
     """
-    if not path.is_file():
-        raise ConfigurationError(f"no such data file: {path}")
-    readers = {".csv": _read_csv, ".npz": _read_npz, ".ts": _read_ts}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigurationError(f"{path}: unknown format, expected one of {', '.join(readers)}")
-    columns = reader(path, stream, time, label if labels != "none" else None, features)
-    if len(columns.streams) == 0:
-        raise ConfigurationError(f"{path}: no events")
-    return group(columns, classes=classes, labels=labels, where=str(path))
+    wanted = label if labels != "none" else None
+    options = replace(options or FileOptions(), stream=stream, time=time, label=label, features=features)
+    table = read(path, options)
+    time = table.time_column or time
+    table.require((stream, time, *(features or ())))
+    chosen = list(features) if features else [name for name in table.columns if name not in (stream, time, label)]
+    if not chosen:
+        raise ConfigurationError(f"{table.where}: no feature columns")
+    names = _stream_names(table, stream, options)
+    times_ns = nanoseconds(table, time, options)
+    x, tables = _features(table, chosen, options)
+    found: NDArray[Any] | None = None
+    class_names: tuple[str, ...] | None = None
+    if wanted is not None and wanted in table.columns:
+        found, class_names = _labels(table, wanted, classes or table.classes, labels, options)
+    if notes is not None:
+        notes += table.notes
+    return _group(names, times_ns, x, tables, found, class_names)
 
 
-@dataclass
-class Columns:
-    """A file as it was read: N events in any order."""
-
-    streams: NDArray[np.str_]
-    times_ms: I64
-    x: F32
-    features: tuple[str, ...]
-    labels: NDArray[np.generic] | None
-
-
-def group(columns: Columns, *, classes: Sequence[str] | None, labels: str, where: str) -> Streams:
-    """Check the columns and group them by stream; events are put in order of time, stable for equal times."""
-    finite = np.isfinite(columns.x)
-    if not finite.all():
-        row, feature = (int(i) for i in np.argwhere(~finite)[0])
-        raise ConfigurationError(
-            f"{where}: event {row} of {len(finite)} (stream {str(columns.streams[row])!r}) has no finite value for "
-            f"{columns.features[feature]!r} ({int((~finite).sum())} such values in all); fill or drop them first"
-        )
-    names, inverse = np.unique(columns.streams, return_inverse=True)
-    order = np.lexsort((np.arange(len(inverse)), columns.times_ms, inverse))
-    borders = np.searchsorted(inverse[order], np.arange(1, len(names)))
-    numbers, class_names = _number_labels(columns.labels, classes, labels, where)
+def _group(
+    names: list[str],
+    times_ns: I64,
+    x: F32,
+    tables: list[Feature],
+    labels: NDArray[Any] | None,
+    classes: tuple[str, ...] | None,
+) -> Streams:
+    """Events by stream, in order of time, stable for equal times; finer than milliseconds where the file is."""
+    unique, inverse = np.unique(np.array(names), return_inverse=True)
+    order = np.lexsort((np.arange(len(inverse)), times_ns, inverse))
+    borders = np.searchsorted(inverse[order], np.arange(1, len(unique)))
     return Streams(
-        columns.features,
-        [str(name) for name in names],
-        np.split(columns.x[order], borders),
-        np.split(columns.times_ms[order], borders),
-        None if numbers is None else np.split(numbers[order], borders),
-        class_names,
+        tuple(feature.name for feature in tables),
+        [str(name) for name in unique],
+        np.split(x[order], borders),
+        np.split(times_ns[order] // 1_000_000, borders),
+        None if labels is None else np.split(labels[order], borders),
+        classes,
+        tables=tuple(tables),
     )
 
 
-def _number_labels(
-    values: NDArray[np.generic] | None, classes: Sequence[str] | None, labels: str, where: str
-) -> tuple[NDArray[np.generic] | None, tuple[str, ...] | None]:
-    """Labels as class numbers with their names, or as values."""
-    if values is None or labels == "none":
-        return None, None
-    if labels == "values":
-        try:
-            numbers = values.astype(np.float32)
-        except ValueError as error:
-            raise ConfigurationError(f"{where}: labels are not numbers: {error}") from error
-        if not np.isfinite(numbers).all():
-            raise ConfigurationError(f"{where}: event {int(np.argmin(np.isfinite(numbers)))} has no finite label")
-        return numbers, None
-    texts = values.astype(str)
-    if np.issubdtype(values.dtype, np.floating):
-        texts = values.astype(np.int64).astype(str)
-        if not (values.astype(np.float64) == values.astype(np.int64)).all():
-            raise ConfigurationError(f"{where}: labels of classes must be whole numbers or names")
-    known = [str(name) for name in classes] if classes is not None else _class_names(texts)
-    numbered = {str(i): i for i in range(len(known))} | {name: i for i, name in enumerate(known)}
-    numbered |= {"": UNLABELLED, str(UNLABELLED): UNLABELLED}
-    unknown = sorted(set(texts.tolist()) - set(numbered))
-    if unknown:
-        raise ConfigurationError(f"{where}: label {unknown[0]!r} is not one of the classes {', '.join(known)}")
-    return np.array([numbered[text] for text in texts.tolist()], np.int64), tuple(known)
+def _stream_names(table: Table, stream: str, options: FileOptions) -> list[str]:
+    names = words(table, stream, replace(options, missing_words=("",)))  # a stream may be called NA
+    if None in names:
+        raise ConfigurationError(f"{table.place(names.index(None), stream)}: the event has no stream")
+    return [name for name in names if name is not None]
 
 
-def _class_names(texts: NDArray[np.str_]) -> list[str]:
-    found = sorted(set(texts.tolist()) - {"", str(UNLABELLED)})
-    if found and all(text.isdigit() for text in found):
-        return [str(i) for i in range(max(int(text) for text in found) + 1)]
-    return found
-
-
-def _read_csv(path: Path, stream: str, time: str, label: str | None, features: Sequence[str] | None) -> Columns:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, None)
-        if header is None:
-            raise ConfigurationError(f"{path}: empty file")
-        missing = [name for name in (stream, time, *(features or ())) if name not in header]
-        if missing:
-            raise ConfigurationError(f"{path}: no column {missing[0]!r}, there are {', '.join(header)}")
-        chosen = list(features) if features else [name for name in header if name not in (stream, time, label)]
-        if not chosen:
-            raise ConfigurationError(f"{path}: no feature columns")
-        places = [header.index(name) for name in chosen]
-        rows = [row for row in reader if row]
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise ConfigurationError(f"{path}: event {number} has {len(row)} columns, the header {len(header)}")
-    try:
-        x = np.array([[float(row[place] or "nan") for place in places] for row in rows], np.float32)
-        times = np.array([round(float(row[header.index(time)])) for row in rows], np.int64)
-    except (ValueError, OverflowError) as error:
-        raise ConfigurationError(f"{path}: not a number: {error}") from error
-    labels = None
-    if label is not None and label in header:
-        labels = np.array([row[header.index(label)] for row in rows], str)
-    names = np.array([row[header.index(stream)] for row in rows], str)
-    return Columns(names, times, x.reshape(len(rows), len(chosen)), tuple(chosen), labels)
-
-
-def _read_npz(path: Path, stream: str, time: str, label: str | None, features: Sequence[str] | None) -> Columns:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path}: not an NPZ file of plain arrays: {error}") from error
-    times = arrays.get(time, arrays.get("time_ms"))
-    if stream not in arrays or times is None or "x" not in arrays:
-        raise ConfigurationError(f"{path}: needs arrays {stream}, time_ms and x, there are {', '.join(arrays)}")
-    x = arrays["x"]
-    labels = arrays.get(label) if label is not None else None
-    rows = len(x)
-    if x.ndim != 2 or any(len(a) != rows for a in (arrays[stream], times, *([] if labels is None else [labels]))):
-        raise ConfigurationError(f"{path}: x must be [N, F], and all other columns [N]")
-    names = tuple(str(f) for f in arrays["features"]) if "features" in arrays else _default_names(x.shape[1])
-    if len(names) != x.shape[1]:
-        raise ConfigurationError(f"{path}: {len(names)} feature names for {x.shape[1]} features")
-    if features:
-        missing = [name for name in features if name not in names]
-        if missing:
-            raise ConfigurationError(f"{path}: no feature {missing[0]!r}, there are {', '.join(names)}")
-        x, names = x[:, [names.index(name) for name in features]], tuple(features)
-    return Columns(arrays[stream].astype(str), times.astype(np.int64), x.astype(np.float32), names, labels)
-
-
-def _read_ts(path: Path, stream: str, time: str, label: str | None, features: Sequence[str] | None) -> Columns:
-    del stream, time, features
-    pieces: list[F32] = []
-    classes: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.strip() or line[0] in "#@":
+def _features(table: Table, chosen: Sequence[str], options: FileOptions) -> tuple[F32, list[Feature]]:
+    """x[N, F] with NaN where missing, and what each column is."""
+    columns, tables = [], []
+    for name in chosen:
+        found = None if name in options.categories else numbers(table, name, options)
+        if found is not None:
+            gaps = np.isnan(found[0])
+            if (options.complete is None or name in options.complete) and bool(gaps.any()):
+                raise ConfigurationError(
+                    f"{table.place(int(np.argmax(gaps)), name)}: no value ({int(gaps.sum())} such cells), and"
+                    " data.missing is reject"
+                )
+            if gaps.all():
+                _without_values(table, name, options)
+                continue
+            columns.append(found[0])
+            tables.append(Feature(name, "flag" if found[1] else "number"))
             continue
-        *dimensions, kind = line.strip().split(":")
-        try:
-            pieces.append(np.array([[float(v) for v in d.split(",")] for d in dimensions], np.float32).T)
-        except ValueError as error:
-            raise ConfigurationError(f"{path}: case {len(pieces)}: {error}") from error
-        classes.append(kind)
-    if not pieces:
-        raise ConfigurationError(f"{path}: no cases")
-    sizes = [len(piece) for piece in pieces]
-    names = np.repeat(np.array([f"case-{i:05d}" for i in range(len(pieces))]), sizes)
-    times = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
-    labels = np.repeat(np.array(classes), sizes) if label is not None else None
-    return Columns(names, times, np.concatenate(pieces), _default_names(pieces[0].shape[1]), labels)
+        cells = words(table, name, options)
+        known = sorted({word for word in cells if word is not None})
+        if not known:
+            _without_values(table, name, options)
+            continue
+        place = {word: number for number, word in enumerate(known)}
+        columns.append(np.array([np.nan if word is None else place[word] for word in cells]))
+        tables.append(Feature(name, "category", tuple(known)))
+        if name not in options.categories:
+            table.note(f"column {name!r} holds words ({len(known)} different ones) and becomes a category")
+    if not columns:
+        raise ConfigurationError(f"{table.where}: no feature columns")
+    return np.stack(columns, axis=1).astype(np.float32), tables
 
 
-def _default_names(count: int) -> tuple[str, ...]:
-    return tuple(f"x{i}" for i in range(count))
+def _without_values(table: Table, name: str, options: FileOptions) -> None:
+    """A column of which every cell is missing says nothing; it is only wrong to ask for it."""
+    if options.features or name in options.categories:
+        raise ConfigurationError(
+            f"{table.where}, column {name!r}: every cell is missing: leave it out of data.features"
+        )
+    table.note(f"column {name!r} has no value at all, and is left out")
+
+
+def _labels(
+    table: Table, name: str, classes: Sequence[str] | None, labels: str, options: FileOptions
+) -> tuple[NDArray[Any], tuple[str, ...] | None]:
+    """Class numbers with their names, UNLABELLED where there is none; or values, NaN where there is none."""
+    if labels == "values":
+        found = numbers(table, name, options)
+        if found is None:
+            cells = table.columns[name]
+            missing = set(options.missing_words)
+            row = next(row for row, cell in enumerate(cells) if not is_missing(cell, missing) and not _is_number(cell))
+            raise ConfigurationError(
+                f"{table.place(row, name)}: {cells[row]!r} is not a number: regress needs numbers, classify takes words"
+            )
+        return found[0].astype(np.float32), None
+    texts = _label_words(table, name, options)
+    if classes is None:
+        known = _class_names(texts)
+        if len(known) > MAX_CLASSES:
+            raise ConfigurationError(
+                f"{table.where}, column {name!r}: {len(known)} different labels, at most {MAX_CLASSES} are classes:"
+                " is it a value (task regress), or an id?"
+            )
+    else:
+        known = [str(each) for each in classes]
+    place = {word: number for number, word in enumerate(known)}
+    if not any(_is_number(word) for word in known):
+        place = {str(number): number for number in range(len(known))} | place
+    place.setdefault(str(UNLABELLED), UNLABELLED)
+    for row, text in enumerate(texts):
+        if text is not None and text not in place:
+            raise ConfigurationError(
+                f"{table.place(row, name)}: label {text!r} is not one of the classes {', '.join(known[:20])}"
+            )
+    numbered = np.array([UNLABELLED if text is None else place[text] for text in texts], np.int64)
+    return numbered, tuple(known)
+
+
+def _label_words(table: Table, name: str, options: FileOptions) -> list[str | None]:
+    """The labels as words; where all are whole numbers, 1.0 is 1 (a column with gaps is written so)."""
+    texts = words(table, name, options)
+    for row, text in enumerate(texts):
+        if text is not None and not _is_number(text):
+            return texts
+        if text is not None and not float(text).is_integer():
+            raise ConfigurationError(
+                f"{table.place(row, name)}: label {text!r} is a fraction: classes are whole numbers or names,"
+                " values belong to task regress"
+            )
+    return [text if text is None or text.lstrip("+-").isdigit() else str(int(float(text))) for text in texts]
+
+
+def _class_names(texts: Sequence[str | None]) -> list[str]:
+    """The labels that occur, numbers in order of size: large and sparse ones are names like any other."""
+    found = {text for text in texts if text is not None} - {str(UNLABELLED)}
+    if all(_is_number(text) for text in found):
+        return sorted(found, key=float)
+    return sorted(found)
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(str(text))))
+    except ValueError:
+        return False

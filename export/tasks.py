@@ -24,32 +24,59 @@ from torch.nn import functional
 
 from streamer.errors import ConfigurationError
 
+from .config import TASKS
 from .data import UNLABELLED, Chunk, Example, Streams, buckets, chunks
 from .model import Forecaster, SequenceModel
 
-TASKS = ("forecast", "next_category", "next_set", "classify", "regress")
+__all__ = ["ACTIVATION", "TASKS", "Loss", "chunk_loss", "evaluate", "examples", "mean_loss", "passes", "scores"]
+
 ACTIVATION = {"next_category": "softmax", "next_set": "sigmoid", "classify": "softmax"}
 EVALUATION_STEPS = 512
 EVALUATION_ROWS = 128
 
 
 def examples(task: str, part: Streams, *, per_window: bool = False) -> list[Example]:
-    """The sequences of a part with their targets. A stream too short to have one is left out."""
+    """The sequences of a part with their targets. A stream too short to have one is left out.
+
+    ``per_window``: the label of a window is that of its last event. Events without a label do not count, nor do those
+    of a forecast that are not normal where ``part.normal`` says what is; they are seen all the same.
+    """
     if task in ("classify", "regress") and part.labels is None:
         raise ConfigurationError(f"task {task} needs labels, the data has none")
     found = []
+    marks = _counted(task, part)
     for i, x in enumerate(part.x):
-        start = part.counted_from[i]
+        start, counted = part.counted_from[i], None if marks is None else marks[i]
         if task in ("forecast", "next_category", "next_set"):
             if len(x) >= 2:
                 target: NDArray[Any] = x[1:, 0].astype(np.int64) if task == "next_category" else x[1:]
-                found.append(Example(x[:-1], target, max(0, start - 1)))
+                found.append(Example(x[:-1], target, max(0, start - 1), None if counted is None else counted[1:]))
         elif part.labels is not None and len(x) >= 1:
             label = part.labels[i]
-            found.append(Example(x, np.asarray(label[-1]) if per_window else label, start))
+            if per_window and task == "regress" and np.isnan(label[-1]):
+                continue
+            if per_window:
+                found.append(Example(x, np.asarray(label[-1]), start))
+            else:
+                found.append(Example(x, np.nan_to_num(label), start, counted))
     if not found:
         raise ConfigurationError(f"too little data: no stream is long enough for task {task}")
+    if marks is not None and not any(e.counted is None or e.counted[e.counted_from :].any() for e in found):
+        raise ConfigurationError("too little data: no event of this part has a label that counts")
     return found
+
+
+def _counted(task: str, part: Streams) -> list[NDArray[np.bool_]] | None:
+    """Which events of each stream count; None: all. A part without any label is taken as it is."""
+    if part.labels is None or task not in ("forecast", "regress"):
+        return None  # classify leaves out unlabelled events itself
+    if task == "regress":
+        return [~np.isnan(label) for label in part.labels] if any(np.isnan(y).any() for y in part.labels) else None
+    if all((label == UNLABELLED).all() for label in part.labels):
+        return None
+    if part.normal is not None:
+        return [label == part.normal for label in part.labels]
+    return [label != UNLABELLED for label in part.labels]
 
 
 @dataclass(slots=True)
@@ -57,14 +84,20 @@ class Loss:
     """A chunk's loss as a sum, so that chunks of any size add up, and what it is divided by."""
 
     total: Tensor
-    count: int
+    count: float
+    """Events (or windows) that count, each by its weight."""
     states: tuple[Tensor, ...]
     output: Tensor
     """What the loss was computed from: logits, values or the scaled forecast."""
 
 
-def chunk_loss(model: SequenceModel, task: str, chunk: Chunk, states: Sequence[Tensor]) -> Loss:
-    """Run one chunk from the given core states (none: initial) and compare with its targets."""
+def chunk_loss(
+    model: SequenceModel, task: str, chunk: Chunk, states: Sequence[Tensor], class_weights: Tensor | None = None
+) -> Loss:
+    """Run one chunk from the given core states (none: initial) and compare with its targets.
+
+    ``class_weights`` [O]: what an event of each class counts.
+    """
     device = model.mean.device
     x = torch.from_numpy(chunk.x).to(device)
     ragged = bool((chunk.lengths != chunk.x.shape[1]).any())
@@ -85,11 +118,13 @@ def chunk_loss(model: SequenceModel, task: str, chunk: Chunk, states: Sequence[T
             output.flatten(0, -2), target.flatten(), ignore_index=UNLABELLED, reduction="none"
         )
         loss = flat.view(target.shape)
+        if class_weights is not None:
+            weight = weight * class_weights.to(device)[target.clamp(min=0)]
     elif task == "next_set":
         loss = functional.binary_cross_entropy_with_logits(output, target, reduction="none").sum(dim=-1)
     else:
         loss = (output.squeeze(-1) - target).square()
-    return Loss((loss * weight).sum(), int(weight.sum()), next_states, output)
+    return Loss((loss * weight).sum(), float(weight.sum()), next_states, output)
 
 
 class Carry:
@@ -125,16 +160,18 @@ def passes(
         yield chunk, carry.take(chunk) if stepwise else (), carry
 
 
-def mean_loss(model: SequenceModel, task: str, sequences: Sequence[Example]) -> float:
+def mean_loss(
+    model: SequenceModel, task: str, sequences: Sequence[Example], class_weights: Tensor | None = None
+) -> float:
     """Loss per counted event (or window) over all sequences, without training."""
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     with torch.no_grad():
         for chunk, states, carry in passes(model, sequences):
-            loss = chunk_loss(model, task, chunk, states)
+            loss = chunk_loss(model, task, chunk, states, class_weights)
             total, count = total + float(loss.total), count + loss.count
             if model.mode == "step":
                 carry.put(chunk, loss.states)
-    return total / max(1, count)
+    return total / count if count else 0.0
 
 
 def evaluate(model: SequenceModel, task: str, part: Streams, train: Streams) -> dict[str, float]:
@@ -145,16 +182,27 @@ def evaluate(model: SequenceModel, task: str, part: Streams, train: Streams) -> 
         assert isinstance(model, Forecaster)
         return _judge_forecast(model, sequences, part)
     outputs, targets = _collect(model, task, sequences)
+    learnt = targets_of(examples(task, train, per_window=model.reduce is not None))
     if task == "regress":
-        learnt = np.concatenate([np.atleast_1d(e.target) for e in examples(task, train)]).mean()
         return {
             "loss": float(np.mean((outputs[:, 0] - targets) ** 2)),
-            "baseline_loss": float(np.mean((learnt - targets) ** 2)),
+            "baseline_loss": float(np.mean((learnt.mean() - targets) ** 2)),
         }
-    learnt = [e.target for e in examples(task, train, per_window=model.reduce is not None)]
     if task == "next_set":
-        return _judge_sets(outputs, targets, np.concatenate(learnt))
-    return _judge_classes(task, outputs, targets, np.concatenate([np.atleast_1d(t) for t in learnt]))
+        return _judge_sets(outputs, targets, learnt)
+    return _judge_classes(task, outputs, targets, learnt)
+
+
+def targets_of(sequences: Sequence[Example]) -> NDArray[Any]:
+    """The targets that count, of all sequences."""
+    found = []
+    for example in sequences:
+        target = np.atleast_1d(example.target)
+        if example.target.ndim:
+            counts = np.arange(len(target)) >= example.counted_from
+            target = target[counts if example.counted is None else counts & example.counted]
+        found.append(target)
+    return np.concatenate(found)
 
 
 def fit_residual_scale(model: Forecaster, sequences: Sequence[Example], *, floor: float = 1e-2) -> None:
@@ -200,26 +248,46 @@ def _judge_forecast(model: Forecaster, sequences: Sequence[Example], part: Strea
     last_value, count = 0.0, 0
     std = model.std.cpu().numpy()
     for example in sequences:
-        change = (np.asarray(example.target, np.float32) - example.x)[example.counted_from :] / std
+        counts = np.arange(len(example.x)) >= example.counted_from
+        counts = counts if example.counted is None else counts & example.counted
+        change = (np.asarray(example.target, np.float32) - example.x)[counts] / std
         last_value, count = last_value + float(np.square(change).mean(axis=1).sum()), count + len(change)
     figures = {"loss": mean_loss(model, "forecast", sequences), "baseline_loss": last_value / max(1, count)}
     if part.labels is not None and part.classes is not None:
-        per_stream, all_scores, all_labels = [], [], []
-        for score, label, start in zip(scores(model, part), part.labels, part.counted_from, strict=True):
-            value, truth = score[start:], (label[start:] != 0).astype(np.int64)
-            all_scores.append(value)
-            all_labels.append(truth)
-            if 0 < truth.sum() < len(truth):
-                per_stream.append(float(roc_auc_score(truth, value)))
-        truth = np.concatenate(all_labels)
-        if per_stream and 0 < truth.sum() < len(truth):
-            value = np.concatenate(all_scores)
-            figures |= {
-                "auc": float(roc_auc_score(truth, value)),
-                "auc_mean_of_streams": float(np.mean(per_stream)),
-                "average_precision": float(average_precision_score(truth, value)),
-            }
+        figures |= _judge_scores(scores(model, part), part)
     return figures
+
+
+def anomalies(part: Streams) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Per stream: [T] events that are judged (they have a label), and [T] those that are anomalies."""
+    assert part.labels is not None
+    normal = part.normal or 0
+    found = []
+    for label, start in zip(part.labels, part.counted_from, strict=True):
+        found.append(((label != UNLABELLED) & (np.arange(len(label)) >= start), label != normal))
+    return found
+
+
+def _judge_scores(found: Sequence[NDArray[np.float32]], part: Streams) -> dict[str, float]:
+    """How well the scores tell anomalies from normal events; {} where the labels are all of one kind."""
+    per_stream, values, truths = [], [], []
+    for score, (judged, anomaly) in zip(found, anomalies(part), strict=True):
+        value, truth = score[judged], anomaly[judged]
+        values.append(value)
+        truths.append(truth)
+        if truth.any() and not truth.all():
+            per_stream.append(float(roc_auc_score(truth, value)))
+    truth, value = np.concatenate(truths), np.concatenate(values)
+    if not truth.any() or truth.all():
+        return {}
+    figures = {"auc": float(roc_auc_score(truth, value))}
+    if per_stream:
+        figures["auc_mean_of_streams"] = float(np.mean(per_stream))
+    return {
+        **figures,
+        "average_precision": float(average_precision_score(truth, value)),
+        "baseline_average_precision": float(truth.mean()),
+    }
 
 
 def _collect(model: SequenceModel, task: str, sequences: Sequence[Example]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -254,8 +322,13 @@ def _judge_classes(task: str, logits: NDArray[Any], targets: NDArray[Any], learn
         "baseline_accuracy": float((targets == counts.argmax()).mean()),
     }
     if task == "classify":
-        figures["f1_macro"] = float(f1_score(targets, guess, average="macro", zero_division=0.0))
+        figures["f1_macro"] = _f1_macro(targets, guess)
+        figures["baseline_f1_macro"] = _f1_macro(targets, np.full_like(targets, counts.argmax()))
     return figures
+
+
+def _f1_macro(targets: NDArray[Any], guess: NDArray[Any]) -> float:
+    return float(f1_score(targets, guess, average="macro", zero_division=0.0))
 
 
 def _judge_sets(logits: NDArray[Any], targets: NDArray[Any], learnt: NDArray[Any]) -> dict[str, float]:

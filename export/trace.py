@@ -48,6 +48,8 @@ def flatten(value: Any) -> tuple[Tensor, ...]:
     if isinstance(value, Tensor):
         return (value,)
     parts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | tuple | list):
+        raise ModelError(f"forward returns a {type(value).__name__}: return tensors, or a tuple or dict of them")
     return tuple(tensor for part in parts for tensor in flatten(part))
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,180 +19,109 @@ import numpy as np
 import torch
 
 from streamer.errors import ConfigurationError, StreamerError
+from streamer.modelfile.feature import Feature
 
 from . import plots
-from .data import Split, Streams, fit_scaling, split_by_stream, split_by_time
+from .cells import settle_unknown
+from .config import DataSection, ModelSection, TrainConfig, TrainSection, read_config, reference
+from .data import UNLABELLED, Example, Split, Streams, fit_scaling
 from .fit import EpochFigures, FitOptions, History, Trainer
-from .model import Forecaster, ModelConfig, SequenceModel, build
+from .judge import score_summary, warnings
+from .model import Forecaster, ModelConfig, SequenceModel, build, fold_target_scale
+from .prepare import read_split
 from .progress import epochs_progress
 from .publish import publish
-from .readers import load
-from .tasks import ACTIVATION, TASKS, evaluate, examples, fit_residual_scale
+from .tasks import ACTIVATION, evaluate, examples, fit_residual_scale, targets_of
+from .windowing import mixed_labels
+
+__all__ = [
+    "DataSection",
+    "ModelSection",
+    "TrainConfig",
+    "TrainSection",
+    "Trained",
+    "main",
+    "make_model",
+    "read_config",
+    "read_split",
+    "run",
+    "train_seed",
+]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it."""
 
 
-class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where the events are and what their columns mean; paths are relative to the configuration file."""
-
-    path: str
-    test_path: str | None = None
-    """A file that is only judged; without it ``test`` of ``path`` is held back."""
-    stream: str = "stream"
-    time: str = "time"
-    label: str = "label"
-    features: list[str] | None = None
-    classes: list[str] | None = None
-    """Names of the label's classes, or of the categories of ``vocabulary`` models."""
-    scale: bool = True
-    split: str = "stream"
-    """stream | time"""
-    validation: float = 0.15
-    test: float = 0.15
-
-
-class ModelSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The choices of ``ModelConfig`` that do not follow from data and task."""
-
-    hidden: int
-    kind: str = "lstm"
-    nonlinearity: str = "tanh"
-    layers: int = 1
-    directions: int = 1
-    dropout: float = 0.0
-    vocabulary: int = 0
-    embedding: int = 0
-    head_hidden: int = 0
-    reduce: str | None = None
-    score: str = "mean"
-    skip: bool = False
-    forget_bias: float = 1.0
-    window: int = 8
-
-
-class TrainSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The fields of ``FitOptions``, the seed apart."""
-
-    epochs: int = 20
-    rows: int = 32
-    steps: int = 64
-    segment_steps: int = 0
-    batch_steps: int = 0
-    optimiser: str = "adam"
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    clip_norm: float = 1.0
-    schedule: str = "constant"
-    patience: int = 0
-
-
-class TrainConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The whole file. With several seeds every one is trained; the best by validation loss is exported."""
-
-    name: str
-    task: str
-    data: DataSection
-    model: ModelSection
-    training: TrainSection = TrainSection()
-    version: str = "1"
-    seeds: list[int] = msgspec.field(default_factory=lambda: [0])
-    device: str = "cpu"
-    threads: int = 1
-
-
-def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration of a file, with ``section.key=value`` (TOML values) on top; unknown keys are errors."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"no such configuration file: {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
-    for override in overrides:
-        _override(document, override)
-    try:
-        config = msgspec.convert(document, TrainConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
-    if config.task not in TASKS:
-        raise ConfigurationError(f"{path}: task must be one of {', '.join(TASKS)}, not {config.task!r}")
-    if config.data.split not in ("stream", "time"):
-        raise ConfigurationError(f"{path}: data.split must be stream or time, not {config.data.split!r}")
-    if not config.seeds or min(config.seeds) < 0 or config.threads < 1:
-        raise ConfigurationError(f"{path}: seeds must be one or more numbers >= 0, threads at least 1")
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise ConfigurationError(f"{path}: device {config.device!r} is not available here")
-    return config
-
-
-def read_split(config: TrainConfig, base: Path) -> Split:
-    """Load and split the data; with a test file, its streams are judged whole and ``data.test`` does not apply."""
-    section = config.data
-    labels = {"regress": "values", "classify": "classes", "forecast": "classes"}.get(config.task, "none")
-    known: dict[str, Any] = {
-        "stream": section.stream,
-        "time": section.time,
-        "label": section.label,
-        "features": section.features,
-        "classes": section.classes,
-        "labels": labels,
-    }
-    data = load(base / section.path, **known)
-    held = 0.0 if section.test_path else section.test
-    if section.split == "time":
-        split = split_by_time(data, validation=section.validation, test=held)
-    else:
-        split = split_by_stream(data, validation=section.validation, test=held, seed=config.seeds[0])
-    if section.test_path:
-        if known["classes"] is None and data.classes is not None:
-            known["classes"] = data.classes  # so that both files number their classes alike
-        test = load(base / section.test_path, **known)
-        if test.features != data.features:
-            raise ConfigurationError(f"{section.test_path} has other features than {section.path}")
-        split = replace(split, test=test)
-    return split
-
-
 def make_model(config: TrainConfig, train: Streams) -> SequenceModel:
     """A fresh model for this data, scaled by the training part. ConfigurationError if the two do not fit."""
-    section = config.model
-    features = len(train.features)
-    labels: tuple[str, ...] | None = None
-    outputs = 1
-    if config.task == "classify":
-        labels = train.classes
-        outputs = len(labels or ())
-        if outputs < 2:
-            raise ConfigurationError("classify needs at least two classes in the data")
-    elif config.task == "next_category":
-        outputs = section.vocabulary
-        labels = tuple(config.data.classes) if config.data.classes else None
-        if not section.vocabulary:
-            raise ConfigurationError("next_category needs model.vocabulary, the number of categories")
-    elif config.task == "next_set":
-        outputs, labels = features, train.features
-    elif config.task == "forecast":
-        outputs, labels = 0, train.features
-    if config.task in ("forecast", "next_category", "next_set") and (section.directions != 1 or section.reduce):
-        raise ConfigurationError(f"task {config.task} is causal: directions must be 1, and there is no reduce")
     check_values(config, train)
+    labels, outputs = _outputs(config, train)
+    options = msgspec.structs.asdict(config.model)
+    categories = [(at, table) for at, table in enumerate(train.feature_tables) if table.kind == "category"]
+    if config.task in ("forecast", "next_set") and categories:
+        raise ConfigurationError(
+            f"task {config.task} is about numbers, but {categories[0][1].name!r} holds words: choose data.features"
+        )
+    if categories and len(train.features) == 1:
+        options["vocabulary"] = len(categories[0][1].vocabulary)
+        options["unknown"] = categories[0][1].unknown
+    elif categories:
+        options["vocabulary"] = 0
+        options["categories"] = tuple(
+            (at, len(table.vocabulary), config.model.embedding or _width(len(table.vocabulary)), table.unknown)
+            for at, table in categories
+        )
+    if options["vocabulary"] and not options["embedding"]:
+        options["embedding"] = _width(options["vocabulary"])
+    elif not options["vocabulary"]:
+        options["embedding"] = 0
     model = build(
         ModelConfig(
-            features=features,
+            features=len(train.features),
             task="forecast" if config.task == "forecast" else "sequence",
             outputs=outputs,
             activation=ACTIVATION.get(config.task, "none"),
             labels=labels,
-            **msgspec.structs.asdict(section),
+            **options,
         )
     )
-    if config.data.scale and not section.vocabulary and config.task != "next_set":
+    if config.data.scale and not options["vocabulary"] and config.task != "next_set":
         mean, std = fit_scaling(train)
         model.mean.copy_(torch.from_numpy(mean))
         model.std.copy_(torch.from_numpy(std))
     return model
+
+
+def _outputs(config: TrainConfig, train: Streams) -> tuple[tuple[str, ...] | None, int]:
+    """(labels, width) of the head that the task wants."""
+    causal = config.task in ("forecast", "next_category", "next_set")
+    if causal and (config.model.directions != 1 or config.model.reduce):
+        raise ConfigurationError(f"task {config.task} is causal: directions must be 1, and there is no reduce")
+    if config.task == "classify":
+        classes = train.classes or ()
+        if len(classes) < 2:
+            raise ConfigurationError(
+                f"classify needs at least two classes in the data, there are {len(classes)}"
+                + (" (-1 means that there is no label: name it in data.classes if it is one)" if classes else "")
+            )
+        return classes, len(classes)
+    if config.task == "next_category":
+        words = train.feature_tables[0].vocabulary if len(train.features) == 1 else ()
+        if words:
+            return words, len(words)
+        if not config.model.vocabulary:
+            raise ConfigurationError(
+                "next_category needs one column of words, or model.vocabulary, the number of categories 0 to N-1"
+            )
+        return tuple(map(str, config.data.classes or ())) or None, config.model.vocabulary
+    if config.task == "next_set":
+        return train.features, len(train.features)
+    return (train.features, 0) if config.task == "forecast" else (None, 1)
+
+
+def _width(vocabulary: int) -> int:
+    """Of an embedding: a handful for a handful of words, 64 at most."""
+    return min(64, int(1.6 * float(vocabulary) ** 0.56 + 0.5))
 
 
 @dataclass
@@ -217,40 +145,96 @@ def train_seed(config: TrainConfig, split: Split, seed: int, *, out: Path | None
     per_window = model.reduce is not None
     train = examples(config.task, split.train, per_window=per_window)
     held = examples(config.task, split.validation, per_window=per_window)
-    trainer = Trainer(model, config.task, FitOptions(seed=seed, **msgspec.structs.asdict(config.training)))
+    target_scale = _target_scale(train) if config.task == "regress" else None
+    if target_scale is not None:
+        train, held = (_standardised(part, *target_scale) for part in (train, held))
+    options = FitOptions(seed=seed, **msgspec.structs.asdict(config.training))
+    trainer = Trainer(model, config.task, options, class_weights(config, split.train, train))
     checkpoint = out / f"checkpoint-{seed}.pt" if out is not None else None
     if resume and checkpoint is not None and checkpoint.exists():
         trainer.restore(checkpoint)
     with epochs_progress(f"{config.name} seed {seed}", config.training.epochs, len(trainer.history.epochs)) as advance:
         history = trainer.run(train, held, progress=lambda figures: advance(_describe(figures)), checkpoint=checkpoint)
     model.to("cpu")
+    settle_unknown(model.encoder, split.train.x)
     if isinstance(model, Forecaster):
         fit_residual_scale(model, train)
+    if target_scale is not None:
+        fold_target_scale(model, *target_scale)
     figures = {"validation": evaluate(model, config.task, split.validation, split.train)}
     if len(split.test):
         figures["test"] = evaluate(model, config.task, split.test, split.train)
     return Trained(seed, model, history, figures)
 
 
-def run(config: TrainConfig, base: Path, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Train every seed, publish the best model and write figures and plots; returns what metrics.json holds."""
+def class_weights(config: TrainConfig, part: Streams, sequences: Sequence[Example]) -> torch.Tensor | None:
+    """[O] what an event of each class counts, by ``training.class_weights``; None: all alike."""
+    wanted = config.training.class_weights
+    if wanted is None:
+        return None
+    classes = part.classes
+    if config.task != "classify" or classes is None:
+        raise ConfigurationError("training.class_weights belongs to task classify")
+    if isinstance(wanted, dict):
+        unknown = sorted(set(wanted) - set(classes))
+        if unknown or min(wanted.values(), default=1.0) < 0:
+            what = f"{unknown[0]!r} is no class of the data" if unknown else "a weight must be at least 0"
+            raise ConfigurationError(f"training.class_weights: {what}; the classes are {', '.join(classes)}")
+        return torch.tensor([float(wanted.get(name, 1.0)) for name in classes])
+    if wanted != "balanced":
+        raise ConfigurationError(f"training.class_weights must be balanced or a table by class, not {wanted!r}")
+    targets = targets_of(sequences)
+    counts = np.bincount(targets[targets != UNLABELLED], minlength=len(classes))
+    weights = counts.sum() / np.maximum(1, counts) / max(1, int((counts > 0).sum()))
+    return torch.from_numpy(np.where(counts > 0, weights, 1.0).astype(np.float32))
+
+
+def _target_scale(train: Sequence[Example]) -> tuple[float, float]:
+    """Mean and standard deviation of the targets; learning is then as easy for 0 to 125 as for 0 to 1."""
+    targets = targets_of(train).astype(np.float64)
+    mean, std = float(targets.mean()), float(targets.std())
+    return mean, std if std > 1e-6 * max(1.0, abs(mean)) else 1.0
+
+
+def _standardised(sequences: Sequence[Example], mean: float, std: float) -> list[Example]:
+    return [replace(each, target=((each.target - mean) / std).astype(np.float32)) for each in sequences]  # type: ignore[operator]
+
+
+def run(
+    config: TrainConfig, base: Path, out: Path, *, resume: bool = False, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Train every seed, publish the best model and write figures and plots; returns what metrics.json holds.
+
+    ``notes`` in it say what was found out about the data, ``warnings`` what is wrong with the result; ``say`` is told
+    both, the notes before training begins.
+    """
     if config.model.kind == "mlp":
         raise ConfigurationError("kind mlp is the baseline of `compare` and is not exported: use rnn, lstm or gru")
     torch.set_num_threads(config.threads)
     out.mkdir(parents=True, exist_ok=True)
-    split = read_split(config, base)
+    notes: list[str] = []
+    split = read_split(config, base, notes)
+    check_windows(config, split.train, notes)
+    for note in notes:
+        say(f"note: {note}")
     trained = [train_seed(config, split, seed, out=out, resume=resume) for seed in config.seeds]
     best = min(trained, key=lambda t: t.history.best_loss)
     metrics = _metrics(config, split, trained, best)
-    published = {f"{part}_{name}": value for part, row in best.figures.items() for name, value in row.items()}
+    metrics["notes"] = notes
+    metrics["warnings"] = warnings(config.task, best.figures, weighted=config.training.class_weights is not None)
+    for warning in metrics["warnings"]:
+        say(f"WARNING: {warning}")
+    summary = score_summary(best.model, split) if isinstance(best.model, Forecaster) else {}
+    metrics["score"] = summary
+    published: dict[str, Any] = {f"{part}_{name}": v for part, row in best.figures.items() for name, v in row.items()}
     metrics["verification"] = publish(
         best.model,
         out,
         name=config.name,
         version=config.version,
-        features=split.train.features,
+        features=_declared(config, split.train),
         trained_on=metrics["data"],
-        metrics=published,
+        metrics={**published, **summary, **({"warnings": metrics["warnings"]} if metrics["warnings"] else {})},
     )
     plots.write_json(out / "metrics.json", metrics)
     plots.loss_plot(out / "loss.png", {f"seed {t.seed}": t.history for t in trained})
@@ -261,23 +245,60 @@ def run(config: TrainConfig, base: Path, out: Path, *, resume: bool = False) -> 
     return metrics
 
 
+def _declared(config: TrainConfig, train: Streams) -> tuple[Feature, ...]:
+    """What the contract says about the features: categories 0 to N-1 have their numbers for words."""
+    size = config.model.vocabulary
+    if size and not any(table.kind == "category" for table in train.feature_tables):
+        return (Feature(train.features[0], "category", tuple(map(str, range(size)))),)
+    return train.feature_tables
+
+
+def check_windows(config: TrainConfig, train: Streams, notes: list[str]) -> None:
+    """ConfigurationError for a model that looks at whole windows where the data is a few long streams."""
+    windowed = config.model.directions == 2 or config.model.reduce is not None
+    if not windowed:
+        return
+    count, mean_length = len(train), train.events / max(1, len(train))
+    if config.window is None and count < config.training.rows and mean_length > 4 * config.training.steps:
+        raise ConfigurationError(
+            f"this model looks at whole windows, but the training part is {count} streams of {mean_length:.0f} events:"
+            " one step of training per epoch, and windows that no service would wait for. Add [window] as it will be"
+            ' served (say kind = "count", count = 64), or kind = "end" if whole streams are really meant'
+        )
+    if config.model.reduce is not None and config.task in ("classify", "regress"):
+        share = mixed_labels(train)
+        if share:
+            notes.append(
+                f"model.reduce: a window has one answer, and is trained on the label of its last event;"
+                f" {share:.0%} of the training windows hold several labels"
+            )
+
+
 def main(argv: Sequence[str]) -> int:
     """The command; exit codes as everywhere (0 ok, 2 configuration, 3 model), 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m export train", description="Train, verify and export a model.")
-    parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} train", description="Train, verify and export a model."
+    )
+    parser.add_argument("--config", type=Path, help="TOML file; export/GUIDE-data.md shows how to write one")
+    parser.add_argument("--keys", action="store_true", help="print every key of the TOML file with default and meaning")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--data", type=Path, help="data file instead of data.path")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in the output folder")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object on stdout")
     arguments = parser.parse_args(list(argv))
+    if arguments.keys:
+        print(reference(), end="")
+        return 0
+    if arguments.config is None:
+        parser.error("the following arguments are required: --config (or --keys)")
     overrides = list(arguments.set)
     if arguments.data is not None:
         overrides.append(f"data.path={json.dumps(str(arguments.data.resolve()))}")
     try:
         config = read_config(arguments.config, overrides)
         out = arguments.out or Path("runs") / config.name
-        metrics = run(config, arguments.config.parent, out, resume=arguments.resume)
+        metrics = run(config, arguments.config.parent, out, resume=arguments.resume, say=_say)
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on from the last finished epoch", file=sys.stderr)
         return INTERRUPTED
@@ -290,8 +311,15 @@ def main(argv: Sequence[str]) -> int:
         best = metrics["best"]
         for part, figures in best["figures"].items():
             print(f"{part}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        if metrics["score"]:
+            score = metrics["score"]
+            print(f"suggested threshold of the score: {score['suggested_threshold']:.4g} ({score['threshold_rule']})")
         print(f"{out / 'model.onnx'}: verified, {metrics['parameters']} parameters")
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _metrics(config: TrainConfig, split: Split, trained: Sequence[Trained], best: Trained) -> dict[str, Any]:
@@ -319,33 +347,24 @@ def _metrics(config: TrainConfig, split: Split, trained: Sequence[Trained], best
     }
 
 
-def _override(document: dict[str, Any], text: str) -> None:
-    path, equals, value = text.partition("=")
-    *sections, key = path.strip().split(".")
-    if not equals or not key:
-        raise ConfigurationError(f"--set wants SECTION.KEY=VALUE, not {text!r}")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # an unquoted word
-    target = document
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise ConfigurationError(f"--set {text}: {section} is not a section")
-    target[key] = parsed
-
-
 def check_values(config: TrainConfig, part: Streams) -> None:
     """ConfigurationError for values that the task gives no meaning to: unknown categories, sets that are none."""
-    vocabulary = config.model.vocabulary
+    vocabulary = 0 if any(table.kind == "category" for table in part.feature_tables) else config.model.vocabulary
     if vocabulary and (vocabulary < 2 or len(part.features) != 1):
         raise ConfigurationError("model.vocabulary needs one feature, and at least 2 categories")
+    if not vocabulary and config.task != "next_set":
+        return
     for name, x in zip(part.names, part.x, strict=True):
-        if vocabulary and ((x != np.round(x)).any() or x.min() < 0 or x.max() >= vocabulary):
-            raise ConfigurationError(f"stream {name!r} has a category outside of 0..{vocabulary - 1}")
-        if config.task == "next_set" and not np.isin(x, (0, 1)).all():
-            raise ConfigurationError(f"stream {name!r} has values that are not 0 or 1: next_set needs sets")
+        wrong = (x != np.round(x)) | (x < 0) | (x >= vocabulary) if vocabulary else ~np.isin(x, (0, 1))
+        if wrong.any():
+            event, column = (int(place) for place in np.argwhere(wrong)[0])
+            where = f"stream {name!r}, event {event + 1}, column {part.features[column]!r}: {x[event, column]:g}"
+            if vocabulary:
+                raise ConfigurationError(
+                    f"{where} is a category outside of 0..{vocabulary - 1}: correct model.vocabulary, or name the column"
+                    " in data.categories"
+                )
+            raise ConfigurationError(f"{where} is not 0 or 1: next_set needs sets")
 
 
 def _reinitialise(model: SequenceModel, seed: int) -> None:

@@ -13,16 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from streamer.errors import ConfigurationError, ModelError, StreamerError
 from streamer.modelfile.contract import Contract
 
 from .graph import export_model, export_step_module, sequence_contract
 from .model import SequenceModel
-from .verify import build_module, show, verify
+from .modules.calling import SIGNATURES
+from .modules.checkpoints import WRAPPERS, read_state
+from .modules.factory import build_module
+from .modules.proposal import propose
+from .modules.sequence import export_sequence_module, is_sequence
+from .verify import show, verify
 
 _PEOPLE = ("name", "version", "trained_on", "metrics", "feedback", "features")
-_WEIGHT_KEYS = ("weights", "state_dict", "model_state_dict")
+
+EPILOG = "\n".join(
+    [
+        "accepted signatures of the module:",
+        *(f"  {signature:<28} {meaning}" for signature, meaning in SIGNATURES.items()),
+        "  It returns a tensor, or a tuple, list or dict of tensors; next states, where it returns them, come last.",
+        "",
+        "the contract (TOML or JSON) needs a name, and of a module that is no SequenceModel also",
+        '  input = {name = "x", shape = ["batch", "time", 16]}    whole sequences; dtype = "int64" for ids of words',
+        '  input = {name = "x", shape = ["batch", 16]}            one event; then mode, states and outputs too',
+        "  --draft prints one to begin with. All fields: export/README.md.",
+        "",
+        f"weights: a state dict, or one under {', '.join(WRAPPERS)}, by torch.save or as .safetensors;",
+        "  prefixes of DataParallel, torch.compile and Lightning are taken off, weight_norm is folded.",
+    ]
+)
 
 
 def export_factory(factory: str, weights: Path, contract: Path, out: Path) -> dict[str, Any]:
@@ -33,21 +54,24 @@ def export_factory(factory: str, weights: Path, contract: Path, out: Path) -> di
     if out.suffix != ".onnx":
         raise ConfigurationError(f"--out {out} must end in .onnx")
     fields = read_fields(contract)
-    state = read_state(weights)
-    module = build_module(factory, state)
+    state, notes = read_state(weights)
+    module = build_module(factory, state, notes)
+    _check_complete(module, fields, contract)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out.parent) as staging:
         graph = Path(staging) / out.name
         if isinstance(module, SequenceModel):
             _check_derived(module, fields, contract)
             export_model(module, graph, **{key: fields[key] for key in _PEOPLE if key in fields})
+        elif is_sequence(fields):
+            notes += export_sequence_module(module, graph, fields, str(contract))[1]
         else:
             fields.setdefault("parameters", sum(parameter.numel() for parameter in module.parameters()))
             export_step_module(module, graph, Contract.from_fields(fields, source=str(contract)))
         kept = graph.with_suffix(".pt")
-        torch.save({"format": 1, "factory": factory, "weights": state}, kept)
+        torch.save({"format": 1, "factory": factory, "weights": module.state_dict()}, kept)
         report = verify(graph, module)
-        report["model"] = str(out)
+        report |= {"model": str(out), "notes": notes}
         if report["passed"]:
             os.replace(kept, out.with_suffix(".pt"))
             os.replace(graph, out)
@@ -57,33 +81,33 @@ def export_factory(factory: str, weights: Path, contract: Path, out: Path) -> di
 def read_fields(path: Path) -> dict[str, Any]:
     """The contract's fields from TOML or JSON (by the file's ending)."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         fields = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ModelError(f"the contract {path} cannot be read: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:  # UnicodeDecodeError too
         raise ModelError(f"the contract {path} is neither TOML nor JSON (by its ending): {error}") from None
-    if not isinstance(fields, dict) or not fields.get("name"):
-        raise ModelError(f"the contract {path} has no name: name the model")
+    if not isinstance(fields, dict):
+        raise ModelError(f"the contract {path} holds a {type(fields).__name__}: it must be a table of fields")
     return fields
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """A state dict, or the one inside a checkpoint of the usual kinds; nothing in the file is executed."""
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ModelError(f"no such file of weights: {path}") from None
-    except Exception as error:  # what a foreign file provokes
-        raise ModelError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:300]}") from None
-    if isinstance(document, dict):
-        for key in _WEIGHT_KEYS:
-            if isinstance(document.get(key), dict):
-                document = document[key]
-                break
-    if not isinstance(document, dict) or not all(isinstance(value, torch.Tensor) for value in document.values()):
-        raise ModelError(f"{path} holds no state dict: save module.state_dict()")
-    return dict(document)
+def _check_complete(module: nn.Module, fields: dict[str, Any], path: Path) -> None:
+    """What only the user knows: all of it that is missing, at once."""
+    missing = [] if fields.get("name") else ["name"]
+    given = fields.get("input")
+    if not isinstance(module, SequenceModel):
+        if not isinstance(given, dict):
+            missing.append('input (name, shape; with "time" in shape where forward takes whole sequences)')
+        elif not given.get("shape"):
+            missing.append("input.shape")
+        elif not is_sequence(fields):
+            return  # the contract of a single step is checked as a whole
+    if missing:
+        raise ModelError(
+            f"the contract {path} lacks {' and '.join(missing)}: declare {'it' if len(missing) == 1 else 'them'},"
+            " or let --draft print a contract to begin with"
+        )
 
 
 def _check_derived(module: SequenceModel, fields: dict[str, Any], path: Path) -> None:
@@ -101,15 +125,27 @@ def _check_derived(module: SequenceModel, fields: dict[str, Any], path: Path) ->
 
 def main(argv: Sequence[str]) -> int:
     """0 written and verified; 2, 3 as everywhere, and then nothing was written."""
-    parser = argparse.ArgumentParser(prog="python -m export export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} export",
+        description="Export a trained module of your own.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("factory", metavar="PACKAGE.MODULE:FACTORY", help="callable that returns the module")
-    parser.add_argument("--weights", type=Path, required=True, help="its trained state dict (torch.save)")
-    parser.add_argument("--contract", type=Path, required=True, help="TOML or JSON; of a SequenceModel only the name")
-    parser.add_argument("--out", type=Path, required=True, help="the ONNX file to write")
+    parser.add_argument("--weights", type=Path, help="its trained state dict (torch.save or .safetensors)")
+    parser.add_argument("--contract", type=Path, help="TOML or JSON; of a SequenceModel only the name")
+    parser.add_argument("--out", type=Path, help="the ONNX file to write")
+    parser.add_argument("--draft", action="store_true", help="print a contract for the module, and export nothing")
     parser.add_argument("--json", action="store_true", help="the report as one JSON object")
     options = parser.parse_args(argv)
-    sys.path.insert(0, os.getcwd())  # the user's package is usually where the command is given
+    if not options.draft:
+        missing = [f"--{name}" for name in ("weights", "contract", "out") if getattr(options, name) is None]
+        if missing:
+            parser.error(f"the following arguments are required: {', '.join(missing)}")
     try:
+        if options.draft:
+            print(propose(options.factory, options.weights), end="")
+            return 0
         report = export_factory(options.factory, options.weights, options.contract, options.out)
     except StreamerError as error:
         print(f"error: {error}", file=sys.stderr)

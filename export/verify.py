@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,11 @@ from streamer.errors import ModelError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
+from .cells import categories
 from .model import SequenceModel, load
+from .modules.calling import vocabulary
+from .modules.factory import build_module
+from .modules.sequence import Reference
 from .trace import flatten
 
 LIMIT = 1e-5
@@ -48,22 +51,36 @@ class Check:
 
 @dataclass
 class _Differences:
+    """Values that are not finite must be the same at the same places; only finite ones have a difference."""
+
     worst: float = 0.0
+    finite: dict[str, int] = field(default_factory=dict)
+    """Finite values that were seen of each tensor."""
+    not_finite: int = 0
+    """Values that are NaN or infinite on one side only, or differently."""
     shapes: list[str] = field(default_factory=list)
 
-    def compare(self, expected: Sequence[F32], actual: Sequence[F32]) -> None:
-        for a, b in zip(expected, actual, strict=True):
+    def compare(self, expected: Sequence[F32], actual: Sequence[F32], what: str = "output") -> None:
+        for number, (a, b) in enumerate(zip(expected, actual, strict=True), start=1):
             if a.shape != b.shape:
                 self.shapes.append(f"{list(a.shape)} and {list(b.shape)}")
                 continue
-            if np.isfinite(a).all() != np.isfinite(b).all():
-                self.worst = float("inf")
-            elif a.size:
-                self.worst = max(self.worst, float(np.max(np.abs(a - b) / np.maximum(1, np.abs(a)))))
+            both = np.isfinite(a) & np.isfinite(b)
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            self.not_finite += int(np.sum(~both & ~same))
+            self.finite[f"{what} {number}"] = self.finite.get(f"{what} {number}", 0) + int(np.sum(both))
+            if both.any():
+                x, y = a[both].astype(np.float64), b[both].astype(np.float64)
+                self.worst = max(self.worst, float(np.max(np.abs(x - y) / np.maximum(1, np.abs(x)))))
 
     def check(self, name: str, detail: str = "") -> Check:
         if self.shapes:
             return Check(name, None, LIMIT, False, f"shapes differ: {self.shapes[0]}")
+        if self.not_finite:
+            return Check(name, None, LIMIT, False, f"{self.not_finite} values are NaN or infinite on one side only")
+        never = [tensor for tensor, count in self.finite.items() if not count]
+        if never:
+            return Check(name, None, LIMIT, False, f"{never[0]} is NaN or infinite for every event: nothing to compare")
         return Check(name, self.worst, LIMIT, bool(self.worst <= LIMIT), detail)
 
 
@@ -88,7 +105,10 @@ def verify(path: str | Path, weights: str | Path | nn.Module | None = None, *, s
         not_checked.append(f"parity with PyTorch: there is no {path.with_suffix('.pt').name} beside the model")
     else:
         module.eval()
-        checks.append(_parity(model, _eager(module, model.contract), draw))
+        eager = _eager(module, model.contract)
+        checks.append(_parity(model, eager, draw))
+        if isinstance(eager, Reference) and model.contract.mode == "step":
+            checks.append(_whole_sequence(model, eager, draw))
     if model.contract.mode == "step":
         checks.append(_stepwise(model, draw))
     if model.rows_per_call == 1 and not model.false_batch:
@@ -117,10 +137,17 @@ class _Draw:
         self._features = model.contract.features
         self._whole = model.contract.input.dtype.startswith("int")
         self._unit = model.length_multiple
-        self._mean, self._std, self._categories = np.zeros(1), np.ones(1), 0
+        self._mean, self._std = np.zeros(1), np.ones(1)
+        # column -> from where to below where its categories are drawn
+        tables = enumerate(model.contract.feature_tables)
+        self._categories = {at: (0, len(feature.vocabulary)) for at, feature in tables if feature.vocabulary}
         if isinstance(module, SequenceModel):
             self._mean, self._std = module.mean.cpu().numpy(), module.std.cpu().numpy()
-            self._categories = int(getattr(module.encoder, "vocabulary", 0))
+            counts = {at: high for at, (_, high) in self._categories.items()} | categories(module.encoder)
+            # one beyond each end: our own graphs take unknown words too
+            self._categories = {at: (-1, count + 1) for at, count in counts.items()}
+        elif module is not None and (size := vocabulary(module)):
+            self._categories = dict.fromkeys(range(model.contract.features), (0, size))
 
     def batch(self) -> tuple[F32, I32]:
         """x[B,T,F] and lengths[B], at least one of which is T."""
@@ -130,9 +157,12 @@ class _Draw:
 
     def values(self, rows: int, steps: int) -> F32:
         shape = (rows, steps, self._features)
-        if self._categories or self._whole:
-            return self._random.integers(0, self._categories or 2, shape).astype(np.float32)
-        return (self._mean + self._std * self._random.normal(size=shape)).astype(np.float32)
+        if self._whole:
+            return self._random.integers(0, 2, shape).astype(np.float32)
+        x = (self._mean + self._std * self._random.normal(size=shape)).astype(np.float32)
+        for column, (low, high) in self._categories.items():
+            x[..., column] = self._random.integers(low, high, shape[:2])
+        return x
 
 
 def _parity(model: Model, eager: Run, draw: _Draw) -> Check:
@@ -145,10 +175,20 @@ def _parity(model: Model, eager: Run, draw: _Draw) -> Check:
             expected, eager_states = eager(x, lengths, states)
             actual, next_states = model.run(x, lengths, states)
             found.compare(_valid(model, expected, lengths), _valid(model, actual, lengths))
-            found.compare(eager_states, next_states)
+            found.compare(eager_states, next_states, "state")
             states = next_states
             x = draw.values(*x.shape[:2])
     return found.check("parity", "eager PyTorch against the file, ragged batches, states carried on")
+
+
+def _whole_sequence(model: Model, reference: Reference, draw: _Draw) -> Check:
+    """The module's own ``forward`` over whole sequences, without a state put in: what was meant when it was trained."""
+    found = _Differences()
+    for _ in range(_TRIALS):
+        x, lengths = draw.batch()
+        actual, _ = model.run(x, lengths, model.initial_states(len(x)))
+        found.compare(_valid(model, reference.plain(x, lengths), lengths), _valid(model, actual, lengths))
+    return found.check("whole_sequence", "forward over whole sequences, from its own start, against the file")
 
 
 def _stepwise(model: Model, draw: _Draw) -> Check:
@@ -161,7 +201,7 @@ def _stepwise(model: Model, draw: _Draw) -> Check:
             for step in range(length):
                 outputs, states = model.run(x[row : row + 1, step : step + 1], np.ones(1, np.int32), states)
                 found.compare([output[row, step] for output in whole], [output[0, 0] for output in outputs])
-            found.compare(_rows(model, final, row), states)
+            found.compare(_rows(model, final, row), states, "state")
     return found.check("step_by_step", "one event at a time against the whole sequence")
 
 
@@ -177,7 +217,7 @@ def _batching(model: Model, draw: _Draw) -> Check:
         for row in range(len(x)):
             alone, states = model.run(x[row : row + 1], lengths[:1], model.initial_states(1))
             found.compare([output[row : row + 1] for output in together], alone)
-            found.compare(_rows(model, final, row), states)
+            found.compare(_rows(model, final, row), states, "state")
     return found.check("batch_invariance", "each row alone against all rows together")
 
 
@@ -190,7 +230,7 @@ def _padding(model: Model, draw: _Draw) -> Check:
         for row, length in enumerate(lengths.tolist()):
             alone, states = model.run(x[row : row + 1, :length], lengths[row : row + 1], model.initial_states(1))
             found.compare(alone, [y[row : row + 1, :length] if y.ndim == 3 else y[row : row + 1] for y in padded])
-            found.compare(states, _rows(model, final, row))
+            found.compare(states, _rows(model, final, row), "state")
     return found.check("padding_independence", "each row unpadded against the ragged batch")
 
 
@@ -209,7 +249,7 @@ def _valid(model: Model, outputs: Sequence[F32], lengths: I32) -> list[F32]:
 def _eager(module: nn.Module, contract: Contract) -> Run:
     """The module as a function of the same arguments as ``Model.run``."""
     if not isinstance(module, SequenceModel):
-        return _eager_steps(module, contract)
+        return _eager_steps(module, contract) if contract.single_step else Reference(module, contract)
 
     def run(x: F32, lengths: I32, states: Sequence[F32]) -> tuple[list[F32], States]:
         with torch.no_grad():
@@ -258,26 +298,6 @@ def load_weights(path: str | Path) -> nn.Module:
     return build_module(str(document["factory"]), document["weights"])
 
 
-def build_module(factory: str, weights: dict[str, Any]) -> nn.Module:
-    """What PACKAGE.MODULE:FACTORY returns, with a state dict loaded, in evaluation mode. ModelError if that fails."""
-    package, _, attribute = factory.partition(":")
-    if not package or not attribute:
-        raise ModelError(
-            f"{factory!r} names no factory: write PACKAGE.MODULE:FACTORY, a callable that returns the module"
-        )
-    try:
-        made = getattr(importlib.import_module(package), attribute)()
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"the factory {factory} cannot be imported: {error}") from None
-    if not isinstance(made, nn.Module):
-        raise ModelError(f"the factory {factory} returned a {type(made).__name__}, not a torch.nn.Module")
-    try:
-        made.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(f"the weights do not fit what {factory} makes: {' '.join(str(error).split())[:400]}") from None
-    return made.eval()
-
-
 def show(report: dict[str, Any]) -> None:
     """The report as a table on standard output."""
     table = Table(title=f"{report['model']}  {report['sha256'][:12]}")
@@ -289,8 +309,9 @@ def show(report: dict[str, Any]) -> None:
         table.add_row(check["name"], value, f"{check['limit']:.0e}", result, check["detail"])
     console = Console()
     console.print(table)
-    for line in report["findings"]:
-        console.print(f"found: {line}", markup=False)
+    for kind in ("notes", "findings"):
+        for line in report.get(kind, ()):
+            console.print(f"{'note' if kind == 'notes' else 'found'}: {line}", markup=False)
     for line in report["not_checked"]:
         console.print(f"not checked: {line}", markup=False)
     console.print("passed" if report["passed"] else "FAILED")
@@ -298,7 +319,10 @@ def show(report: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """``verify MODEL [--weights FILE] [--seed N] [--json]``: 0 if everything made passed, else 3."""
-    parser = argparse.ArgumentParser(prog="python -m export verify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__} verify",
+        description="Compare an exported model with the module it came from, and with itself.",
+    )
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument("--weights", type=Path, help="its PyTorch weights (default: NAME.pt beside it)")
     parser.add_argument("--seed", type=int, default=0, help="of the random batches")

@@ -6,18 +6,25 @@ Letters for shapes: B rows, T steps, F features, O outputs, N records, S slots.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from streamer.words import Closed, Forgotten, Mode, Reason
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
-Headers = Sequence[tuple[str, bytes]]
+Flags = NDArray[np.bool_]
+Headers = Sequence[tuple[str, bytes | None]]
+"""Names and values; Kafka knows values that are null."""
+X = NDArray[Any]
+"""Features in the dtype that the contract declares."""
 
 CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
 """Headers of an input record that its answers keep."""
@@ -47,7 +54,7 @@ class RecordBatch:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def reject(self, row: int, reason: str, detail: str) -> Reject:
+    def reject(self, row: int, reason: Reason, detail: str) -> Reject:
         """The reject of ``row``: everything the dead-letter topic keeps of it."""
         return Reject(
             partition=self.partition,
@@ -67,13 +74,20 @@ class Reject:
 
     partition: int
     offset: int
-    reason: str
-    """A short code, the value of the metric label and of the header ``streamer-error``."""
+    reason: Reason
     detail: str
     key: bytes | None
     value: bytes | None
     headers: Headers
     timestamp_ms: int
+
+
+class Source(NamedTuple):
+    """Where a reject lies, and what is wrong there."""
+
+    partition: int
+    offset: int
+    detail: str
 
 
 @dataclass(slots=True)
@@ -90,7 +104,8 @@ class EventBatch:
     timestamps_ms: list[int]
     """The record's own timestamp, which its prediction keeps."""
     keys: list[bytes]
-    x: F32
+    """Streams: the text form of the records' keys (``streamer.records.keys``), in UTF-8."""
+    x: X
     """[N, F]"""
     ops: U8 | None
     records: RecordBatch
@@ -107,6 +122,12 @@ class EventBatch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @classmethod
+    def empty(cls, partition: int, next_offset: int, x: X) -> EventBatch:
+        """A fetch that moves the position and brings nothing: markers, aborted records. ``x`` [0, F]: of the input's dtype."""
+        none = np.empty(0, np.int64)
+        return cls(partition, none, none, [], [], x, None, RecordBatch(partition, [], [], [], []), next_offset)
 
     def since(self, offset: int) -> EventBatch | None:
         """Without what lies before ``offset``; None when nothing is left."""
@@ -133,7 +154,7 @@ class EventBatch:
             headers={new: self.headers[row] for new, row in enumerate(index) if row in self.headers},
         )
 
-    def reject(self, row: int, reason: str, detail: str) -> Reject:
+    def reject(self, row: int, reason: Reason, detail: str) -> Reject:
         """The reject of an event that turned out to be unusable."""
         return self.records.reject(bisect_left(self.records.offsets, int(self.offsets[row])), reason, detail)
 
@@ -150,6 +171,22 @@ class Batch:
     """[B], 1..T"""
 
 
+@dataclass(frozen=True, slots=True)
+class LogFacts:
+    """What is true of the log of one partition at one moment. The shell fetches it, the core judges by it.
+
+    begin <= stable <= end, all of them offsets."""
+
+    topic_id: str
+    """Changes when a topic is deleted and created again under its name; empty on brokers without topic ids."""
+    begin: int
+    """Log start: the first offset that is still there."""
+    end: int
+    """High watermark: the offset after the last replicated record or transaction marker."""
+    stable: int
+    """Last stable offset: everything before it is decided, and can be read as committed."""
+
+
 ModelCall = tuple[int, int, int]
 """(rows, steps of the longest row, cells that held an event)"""
 
@@ -161,14 +198,66 @@ class ClosedWindow:
     stream: bytes
     start_ms: int
     end_ms: int
-    reason: str
-    """time | count | end | full | span | limit"""
+    reason: Closed
     part: int
-    """0, 1, ... for further windows with the same bounds"""
-    x: F32
+    """Offset of its first event in the log: with stream and bounds it names the window, also after a crash"""
+    x: X
     """[T, F]"""
     offsets: I64
     times_ms: I64
+
+
+@dataclass(slots=True, kw_only=True)
+class Answers:
+    """What one model answers in one partition, in columns of length N: numbers, since the bytes are the sink's business."""
+
+    mode: ClassVar[Mode]
+
+    partition: int
+    model: str
+    keys: list[bytes]
+    timestamps_ms: list[int]
+    """Of the record that is answered; the prediction keeps it."""
+    sources: list[int]
+    """Input offset that each answer names as its source."""
+    headers: dict[int, Headers] = field(default_factory=dict)
+    """Row -> further headers"""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(slots=True, kw_only=True)
+class StepAnswers(Answers):
+    """One row per event."""
+
+    mode: ClassVar[Mode] = Mode.STEP
+
+    times_ms: I64
+    """[N] event times"""
+    y: list[F32]
+    """Per output of the contract [N, O]"""
+
+
+@dataclass(slots=True, kw_only=True)
+class WindowAnswers(Answers):
+    """One row per closed window."""
+
+    mode: ClassVar[Mode] = Mode.WINDOW
+
+    windows: list[ClosedWindow]
+    y: list[list[F32]]
+    """Per window and output of the contract: [T, O] where there is one per event, else [O]"""
+
+
+@dataclass(slots=True, kw_only=True)
+class GeneratedAnswers(Answers):
+    """One row per generated sequence, or per step of one."""
+
+    mode: ClassVar[Mode] = Mode.GENERATE
+
+    values: list[bytes]
+    """JSON, made step by step: many sequences that end together would keep live events waiting otherwise."""
 
 
 @dataclass(slots=True)
@@ -183,8 +272,10 @@ class Outgoing:
     """Input offset that each record answers (header ``streamer-source``)."""
     headers: dict[int, Headers] = field(default_factory=dict)
     """Row -> further headers"""
-    mode: str = "step"
-    """step | window | generate: which kind of answer, for the metrics"""
+    mode: Mode = Mode.STEP
+    """Which kind of answer, for the metrics"""
+    common: Headers = ()
+    """Further headers of every record"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -201,38 +292,56 @@ class Changelog:
         return len(self.records)
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an epoch brought about. Facts, to be counted when the epoch is committed."""
+
+    records: int = 0
+    """Input records that are settled: events, commands, rejects"""
+    events: int = 0
+    """Events and commands"""
+    replayed: int = 0
+    """Events that were run again to rebuild states and windows"""
+    late: int = 0
+    trimmed: int = 0
+    """Events left out of windows for the model's length multiple"""
+    calls: Sequence[ModelCall] = ()
+    rejects: Mapping[Reason, int] = field(default_factory=dict)
+    examples: Mapping[Reason, Source] = field(default_factory=dict)
+    """The newest reject of each reason"""
+    forgotten: Mapping[Forgotten, int] = field(default_factory=dict)
+    closed: Mapping[Closed, int] = field(default_factory=dict)
+    """Windows by reason"""
+    short: int = 0
+    """Closed windows with fewer than ``min_events``, so without an answer"""
+    scores: Sequence[tuple[str, F32]] = ()
+    """(model name, scores that are published) per output of kind score"""
+
+
 @dataclass(slots=True)
 class Epoch:
-    """Everything settled between two commits. Sealed: nothing in it aliases memory that a later run changes."""
+    """Everything settled between two commits. Sealed: nothing in it aliases memory that a later run changes.
+
+    It has exactly two ends, committed or failed (``Processor.committed``, ``Processor.failed``)."""
 
     positions: dict[int, int]
     """Partition -> next input offset, for every partition the epoch touches, unmoved ones too."""
-    outgoing: list[Outgoing]
+    answers: list[Answers]
     rejects: list[Reject]
     changelog: list[Changelog]
-    events: int
-    late: int = 0
-    fetched_at: float = 0.0
-    """Clock reading when the epoch's first records were fetched."""
+    report: Report
 
     @property
-    def empty(self) -> bool:
-        return not (self.outgoing or self.rejects or self.changelog or self.positions)
+    def events(self) -> int:
+        return self.report.events
 
 
-@dataclass(slots=True)
-class Counters:
-    """What happened since the last reading; the service moves it to its metrics."""
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """An epoch as bytes: what one Kafka transaction writes."""
 
-    events: int = 0
-    replayed: int = 0
-    commands: int = 0
-    late: int = 0
-    runs: list[ModelCall] = field(default_factory=list)
-    evicted: dict[str, int] = field(default_factory=dict)
-    windows: dict[str, int] = field(default_factory=dict)
-    """Closed, by reason; short: fewer than ``min_events``, so without a prediction"""
-    trimmed: int = 0
-    """Events left out of windows for the model's length multiple."""
-    scores: list[tuple[str, F32]] = field(default_factory=list)
-    """(model name, scores that were published) per output of kind score"""
+    positions: Mapping[int, int]
+    """Partition -> next input offset"""
+    outgoing: Sequence[Outgoing]
+    rejects: Sequence[Reject]
+    changelog: Sequence[Changelog]

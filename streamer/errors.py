@@ -5,6 +5,8 @@ A bad record is never an exception: it is a row in ``Rejects``.
 
 from __future__ import annotations
 
+from streamer import __version__
+
 
 class StreamerError(Exception):
     """Base of all errors that end a command. ``exit_code`` is the process's exit status."""
@@ -30,6 +32,17 @@ class KafkaUnavailableError(StreamerError):
     exit_code = 4
 
 
+class KafkaSilentError(KafkaUnavailableError):
+    """No broker answers: there is no cause to tell but that."""
+
+
+class KafkaRefusedError(StreamerError):
+    """The cluster refuses what the service needs: a right, a topic, a policy. An administrator acts; trying again does not
+    help, so the process ends."""
+
+    exit_code = 4
+
+
 class DataLossError(StreamerError):
     """Going on would lose or repeat data: a person decides; nothing was changed."""
 
@@ -46,3 +59,9 @@ class ModelRunError(StreamerError):
     """One model call failed. The processor isolates the row that caused it; state is as before the call."""
 
     exit_code = 3
+
+
+def install_hint(extra: str) -> str:
+    """Commands that install an extra of this distribution. None asks the public index for the distribution itself."""
+    wheel = f"streamer_rnn-{__version__}-py3-none-any.whl"
+    return f"pip install '.[{extra}]' in the checkout, or with the wheel: pip install '{wheel}[{extra}]'"

@@ -72,6 +72,27 @@ class Forgotten(StrEnum):
     END = "end"
 
 
+class KeyForm(StrEnum):
+    """What the bytes of a record's key are."""
+
+    UTF8 = "utf8"
+    INT32 = "int32"
+    INT64 = "int64"
+    UUID = "uuid"
+    HEX = "hex"
+    BASE64 = "base64"
+
+
+class TimeUnit(StrEnum):
+    """What the event time of a value counts, since 1970; or it is text."""
+
+    MS = "ms"
+    S = "s"
+    US = "us"
+    NS = "ns"
+    ISO8601 = "iso8601"
+
+
 class Reason(StrEnum):
     """Why a record was rejected: the header ``streamer-error`` and the metric's label."""
 
@@ -79,6 +100,7 @@ class Reason(StrEnum):
     WRONG_WIDTH = "wrong_width"
     MISSING_FEATURE = "missing_feature"
     NOT_FINITE = "not_finite"
+    NOT_EXACT = "not_exact"
     MISSING_KEY = "missing_key"
     BAD_KEY = "bad_key"
     MISSING_VALUE = "missing_value"
@@ -90,3 +112,4 @@ class Reason(StrEnum):
     BAD_REQUEST = "bad_request"
     TOO_LONG = "too_long"
     TOO_MANY_ROLLOUTS = "too_many_rollouts"
+    TOO_LARGE_ANSWER = "too_large_answer"

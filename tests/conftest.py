@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
-        unavailable("torch is not installed (pip install 'streamer[export]')")
+        unavailable("torch is not installed: pip install '.[export]'")
 
 
 @pytest.fixture(scope="session")

@@ -21,14 +21,13 @@ import torch
 
 from streamer.errors import ConfigurationError, ModelError, StreamerError
 
-from .. import plots
-from ..data import Split, Streams, split_by_stream
+from .. import foreign, plots
+from ..data import Split
+from ..foreign import SEED, split
+from ..judge import warnings
 from ..model import SequenceModel
 from ..publish import publish
-from ..readers import load
 from ..train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
-
-SEED = 0
 
 __all__ = ["Recipe", "get", "main", "names", "read_user_data", "run", "split"]
 
@@ -53,8 +52,8 @@ class Recipe:
     quick_model: ModelSection | None = None
     quick_training: TrainSection | None = None
     read: Callable[[Path], Split] | None = None
-    """The user's file instead of ``make``; by default CSV, NPZ or TS, split by stream."""
-    feedback: Mapping[str, Any] | None = None
+    """The user's file instead of ``make``; by default a table as ``train`` reads it, split by stream."""
+    feedback: Mapping[str, Any] | Callable[[Split], Mapping[str, Any]] | None = None
     show: Callable[[SequenceModel, Split], str] | None = None
     """Something for the eye: a generated sample, say."""
 
@@ -72,17 +71,21 @@ def get(name: str) -> Recipe:
     return recipe
 
 
-def run(name: str, out: Path, *, quick: bool = False, data: Path | None = None) -> dict[str, Any]:
-    """Train, judge and publish one recipe; ``passed`` says whether metric and baseline were met."""
+def run(
+    name: str, out: Path, *, quick: bool = False, data: Path | None = None, normal: str | None = None
+) -> dict[str, Any]:
+    """Train, judge and publish one recipe; ``passed`` says whether metric and baseline were met.
+
+    ``data``: a file of the user's own, whose vocabularies and classes are its own; ``normal``: its normal label.
+    """
     recipe = get(name)
     torch.set_num_threads(1)
     section = (recipe.quick_model if quick else None) or recipe.model
     training = (recipe.quick_training if quick else None) or recipe.training
-    split = recipe.make(quick) if data is None else read_user_data(recipe, data)
-    if recipe.task == "next_category" and split.train.classes is not None:
-        section = msgspec.structs.replace(section, vocabulary=len(split.train.classes))
-    named = list(split.train.classes or ()) if recipe.task == "next_category" else None
-    source = DataSection(path=str(data or "generated"), classes=named or None)
+    split = recipe.make(quick) if data is None else read_user_data(recipe, data, normal)
+    if data is not None:
+        section = msgspec.structs.replace(section, vocabulary=0)  # of its own words, if it has any
+    source = DataSection(path=str(data or "generated"))
     config = TrainConfig(name=name, task=recipe.task, data=source, model=section, training=training)
     out.mkdir(parents=True, exist_ok=True)
     trained = train_seed(config, split, SEED, out=None)
@@ -103,6 +106,7 @@ def run(name: str, out: Path, *, quick: bool = False, data: Path | None = None) 
         "beats_baseline": sign * value > sign * baseline,
         "figures": figures,
         "parameters": trained.model.parameter_count,
+        "warnings": warnings(recipe.task, trained.figures),
     }
     reached = data is not None or sign * value >= sign * limit
     result["passed"] = bool(reached and result["beats_baseline"])
@@ -110,10 +114,13 @@ def run(name: str, out: Path, *, quick: bool = False, data: Path | None = None) 
         trained.model,
         out,
         name=name,
-        features=split.train.features,
+        features=split.train.tables or split.train.features,
         trained_on={"recipe": name, "quick": quick, "data": str(data or "generated"), "events": split.train.events},
-        metrics={f"test_{key}": number for key, number in figures.items()},
-        feedback=recipe.feedback,
+        metrics={
+            **{f"test_{key}": number for key, number in figures.items()},
+            **({"warnings": result["warnings"]} if result["warnings"] else {}),
+        },
+        feedback=recipe.feedback(split) if callable(recipe.feedback) else recipe.feedback,
     )
     if recipe.show is not None:
         result["sample"] = recipe.show(trained.model, split)
@@ -124,10 +131,14 @@ def run(name: str, out: Path, *, quick: bool = False, data: Path | None = None) 
 
 def main(argv: Sequence[str]) -> int:
     """The command ``recipe``: exit code 0 if the metric was reached, 3 if the model is not good enough."""
-    parser = argparse.ArgumentParser(prog="python -m export recipe", description="Train one of the worked examples.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {(__package__ or '').partition('.')[0]} recipe",
+        description="Train one of the worked examples.",
+    )
     parser.add_argument("name", help="list, or the name of a recipe")
     parser.add_argument("--quick", action="store_true", help="less data and fewer epochs, seconds instead of minutes")
     parser.add_argument("--data", type=Path, help="your file instead of the recipe's own data")
+    parser.add_argument("--normal", help="anomaly: the label of normal events in your file (default: normal or 0)")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/recipe-NAME)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     arguments = parser.parse_args(list(argv))
@@ -137,12 +148,14 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps(rows) if arguments.json else "\n".join(f"{n:12} {s}" for n, s in rows.items()))
             return 0
         out = arguments.out or Path("runs") / f"recipe-{arguments.name}"
-        result = run(arguments.name, out, quick=arguments.quick, data=arguments.data)
+        result = run(arguments.name, out, quick=arguments.quick, data=arguments.data, normal=arguments.normal)
     except StreamerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    for warning in result["warnings"]:
+        print(f"WARNING: {warning}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(result))
     else:
@@ -154,14 +167,8 @@ def main(argv: Sequence[str]) -> int:
     return 0 if result["passed"] else ModelError.exit_code
 
 
-def split(data: Streams) -> Split:
-    """A recipe's usual split by stream: 15 % for validation, 15 % for the test."""
-    return split_by_stream(data, validation=0.15, test=0.15, seed=SEED)
-
-
-def read_user_data(recipe: Recipe, path: Path) -> Split:
-    """The user's file, by the recipe's own reader or from CSV, NPZ or TS."""
+def read_user_data(recipe: Recipe, path: Path, normal: str | None = None) -> Split:
+    """The user's file, by the recipe's own reader or as a table."""
     if recipe.read is not None:
         return recipe.read(path)
-    labels = "none" if recipe.task.startswith("next_") else "classes"
-    return split(load(path, labels=labels))
+    return foreign.table(path, recipe.task, normal=normal)

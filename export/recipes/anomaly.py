@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from ..data import Split, sequences
+from ..data import UNLABELLED, Split, sequences
 from ..train import ModelSection, TrainSection
 from . import Recipe, split
 
@@ -41,8 +41,10 @@ def last_value_auc(data: Split) -> float:
     part = data.test
     assert part.labels is not None
     std = np.concatenate(data.train.x).std(axis=0)
+    judged = [(y != UNLABELLED, y != (part.normal or 0)) for y in part.labels]
     score = [np.concatenate(([0.0], (np.diff(x, axis=0) / std).__pow__(2).mean(axis=1))) for x in part.x]
-    return float(roc_auc_score(np.concatenate(part.labels) != 0, np.concatenate(score)))
+    known, anomaly = (np.concatenate(each) for each in zip(*judged, strict=True))
+    return float(roc_auc_score(anomaly[known], np.concatenate(score)[known]))
 
 
 RECIPE = Recipe(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..data import Split, sequences
+from ..foreign import captions, pixels_of
 from ..generate import rollout
 from ..model import SequenceModel
 from ..train import ModelSection, TrainSection
@@ -50,16 +51,18 @@ def make(quick: bool) -> Split:
 
 def caption_of(model: SequenceModel, first: np.ndarray) -> str:
     """The most probable words, one after the other, for the event with the picture [F]."""
-    one_hot = torch.eye(len(FEATURES))[PIXELS:]
+    words = model.labels or []
+    one_hot = torch.eye(model.features)[model.features - len(words) :]
     picked = rollout(model, first[None], 8, lambda y: y.argmax(), lambda word: one_hot[word])
-    return " ".join(WORDS[int(word)] for word in picked).split(" <end>")[0]
+    return " ".join(words[int(word)] for word in picked).split(" <end>")[0]
 
 
 def position_baseline(data: Split) -> float:
     """Accuracy of the most common word at each place of a caption, whatever the picture."""
-    learnt, judged = (np.stack(part.labels or []) for part in (data.train, data.test))
-    guess = np.array([np.bincount(column).argmax() for column in learnt.T])
-    return float((judged == guess).mean())
+    learnt, judged = (list(part.labels or []) for part in (data.train, data.test))
+    longest = max(map(len, [*learnt, *judged]))
+    guess = [np.bincount([y[at] for y in learnt if len(y) > at] or [0]).argmax() for at in range(longest)]
+    return float(np.mean(np.concatenate([y == guess[: len(y)] for y in judged])))
 
 
 RECIPE = Recipe(
@@ -74,6 +77,7 @@ RECIPE = Recipe(
     quick_limit=0.95,
     baseline=position_baseline,
     baseline_name="accuracy of each place's most common word",
-    feedback={"output": "y", "mode": "argmax", "encoding": "one-hot", "at": PIXELS},
+    read=captions,
+    feedback=lambda data: {"output": "y", "mode": "argmax", "encoding": "one-hot", "at": pixels_of(data)},
     show=lambda model, data: "\n".join(caption_of(model, x[0]) for x in data.test.x[:4]),
 )

@@ -1,10 +1,11 @@
 """Characters: one-to-many text. Predict the next character; sampling and feeding back writes text.
 
-Data: sentences of a small grammar, or any UTF-8 text file. Characters that only the held-out text has become U+FFFD.
+Data: sentences of a small grammar, or any text file. Characters that only the held-out text has become U+FFFD.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,22 +14,24 @@ import numpy as np
 from streamer.errors import ConfigurationError
 
 from ..data import Split, sequences, split_by_time
+from ..files.text import read_text as decoded
 from ..generate import rollout, sampled
 from ..model import SequenceModel
 from ..train import ModelSection, TrainSection
 from . import Recipe
 
 UNKNOWN = "\ufffd"
-VOCABULARY = 128  # at most; a model gets as many as its text has
+VOCABULARY = 2_000
+"""Of a text with more characters than that the rarest are unknown; a model gets as many as its text has."""
 
 
 def read_text(text: str) -> Split:
     """One stream of characters, split by time; the vocabulary comes from the training part alone."""
-    known = sorted(set(text[: int(len(text) * 0.9)]) - {UNKNOWN})
-    if len(known) >= VOCABULARY:
-        raise ConfigurationError(f"{len(known)} different characters, at most {VOCABULARY - 1} are supported")
+    counts = Counter(text[: int(len(text) * 0.9)])
+    known = sorted(sorted(counts.keys() - {UNKNOWN}, key=lambda each: (-counts[each], each))[:VOCABULARY])
     number = {character: i + 1 for i, character in enumerate(known)}
-    stream = sequences(["character"], [[number.get(character, 0) for character in text]], None, [UNKNOWN, *known])
+    tokens = [number.get(character, 0) for character in text]
+    stream = sequences(["character"], [tokens], None, vocabulary=[UNKNOWN, *known])
     return split_by_time(stream, validation=0.05, test=0.05)
 
 
@@ -45,7 +48,7 @@ def make(quick: bool) -> Split:
 
 def read(path: Path) -> Split:
     """A text file; ConfigurationError if it is too short to learn from."""
-    text = path.read_text(encoding="utf-8")
+    text = decoded(path)[0].replace("\r\n", "\n")
     if len(text) < 2000:
         raise ConfigurationError(f"{path}: {len(text)} characters are too few, 2000 are the least")
     return read_text(text)
@@ -63,11 +66,11 @@ RECIPE = Recipe(
     task="next_category",
     make=make,
     read=read,
-    model=ModelSection(hidden=256, kind="lstm", vocabulary=VOCABULARY, embedding=48),
+    model=ModelSection(hidden=256, kind="lstm", embedding=48),
     training=TrainSection(
         epochs=4, segment_steps=4000, optimiser="adamw", weight_decay=0.05, learning_rate=6e-3, schedule="cosine"
     ),
-    quick_model=ModelSection(hidden=64, kind="gru", vocabulary=VOCABULARY, embedding=16),
+    quick_model=ModelSection(hidden=64, kind="gru", embedding=16),
     quick_training=TrainSection(epochs=6, rows=16, steps=32, segment_steps=600, learning_rate=1e-2, schedule="cosine"),
     metric="loss",
     limit=0.25,
@@ -75,5 +78,5 @@ RECIPE = Recipe(
     baseline="baseline_loss",
     baseline_name="nats per character of the unigram",
     feedback={"output": "y", "mode": "sample", "encoding": "index"},
-    show=lambda model, data: generate(model, data.train.classes or (), "The ", 120),
+    show=lambda model, data: generate(model, model.labels or (), "The ", 120),
 )

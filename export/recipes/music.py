@@ -41,7 +41,7 @@ def make(quick: bool) -> Split:
 
 def generate(model: SequenceModel, steps: int = 16) -> str:
     """Sampled from silence; one line per step, the notes that sound."""
-    sets = rollout(model, np.zeros((1, NOTES)), steps, sampled_set(), lambda notes: notes)
+    sets = rollout(model, np.zeros((1, model.features)), steps, sampled_set(), lambda notes: notes)
     return "\n".join(" ".join(str(int(note)) for note in notes.nonzero()[:, 0]) for notes in sets)
 
 

@@ -5,13 +5,10 @@ Data: a grammar that knows the truth. Counting words is not enough: "not bad but
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from streamer.errors import ConfigurationError
-
 from ..data import Split, sequences
+from ..foreign import sentences
 from ..train import ModelSection, TrainSection
 from . import Recipe, split
 
@@ -44,27 +41,15 @@ def make(quick: bool) -> Split:
     rng = np.random.default_rng(12)
     made = [sentence(rng) for _ in range(1500 if quick else 6000)]
     tokens = [[WORDS.index(word) for word in words] for words, _ in made]
-    return split(sequences(["word"], tokens, [truth for _, truth in made], CLASSES))
-
-
-def read(path: Path) -> Split:
-    """Lines "negative<TAB>sentence"; words that the grammar does not know are <unknown>."""
-    tokens, truths = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        name, tab, text = line.partition("\t")
-        if not tab or name not in CLASSES or not text.split():
-            raise ConfigurationError(f"{path}, line {number + 1}: wants 'negative' or 'positive', a tab and a sentence")
-        tokens.append([WORDS.index(word) if word in WORDS else 0 for word in text.lower().split()])
-        truths.append(CLASSES.index(name))
-    return split(sequences(["word"], tokens, truths, CLASSES))
+    return split(sequences(["word"], tokens, [truth for _, truth in made], CLASSES, vocabulary=WORDS))
 
 
 RECIPE = Recipe(
     summary="one verdict per sentence (many-to-one, embedding, closed windows)",
     task="classify",
     make=make,
-    read=read,
-    model=ModelSection(hidden=32, kind="lstm", vocabulary=len(WORDS), embedding=16, reduce="last"),
+    read=sentences,
+    model=ModelSection(hidden=32, kind="lstm", embedding=16, reduce="last"),
     training=TrainSection(epochs=12, rows=32, learning_rate=5e-3, schedule="cosine"),
     quick_training=TrainSection(epochs=12, rows=32, learning_rate=1e-2, schedule="cosine"),
     metric="accuracy",

@@ -41,24 +41,26 @@ def make(quick: bool) -> Split:
     rng = np.random.default_rng(13)
     made = [sentence(rng) for _ in range(1200 if quick else 5000)]
     tokens = [[WORDS.index(word) for word, _ in words] for words in made]
-    return split(sequences(["word"], tokens, [[tag for _, tag in words] for words in made], TAGS))
+    return split(sequences(["word"], tokens, [[tag for _, tag in words] for words in made], TAGS, vocabulary=WORDS))
 
 
 def most_common_tag(data: Split) -> float:
     """Accuracy of giving every word the tag it mostly had in training."""
     assert data.train.labels is not None
     assert data.test.labels is not None
-    counts = np.zeros((len(WORDS), len(TAGS)))
-    np.add.at(counts, (np.concatenate(data.train.x)[:, 0].astype(int), np.concatenate(data.train.labels)), 1)
+    counts = np.zeros((len(data.train.feature_tables[0].vocabulary), len(data.train.classes or ())))
+    words, tags = np.concatenate(data.train.x)[:, 0].astype(int), np.concatenate(data.train.labels)
+    np.add.at(counts, (words[tags >= 0], tags[tags >= 0]), 1)
     guess = counts.argmax(axis=1)[np.concatenate(data.test.x)[:, 0].astype(int)]
-    return float((guess == np.concatenate(data.test.labels)).mean())
+    truth = np.concatenate(data.test.labels)
+    return float((guess == truth)[truth >= 0].mean())
 
 
 RECIPE = Recipe(
     summary="a tag for every word of a sentence (bidirectional, many-to-many, closed windows)",
     task="classify",
     make=make,
-    model=ModelSection(hidden=24, kind="gru", directions=2, vocabulary=len(WORDS), embedding=12),
+    model=ModelSection(hidden=24, kind="gru", directions=2, embedding=12),
     training=TrainSection(epochs=10, rows=32, learning_rate=5e-3, schedule="cosine"),
     quick_training=TrainSection(epochs=8, rows=32, learning_rate=1e-2, schedule="cosine"),
     metric="accuracy",

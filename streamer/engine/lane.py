@@ -7,12 +7,11 @@ from math import isfinite
 
 import numpy as np
 
-from streamer.core import F32, Batch, ModelCall
+from streamer.core import F32, I64, Batch, Flags, ModelCall, X
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
-from streamer.records.codec import Encoder
-from streamer.state.arena import Arena
+from streamer.state.arena import NO_EVENT_MS, Arena
 
 
 class Lane:
@@ -21,8 +20,9 @@ class Lane:
     def __init__(self, name: str, model: Model) -> None:
         self.name = name
         self.model = model
-        self.encoder = Encoder(model.contract, name)
         self.model_id = bytes.fromhex(model.sha256)[:8]
+        self.states = ""
+        """Names and shapes of what is kept per stream."""
 
     def scores(self, outputs: Sequence[F32]) -> list[tuple[str, F32]]:
         """(model name, values) per output of kind score."""
@@ -36,18 +36,55 @@ class Lane:
 class StepLane(Lane):
     """A causal model with the states of all streams in its arena."""
 
-    def __init__(self, name: str, carried: Carried, capacity: int) -> None:
+    def __init__(self, name: str, carried: Carried, capacity: int, *, idle_ttl_ms: int = 0) -> None:
+        """``idle_ttl_ms``: an event that is later than its stream's newest by more than this begins anew; 0: never."""
         super().__init__(name, carried.model)
         self.carried = carried
         self.arena = Arena(carried.states, carried.initial, capacity)
+        self.states = ", ".join(
+            f"{state.input}{[size if axis != state.batch_axis else 'batch' for axis, size in enumerate(value.shape)]}"
+            for state, value in zip(carried.states, carried.initial, strict=True)
+        )
+        self._idle_ttl_ms = idle_ttl_ms
 
     def outputs(self, rows: int) -> list[F32]:
         """Room for the outputs of ``rows`` events, each [rows, O]."""
         return [np.empty((rows, size), np.float32) for size in self.model.contract.output_sizes]
 
-    def call(
-        self, x: F32, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]
-    ) -> None:
+    def begins_anew(self, slots: I64, times_ms: I64, events: Flags | None) -> Flags | None:
+        """[N] rows whose event is later than the newest of its stream before it by more than the TTL; None: no row is.
+
+        ``events``: rows that carry an event, None: all do."""
+        ttl, newest = self._idle_ttl_ms, self.arena.newest_ms[slots]
+        if not ttl or not len(slots):
+            return None
+        known = newest[newest != NO_EVENT_MS]
+        earliest = min(int(times_ms.min()), int(known.min()) if len(known) else int(times_ms.min()))
+        if int(times_ms.max()) - earliest <= ttl:
+            return None
+        order = np.argsort(slots, kind="stable")
+        times = times_ms if events is None else np.where(events, times_ms, NO_EVENT_MS)
+        before = newest[order]
+        before[1:] = np.where(
+            slots[order][1:] == slots[order][:-1],
+            np.maximum(before[1:], _running_max(slots[order], times[order])[:-1]),
+            before[1:],
+        )
+        anew = np.zeros(len(slots), bool)
+        anew[order] = (before != NO_EVENT_MS) & (times[order] != NO_EVENT_MS) & (times[order] - before > ttl)
+        return anew if anew.any() else None
+
+    def reflect(self, slots: I64, offsets: I64, times_ms: I64, events: Flags | None) -> None:
+        """The states of ``slots`` now reflect these rows, in log order. A command has no event time."""
+        arena = self.arena
+        arena.through[slots] = offsets
+        arena.changed[slots] = True
+        if events is None:
+            np.maximum.at(arena.newest_ms, slots, times_ms)
+        else:
+            np.maximum.at(arena.newest_ms, slots[events], times_ms[events])
+
+    def call(self, x: X, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]) -> None:
         """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F]. A call that fails changed nothing, and
         is halved until the row is found that the model does not take: that one is in ``refused``, the others have run."""
         rows = batch.rows
@@ -71,7 +108,7 @@ class StepLane(Lane):
 
     def _halve(
         self,
-        x: F32,
+        x: X,
         batch: Batch,
         outputs: Sequence[F32],
         refused: dict[int, str],
@@ -91,6 +128,17 @@ class StepLane(Lane):
                 self.call(x, piece, outputs, refused, calls)
         else:
             refused[int(batch.rows[0, 0])] = str(error)
+
+
+def _running_max(groups: I64, values: I64) -> I64:
+    """[N] the largest of ``values`` up to each row within its group; rows of a group lie together."""
+    ranked, ranks = np.unique(values, return_inverse=True)
+    number = np.cumsum(
+        np.concatenate(([0], groups[1:] != groups[:-1]))
+    )  # a later group beats every rank of an earlier one
+    base = number * len(ranked)
+    found: I64 = ranked[np.maximum.accumulate(base + ranks) - base]
+    return found
 
 
 def _check_finite(results: Sequence[F32], batch: Batch, states: Sequence[F32]) -> None:

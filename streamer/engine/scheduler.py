@@ -9,19 +9,34 @@ Window mode sorts closed windows by length, so that rows of a batch are nearly e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from streamer.core import I64, U8, Batch, Op
+from streamer.core import I64, U8, Batch, Flags, Op
 
 FEW_STREAMS = 32
 """Up to this many streams, several steps per call beat one-step calls."""
 
 
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Before the event rows that follow, the streams of ``rows`` begin anew from the initial state."""
+
+    rows: I64
+
+
 def plan_steps(
-    slots: I64, ops: U8 | None, *, max_rows: int, max_steps: int, few: int = FEW_STREAMS
-) -> Iterator[Batch | I64]:
-    """Yields model calls over the rows 0..N-1 of ``slots`` [N], and arrays of command rows to carry out between them.
+    slots: I64,
+    ops: U8 | None,
+    anew: Flags | None = None,
+    *,
+    max_rows: int,
+    max_steps: int,
+    few: int = FEW_STREAMS,
+) -> Iterator[Batch | Restart | I64]:
+    """Yields model calls over the rows 0..N-1 of ``slots`` [N], and what is to be carried out between them: arrays of
+    command rows, and restarts of event rows that ``anew`` [N] marks.
 
     Invariant 1: when a row is yielded, every earlier row of its slot was yielded before; within a batch slots are distinct.
     """
@@ -35,21 +50,11 @@ def plan_steps(
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     starts = np.flatnonzero(first)
     sizes = np.diff(starts, append=count)
-    if max_steps > 1 or ops is not None:
-        yield from _peel(order, slots, starts, sizes, ops, max_rows=max_rows, max_steps=max_steps, few=few)
-        return
-    for rank in range(int(sizes.max())):
-        alive = starts[sizes > rank]
-        yield from _single_steps(order[alive + rank], slots, max_rows)
-
-
-def _peel(
-    order: I64, slots: I64, starts: I64, sizes: I64, ops: U8 | None, *, max_rows: int, max_steps: int, few: int
-) -> Iterator[Batch | I64]:
     rank = 0
     while len(starts):
-        if len(starts) <= few and int(sizes[0] if len(sizes) == 1 else sizes.max()) - rank > 1:
-            yield from _ragged(order, slots, starts + rank, sizes - rank, ops, max_rows=max_rows, max_steps=max_steps)
+        if max_steps > 1 and len(starts) <= few and int(sizes[0] if len(sizes) == 1 else sizes.max()) - rank > 1:
+            queues = [order[at + rank : at + size] for at, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+            yield from _ragged(queues, slots, ops, anew, max_rows=max_rows, max_steps=max_steps)
             return
         rows = order[starts + rank]
         if ops is not None:
@@ -57,6 +62,8 @@ def _peel(
             if commands.any():
                 yield rows[commands]
                 rows = rows[~commands]
+        if anew is not None and (restarted := rows[anew[rows]]).size:
+            yield Restart(restarted)
         yield from _single_steps(rows, slots, max_rows)
         rank += 1
         alive = sizes > rank
@@ -70,10 +77,9 @@ def _single_steps(rows: I64, slots: I64, max_rows: int) -> Iterator[Batch]:
 
 
 def _ragged(
-    order: I64, slots: I64, starts: I64, sizes: I64, ops: U8 | None, *, max_rows: int, max_steps: int
-) -> Iterator[Batch | I64]:
-    """Few streams with many rows: up to ``max_steps`` steps per call, each row cut at its stream's next command."""
-    queues = [order[start : start + size] for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    queues: list[I64], slots: I64, ops: U8 | None, anew: Flags | None, *, max_rows: int, max_steps: int
+) -> Iterator[Batch | Restart | I64]:
+    """Few streams with many rows: up to ``max_steps`` steps per call, each row cut at its stream's next command or restart."""
     while queues:
         commands = [queue[0] for queue in queues if ops is not None and ops[queue[0]] != Op.EVENT]
         if commands:
@@ -82,7 +88,9 @@ def _ragged(
             queues = [queue[1:] if queue[0] in gone else queue for queue in queues]
             queues = [queue for queue in queues if len(queue)]
             continue
-        heads = [_until_command(queue[:max_steps], ops) for queue in queues[:max_rows]]
+        heads = [_until_cut(queue[:max_steps], ops, anew) for queue in queues[:max_rows]]
+        if anew is not None and (restarted := [head[0] for head in heads if anew[head[0]]]):
+            yield Restart(np.array(restarted, np.int64))
         lengths = np.array([len(head) for head in heads], np.int32)
         rows = np.full((len(heads), int(lengths.max())), -1, np.int64)
         for row, head in zip(rows, heads, strict=True):
@@ -92,11 +100,14 @@ def _ragged(
         queues = [queue for queue in queues if len(queue)]
 
 
-def _until_command(rows: I64, ops: U8 | None) -> I64:
-    if ops is None:
-        return rows
-    commands = np.flatnonzero(ops[rows] != Op.EVENT)
-    return rows[: commands[0]] if len(commands) else rows
+def _until_cut(rows: I64, ops: U8 | None, anew: Flags | None) -> I64:
+    """Up to the next command, or to the next event, beyond the first, that begins anew."""
+    cut = np.zeros(len(rows), bool)
+    if ops is not None:
+        cut |= ops[rows] != Op.EVENT
+    if anew is not None:
+        cut[1:] |= anew[rows[1:]]
+    return rows[: int(cut.argmax())] if cut.any() else rows
 
 
 def plan_windows(

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
 from streamer.errors import ConfigurationError
 from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.siblings import GroupState, describe
+from streamer.kafka.topics import InputTopic
+from streamer.settings import Settings
 
 _VERSION = 0
 
@@ -28,6 +32,8 @@ class Ownership:
     generation: int
     member_id: str
     partitions: frozenset[int]
+    instance: str | None = None
+    """Of a static member"""
 
     @property
     def valid(self) -> bool:
@@ -61,8 +67,12 @@ def balance(partitions: Iterable[int], owned: Mapping[str, Iterable[int]]) -> di
     return {member: sorted(parts) for member, parts in result.items()}
 
 
-def sticky_assignor(owned: Callable[[], Iterable[int]]) -> type[AbstractPartitionAssignor]:
-    """An assignor class for one process: aiokafka takes classes, and calls it once per join."""
+def sticky_assignor(
+    owned: Callable[[], Iterable[int]], on_foreign: Callable[[], None]
+) -> type[AbstractPartitionAssignor]:
+    """An assignor class for one process: aiokafka takes classes, and calls it once per join. ``on_foreign``: told when the
+    partitions were not shared out by an assignor of ours. A broker does that when a KIP-848 member is in the group; it
+    sends no user data, ours sends some, if empty."""
 
     class StickyAssignor(AbstractPartitionAssignor):
         name = "streamer-sticky"
@@ -89,7 +99,8 @@ def sticky_assignor(owned: Callable[[], Iterable[int]]) -> type[AbstractPartitio
 
         @classmethod
         def on_assignment(cls, assignment: ConsumerProtocolMemberAssignment) -> None:
-            pass
+            if assignment.user_data is None:
+                on_foreign()
 
     return StickyAssignor
 
@@ -114,39 +125,43 @@ class Group(ConsumerRebalanceListener):
     def __init__(
         self,
         connection: Connection,
-        group: str,
-        topic: str,
-        partitions: int,
+        settings: Settings,
+        topic: InputTopic,
         *,
+        instance: str,
         on_revoked: Callable[[], Awaitable[None]],
         on_assigned: Callable[[Ownership], None],
         owned: Callable[[], Iterable[int]],
-        instance: str | None,
-        session_timeout_ms: int,
-        heartbeat_interval_ms: int,
-        rebalance_timeout_ms: int,
     ) -> None:
+        kafka = settings.kafka
         self._connection = connection
-        self._topic = topic
-        self._partitions = partitions
+        self._topic = topic.name
+        self._name = kafka.group
+        self.partitions = len(topic.partitions)
+        """Of the input"""
+        self.assignments = 0
+        """How often the group has given us partitions, if none"""
+        self._instance = instance if kafka.static_membership else None
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._error: BaseException | None = None
         self._consumer = connection.consumer(
-            group_id=group,
-            group_instance_id=instance,
+            group_id=kafka.group,
+            group_instance_id=self._instance,
             auto_offset_reset="earliest",
-            partition_assignment_strategy=[sticky_assignor(owned)],
-            session_timeout_ms=session_timeout_ms,
-            heartbeat_interval_ms=heartbeat_interval_ms,
-            rebalance_timeout_ms=rebalance_timeout_ms,
+            partition_assignment_strategy=[sticky_assignor(owned, self._on_foreign)],
+            session_timeout_ms=kafka.session_timeout_ms,
+            heartbeat_interval_ms=kafka.heartbeat_interval_ms,
+            rebalance_timeout_ms=kafka.rebalance_timeout_ms,
             max_poll_interval_ms=2**31 - 1,  # this consumer is never polled; the loop's own health is watched elsewhere
             isolation_level="read_committed",
         )
 
     async def start(self) -> None:
-        self._consumer.subscribe([self._topic], listener=self)
+        """Connects; partitions come when the group gives them. That may take as long as the session of a member that died:
+        whoever waited for it with the patience of a connection would give up, and leave one more dead member behind."""
         await self._connection.started(self._consumer)
+        self._consumer.subscribe([self._topic], listener=self)
 
     async def stop(self) -> None:
         """Leaves the group (static members stay until their session ends). Drain before."""
@@ -155,18 +170,27 @@ class Group(ConsumerRebalanceListener):
     def check(self) -> None:
         """Raises what a callback raised, why the group cannot be joined, or that the input is not what it was."""
         if self._error is not None:
-            raise self._connection.explain(self._error, "group callback") from self._error
+            raise self._connection.explain(self._error, "group membership") from self._error
         try:
-            self._consumer._coordinator.check_errors()
+            self._consumer.raise_errors()
         except KafkaError as error:
             raise self._connection.explain(error, "joining the group") from error
-        known = self._consumer._client.cluster.partitions_for_topic(self._topic)
-        if known is not None and len(known) > self._partitions:
+        known = self._consumer.client.cluster.partitions_for_topic(self._topic)
+        if known is not None and len(known) > self.partitions:
             raise ConfigurationError(
-                f"input topic {self._topic!r} gained partitions ({self._partitions} at start, {len(known)} now): new events "
+                f"input topic {self._topic!r} gained partitions ({self.partitions} at start, {len(known)} now): new events "
                 "of a stream may lie apart from its state. Give a new kafka.group, output.topic and dead_letter.topic; the "
                 "old ones have the old count."
             )
+
+    async def described(self) -> GroupState | None:
+        """Its members and what each has; None when this broker does not tell. After the first assignment. Raises
+        KafkaSilentError when nobody answers."""
+        _, member_id = self._consumer.membership()
+        try:
+            return await describe(self._consumer.client, self._name, self._topic, member_id)
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise self._connection.explain(error, "asking who is in the group") from error
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, int | None]:
         """Committed offsets of the group, None where there is none."""
@@ -181,6 +205,9 @@ class Group(ConsumerRebalanceListener):
             {TopicPartition(self._topic, partition): position for partition, position in positions.items()}
         )
 
+    def _on_foreign(self) -> None:
+        self._error = self._error or kafka_errors.InconsistentGroupProtocolError()
+
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         try:
             await self._on_revoked()
@@ -190,17 +217,14 @@ class Group(ConsumerRebalanceListener):
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         # first line: a later reading could already belong to the next generation
-        coordinator = self._consumer._coordinator
-        ownership = Ownership(
-            coordinator.generation,
-            coordinator.member_id,
-            frozenset(tp.partition for tp in assigned),
-        )
+        generation, member_id = self._consumer.membership()
+        ownership = Ownership(generation, member_id, frozenset(tp.partition for tp in assigned), self._instance)
         try:
             self._consumer.pause(*assigned)
             for tp in assigned:
                 self._consumer.seek(tp, 0)  # paused for good: no position is looked up, nothing is fetched
             self._on_assigned(ownership)
+            self.assignments += 1
         except BaseException as error:
             self._error = self._error or error
             raise

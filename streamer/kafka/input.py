@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
-from aiokafka.consumer import fetcher as _fetcher
 
-from streamer.core import Headers, RecordBatch
+from streamer.core import Headers, LogFacts, RecordBatch
 from streamer.errors import DataLossError
 from streamer.kafka.client import Connection, KafkaError, close
+from streamer.kafka.identity import gone, topic_identity
+from streamer.settings import Settings
+
+T = TypeVar("T")
 
 _TURNS = 4
 """Of the event loop, until the client has sent the next fetch: it then waits at the broker while we process this one."""
 
 
-class _Records(_fetcher.PartitionRecords):
-    """Hands on the parsed record itself instead of building an eleven-field object per record (1.4 us each).
-
-    Also reads on where compaction left an empty control batch: the marker is gone, so there is no abort to note."""
-
-    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
-        return record
-
-    def _contains_abort_marker(self, next_batch: Any) -> bool:
-        try:
-            return bool(super()._contains_abort_marker(next_batch))
-        except kafka_errors.KafkaError as error:
-            if "did not contain any records" in str(error):
-                return False
-            raise
-
-
-def columnar(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
-    """Makes the consumer's fetcher use ``_Records``. Call before ``start``; other consumers are not touched."""
-    # the class is looked up in the module by the fetcher's response handling, so it is chosen there per process:
-    # consumers without our columns (membership) fetch nothing
-    _fetcher.PartitionRecords = _Records
-    return consumer
+_LOOK_S = 5.0
 
 
 def to_columns(partition: int, records: list[Any]) -> RecordBatch:
@@ -60,32 +40,44 @@ class Input:
     """Fetches the assigned partitions of one topic from positions that we set; positions are never looked up."""
 
     def __init__(
-        self,
-        connection: Connection,
-        topic: str,
-        *,
-        fetch_min_bytes: int,
-        fetch_max_wait_ms: int,
-        fetch_max_bytes: int,
-        max_partition_fetch_bytes: int,
-        check_crcs: bool = True,
-        isolation_level: str = "read_committed",
-        clock: Callable[[], float] = time.monotonic,
+        self, connection: Connection, topic: str, *, isolation_level: str = "read_committed", **fetch: int
     ) -> None:
+        """``fetch``: the client's own bounds on a fetch, where they shall differ from its defaults."""
         self._connection = connection
         self.topic = topic
-        self._clock = clock
-        self._consumer = columnar(
-            connection.consumer(
-                group_id=None,
-                auto_offset_reset="none",
-                fetch_min_bytes=fetch_min_bytes,
-                fetch_max_wait_ms=fetch_max_wait_ms,
-                fetch_max_bytes=fetch_max_bytes,
-                max_partition_fetch_bytes=max_partition_fetch_bytes,
-                check_crcs=check_crcs,
-                isolation_level=isolation_level,
-            )
+        self._committed_only = isolation_level == "read_committed"
+        self._consumer = connection.consumer(
+            columns=True, group_id=None, auto_offset_reset="none", isolation_level=isolation_level, **fetch
+        )
+
+    @classmethod
+    def of_settings(cls, connection: Connection, settings: Settings) -> Input:
+        """The input topic of a service."""
+        kafka = settings.kafka
+        return cls(
+            connection,
+            settings.input.topic,
+            fetch_min_bytes=kafka.fetch_min_bytes,
+            fetch_max_wait_ms=settings.fetch_max_wait_ms,
+            fetch_max_bytes=kafka.fetch_max_bytes,
+            max_partition_fetch_bytes=kafka.max_partition_fetch_bytes,
+            check_crcs=kafka.check_crcs,
+            isolation_level="read_uncommitted" if settings.delivery.mode == "ephemeral" else "read_committed",
+        )
+
+    @classmethod
+    def of_log(
+        cls, connection: Connection, topic: str, *, fetch_bytes: int, isolation_level: str = "read_committed"
+    ) -> Input:
+        """A log that is read to its end, as fast as it comes."""
+        return cls(
+            connection,
+            topic,
+            fetch_min_bytes=1,
+            fetch_max_wait_ms=20,
+            fetch_max_bytes=fetch_bytes,
+            max_partition_fetch_bytes=fetch_bytes,
+            isolation_level=isolation_level,
         )
 
     async def start(self) -> None:
@@ -129,17 +121,29 @@ class Input:
     async def position(self, partition: int) -> int:
         return int(await self._consumer.position(self._tp(partition)))
 
-    def log_end(self, partition: int) -> int | None:
-        """End of the readable log as the last successful fetch said, None before the first."""
-        end = self._consumer.last_stable_offset(self._tp(partition))
-        if end is None or end < 0:
-            end = self._consumer.highwater(self._tp(partition))
-        return end if end is None or end >= 0 else None
+    def high_watermark(self, partition: int) -> int | None:
+        """End of the log as the last successful fetch said, None before the first: what idleness and lag are judged by.
+        Records of transactions that are still open lie before it."""
+        return _known(self._consumer.highwater(self._tp(partition)))
+
+    def stable_end(self, partition: int) -> int | None:
+        """Last stable offset as the last successful fetch said: how far committed records can be read. None before the
+        first fetch."""
+        return _known(self._consumer.last_stable_offset(self._tp(partition)))
 
     def next_fetch_offset(self, partition: int) -> int:
-        """Offset of the next fetch: beyond markers and aborted records that were passed over."""
-        state = self._consumer._subscription.subscription.assignment.state_value(self._tp(partition))
-        return int(state.position)
+        """Offset of the next fetch: beyond markers and aborted records that were passed over, also when nothing came after
+        them. At the high watermark everything is read."""
+        return self._consumer.fetch_position(self._tp(partition))
+
+    def blocked(self, partition: int) -> int | None:
+        """Offset at which an open transaction of somebody else holds us: all before it is read, and something lies behind.
+        None where nothing does. As the last successful fetch said, so ordinary transactions are seen for a moment too."""
+        if not self._committed_only:
+            return None
+        stable, end = self.stable_end(partition), self.high_watermark(partition)
+        held = stable is not None and end is not None and stable < end and self.next_fetch_offset(partition) == stable
+        return stable if held else None
 
     def confirmed_at_ms(self, partition: int) -> int:
         """Wall-clock time of the last successful fetch response for the partition, 0 before the first."""
@@ -152,6 +156,40 @@ class Input:
         """Ends of the log as this consumer's isolation level sees them."""
         return await self._offsets(self._consumer.end_offsets, partitions)
 
+    async def facts(self, partitions: Iterable[int]) -> dict[int, LogFacts]:
+        """What is true of the log of each partition now.
+
+        Raises DataLossError when the topic is gone, KafkaUnavailableError when nobody answers."""
+        parts = list(partitions)
+        if not parts:
+            return {}
+        topic_id = await self.identity()
+        if topic_id is None:
+            raise DataLossError(gone(self.topic))
+        ask = self._consumer.offsets
+        begins, stables, ends = await asyncio.gather(
+            self._offsets(lambda tps: ask(tps, end=False), parts),
+            self._offsets(lambda tps: ask(tps, end=True, committed=True), parts),
+            self._offsets(lambda tps: ask(tps, end=True), parts),
+        )
+        # asked for at the same time: where the last stable offset is newer, the end has reached it too
+        return {part: LogFacts(topic_id, begins[part], max(ends[part], stables[part]), stables[part]) for part in parts}
+
+    async def identity(self, partitions: Iterable[int] = ()) -> str | None:
+        """Id of the topic, "" on a broker without topic ids, None when there is no such topic any more. The leaders of
+        ``partitions`` are asked: who has sent us records of a new topic of this name knows its id. Else any broker."""
+        tps = [self._tp(partition) for partition in partitions]
+        return await self._explained(topic_identity(self._consumer.client, self.topic, tps), "looking at the input")
+
+    async def missing(self, topics: Sequence[str]) -> list[str]:
+        """Those topics that are not there. Empty when nobody answers: then nothing is known."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                found = await asyncio.gather(*(topic_identity(self._consumer.client, topic) for topic in topics))
+        except (TimeoutError, KafkaError, OSError):
+            return []
+        return [topic for topic, identity in zip(topics, found, strict=True) if identity is None]
+
     async def at_time(self, partitions: Iterable[int], timestamp_ms: int) -> dict[int, int]:
         """First offsets at or after a time; the end where there is none."""
         parts = list(partitions)
@@ -162,16 +200,29 @@ class Input:
             for partition in parts
         }
 
-    async def _offsets(self, ask: Callable[[list[TopicPartition]], Any], partitions: Iterable[int]) -> dict[int, int]:
+    async def _offsets(
+        self, ask: Callable[[list[TopicPartition]], Awaitable[Mapping[Any, int]]], partitions: Iterable[int]
+    ) -> dict[int, int]:
+        tps = [self._tp(partition) for partition in partitions]
         for attempt in range(20):
             try:
-                found = await ask([self._tp(partition) for partition in partitions])
-                return {tp.partition: offset for tp, offset in found.items()}
+                found = await ask(tps)
+                return {key if isinstance(key, int) else key.partition: offset for key, offset in found.items()}
             except (TimeoutError, KafkaError) as error:
                 if attempt == 19 or not getattr(error, "retriable", True):
                     raise self._connection.explain(error, f"offsets of {self.topic!r}") from error
                 await asyncio.sleep(0.25)
         raise AssertionError("unreachable")
 
+    async def _explained(self, asking: Awaitable[T], doing: str) -> T:
+        try:
+            return await asking
+        except (TimeoutError, KafkaError, OSError) as error:
+            raise self._connection.explain(error, f"{doing} ({self.topic!r})") from error
+
     def _tp(self, partition: int) -> TopicPartition:
         return TopicPartition(self.topic, partition)
+
+
+def _known(offset: int | None) -> int | None:
+    return offset if offset is not None and offset >= 0 else None

@@ -14,6 +14,7 @@ from aiokafka.protocol.types import (
     Int64,
     Schema,
     TaggedFields,
+    UnsignedVarInt32,
 )
 
 
@@ -81,19 +82,9 @@ class TxnOffsetCommit(Request[_TxnOffsetCommitStruct]):
         return request_struct_class(*self._fields, {})
 
 
-_PARTITION = (
-    ("error_code", Int16),
-    ("partition", Int32),
-    ("leader", Int32),
-    ("leader_epoch", Int32),
-    ("replicas", CompactArray(Int32)),
-    ("isr", CompactArray(Int32)),
-    ("offline", CompactArray(Int32)),
-    ("tags", TaggedFields),
-)
+class _TopicIdResponse(Response):
+    """Ends where what we want ends: partitions follow, and decoding them would cost more than the round trip."""
 
-
-class _MetadataResponse(Response):
     API_KEY = 3
     API_VERSION = 12
     SCHEMA = Schema(
@@ -110,28 +101,19 @@ class _MetadataResponse(Response):
         ),
         ("cluster_id", CompactString("utf-8")),
         ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("topic", CompactString("utf-8")),
-                ("id_high", Int64),
-                ("id_low", Int64),
-                ("is_internal", Boolean),
-                ("partitions", CompactArray(*_PARTITION)),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
+        ("topics", UnsignedVarInt32),  # the array's length + 1: one topic was asked for
+        ("error_code", Int16),
+        ("topic", CompactString("utf-8")),
+        ("id_high", Int64),
+        ("id_low", Int64),
     )
 
 
-class _MetadataStruct(RequestStruct):
+class _TopicIdStruct(RequestStruct):
     API_KEY = 3
     API_VERSION = 12
     FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _MetadataResponse
+    RESPONSE_TYPE = _TopicIdResponse
     SCHEMA = Schema(
         (
             "topics",
@@ -148,13 +130,13 @@ class _MetadataStruct(RequestStruct):
     )
 
 
-class TopicMetadata(Request[_MetadataStruct]):
-    """Metadata v12: the version that tells topic ids, which aiokafka does not ask for."""
+class TopicId(Request[_TopicIdStruct]):
+    """Metadata v12 of one topic: the version that tells topic ids, which aiokafka does not ask for."""
 
     API_KEY: ClassVar[int] = 3
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
 
-    def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
+    def build(self, request_struct_class: type[_TopicIdStruct]) -> _TopicIdStruct:
         return request_struct_class([(0, 0, self._topic, {})], False, False, {})

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-
-from aiokafka import TopicPartition
 
 from streamer.core import RecordBatch
-from streamer.errors import DataLossError, KafkaUnavailableError
+from streamer.errors import KafkaUnavailableError
 from streamer.kafka.client import Connection, KafkaError, close
-from streamer.kafka.commit import TRANSACTION_HEADER
 from streamer.kafka.input import Input
-from streamer.records.changelog import Kind, Progress, StreamRecord, decode_progress, decode_stream
+from streamer.kafka.writes import TRANSACTION_HEADER
 
 _UNDECIDED_S = 1.0
 _POLL_S = 0.02
@@ -28,22 +24,8 @@ _HANGING_S = 60.0
 """After this long an undecided transaction is one that its coordinator does not know any more."""
 
 
-@dataclass(slots=True)
-class RestoreChunk:
-    """Newest records of one stretch of a changelog partition, to be applied in order of the chunks."""
-
-    partition: int
-    records: list[StreamRecord]
-    """With a state, and window lanes' ``through``"""
-    forgotten: dict[bytes, int]
-    """Streams whose state ends here: stream -> through"""
-    removed: set[tuple[Kind, bytes]]
-    """Tombstones"""
-    progress: Progress | None
-    done: int
-    """Next changelog offset"""
-    end: int
-    bytes_read: int
+Apply = Callable[[RecordBatch, int, int], None]
+"""Some records, the next offset of the changelog after them, and their bytes"""
 
 
 class Restorer:
@@ -127,7 +109,8 @@ class Restorer:
                 headers = batch.headers.get(0, ())
                 if batch.offsets[0] != offset:
                     return  # decided meanwhile
-                found = next((value.decode() for name, value in headers if name == TRANSACTION_HEADER), "")
+                named = next((value for name, value in headers if name == TRANSACTION_HEADER), None)
+                found = (named or b"").decode("utf-8", "replace")
         if not found or found in fenced or found in self._own_ids:
             return  # foreign or own: the broker's time-out decides
         fenced.add(found)
@@ -138,16 +121,15 @@ class Restorer:
             await close(producer)
 
     async def read(
-        self, ends: dict[int, int], *, on_chunk: Callable[[RestoreChunk], None], max_records: int = 2_000
+        self, ends: dict[int, int], *, on_piece: Apply, max_records: int = 2_000
     ) -> AsyncIterator[list[int]]:
-        """Reads every partition from its beginning to its end; ``on_chunk`` gets at least one chunk per partition. Yields
-        partitions as they are complete. A chunk is small, since live partitions wait while it is applied.
-
-        Raises DataLossError for records that are corrupt or foreign."""
+        """Reads every partition from its beginning to its end; ``on_piece`` gets at least one piece per partition, the last
+        of them empty. Yields partitions as they are complete. A piece is small, since live partitions wait while it is
+        applied."""
         begins = await self._committed.beginnings(ends)
         empty = [partition for partition in ends if begins[partition] >= ends[partition]]
         for partition in empty:
-            on_chunk(RestoreChunk(partition, [], {}, set(), None, ends[partition], ends[partition], 0))
+            on_piece(RecordBatch(partition, [], [], [], []), ends[partition], 0)
         if empty:
             yield empty
         positions = {partition: begins[partition] for partition in ends if partition not in empty}
@@ -160,15 +142,17 @@ class Restorer:
             moved_at = asyncio.get_running_loop().time()
             while positions:
                 for batch in await reader.poll(max_records, 100):
-                    next_offset = reader.next_fetch_offset(batch.partition)
-                    on_chunk(_chunk(batch, next_offset, ends[batch.partition]))
+                    size = sum(
+                        len(key or b"") + len(value or b"") for key, value in zip(batch.keys, batch.values, strict=True)
+                    )
+                    on_piece(batch, reader.next_fetch_offset(batch.partition), size)
                 done = []
                 for partition in list(positions):
                     position = reader.next_fetch_offset(partition)
                     if position > positions[partition]:
                         positions[partition], moved_at = position, asyncio.get_running_loop().time()
                     if position >= ends[partition]:  # markers and compaction: the last record may lie before the end
-                        on_chunk(RestoreChunk(partition, [], {}, set(), None, position, ends[partition], 0))
+                        on_piece(RecordBatch(partition, [], [], [], []), position, 0)
                         del positions[partition]
                         done.append(partition)
                 if done:
@@ -180,30 +164,6 @@ class Restorer:
                     )
         finally:
             await reader.stop()
-
-
-def _chunk(batch: RecordBatch, done: int, end: int) -> RestoreChunk:
-    newest: dict[bytes, bytes | None] = {}
-    size = 0
-    for key, value in zip(batch.keys, batch.values, strict=True):
-        if key is None:
-            raise DataLossError("changelog: a record without key is not ours: restore the topic, or start a new group")
-        newest.pop(key, None)
-        newest[key] = value
-        size += len(key) + len(value or b"")
-    chunk = RestoreChunk(batch.partition, [], {}, set(), None, done, end, size)
-    for key, value in newest.items():
-        if key[:1] == bytes([Kind.PROGRESS]):
-            chunk.progress = decode_progress(value) if value is not None else None
-        elif value is None:
-            chunk.removed.add((Kind(key[0]), key[2 + key[1] :]))
-        else:
-            record = decode_stream(key, value)
-            if record.kind is Kind.STATE and record.state is None:
-                chunk.forgotten[record.stream] = record.through
-            else:
-                chunk.records.append(record)
-    return chunk
 
 
 async def find_record(
@@ -235,6 +195,3 @@ async def find_record(
         raise connection.explain(error, f"reading {topic!r}") from error
     finally:
         await reader.stop()
-
-
-__all__ = ["RestoreChunk", "Restorer", "TopicPartition", "find_record"]

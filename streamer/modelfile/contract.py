@@ -9,7 +9,7 @@ Whether the declarations are true is checked by ``streamer.modelfile.model`` aga
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -20,9 +20,13 @@ import numpy as np
 
 from streamer.core import F32
 from streamer.errors import ModelError
+from streamer.modelfile.feature import Feature, as_feature, check_features
 
 METADATA_KEY = "streamer.contract"
 FORMAT = 1
+_MAX_VALUES = 1 << 22
+"""Of one event, state or output: beyond it a shape is a mistake, and would take the memory before anyone sees it."""
+_MAX_AXES = 16
 
 Axis = int | Literal["batch", "time"]
 
@@ -35,9 +39,13 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """The tensor that takes the events. The numeric axes multiply to F, the features of one event."""
 
     name: str
+    """Of the graph input."""
     shape: tuple[Axis, ...]
-    features: tuple[str, ...] = ()
+    """Each axis "batch" (the streams), "time" (the events of one call; none: one event per call), or a number."""
+    features: tuple[str | Feature, ...] = ()
+    """One per value of an event: a name (a number), or a table that says what the value means."""
     dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
+    """Of the graph input; whole numbers for ids of words."""
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -48,9 +56,13 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """
 
     input: str
+    """Graph input that takes the state."""
     shape: tuple[Axis, ...]
+    """With "batch" where the streams go, numbers elsewhere."""
     output: str | None = None
+    """Graph output that holds the next state; required in step mode."""
     initial: str | float | list[Any] = "zeros"
+    """`"zeros"`, one number, or one stream's values, nested or flat."""
 
     @property
     def batch_axis(self) -> int:
@@ -80,10 +92,15 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """One tensor of the prediction. The numeric axes multiply to O, the values of one event or of one window."""
 
     name: str
+    """Of the graph output, and of the field in the prediction where there are several."""
     shape: tuple[Axis, ...]
+    """`"batch"`, `"time"` where there is a value for every step of a call, and numbers."""
     kind: Literal["value", "vector", "classes", "score"] = "vector"
+    """value and score: one number; classes: one per label, the largest wins."""
     labels: tuple[str, ...] | None = None
+    """Names of the O values; the prediction then says which is the largest."""
     per: Literal["event", "window"] = "event"
+    """In window mode "window" by default for an output without "time"."""
 
     @property
     def size(self) -> int:
@@ -94,8 +111,11 @@ class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """How an output becomes the next input when a sequence is generated."""
 
     output: str
+    """Name of the output that is fed back."""
     mode: Literal["sample", "argmax", "value"] = "value"
+    """sample: a class by its probability; argmax: the likeliest; value: the numbers themselves."""
     encoding: Literal["value", "index", "one-hot"] = "value"
+    """How a class is written into the next event; value with mode value only."""
     at: int = 0
     """First feature that the encoding fills; the others are 0."""
 
@@ -104,26 +124,41 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """All that is needed to run a model, and what people want to know about it."""
 
     name: str
+    """Of the model, for people and metrics."""
     mode: Literal["step", "window"]
+    """step: an answer for every event, states are carried on; window: an answer per closed window."""
     input: Input
+    """The tensor that takes the events (below)."""
     outputs: tuple[Output, ...]
+    """The tensors of the prediction (below)."""
     format: int = FORMAT
+    """Of the contract itself."""
     version: str = "1"
+    """Of the model; predictions carry it."""
     lengths: str | None = None
     """Name of the tensor that takes the valid steps per row; None: rows of one call are equally long."""
     states: tuple[State, ...] = ()
+    """What is carried from event to event, in any order (below)."""
     constants: dict[str, Any] = {}
     """Graph input -> value (a number or nested lists), fed with every call."""
     context: int = 0
     """How many trailing values of the previous event are put in front of the next one."""
     feedback: Feedback | None = None
+    """For models that generate (below)."""
     cell: str | None = None
+    """For people: rnn, lstm, gru, ..."""
     layers: int | None = None
+    """For people."""
     directions: int | None = None
+    """For people: 1 or 2."""
     hidden: int | None = None
+    """For people: size of the hidden state."""
     parameters: int | None = None
+    """For people: number of weights."""
     trained_on: Any = None
+    """For people: anything that says on which data."""
     metrics: dict[str, Any] = {}
+    """For people: name -> value on held-out data."""
 
     @cached_property
     def features(self) -> int:
@@ -133,7 +168,12 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """One name per feature: the declared ones, else x0, x1, ..."""
-        return self.input.features or tuple(f"x{index}" for index in range(self.features))
+        return tuple(feature.name for feature in self.feature_tables)
+
+    @cached_property
+    def feature_tables(self) -> tuple[Feature, ...]:
+        """What each of the F values of an event means; where only names are declared, or nothing: numbers."""
+        return tuple(as_feature(each) for each in self.input.features or [f"x{i}" for i in range(self.features)])
 
     @property
     def output_sizes(self) -> tuple[int, ...]:
@@ -150,7 +190,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         """A contract from JSON. ModelError, in one sentence that names the field, for anything that is not one."""
         try:
             fields = msgspec.json.decode(document)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"{source} is not JSON ({error}): export the model again") from None
         return cls.from_fields(fields, source=source)
 
@@ -163,6 +203,12 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
                 raise ModelError(
                     f"{source}: format is {declared}, this version of streamer reads {FORMAT}: use one that fits"
                 )
+        missing = list(_missing(fields, cls))
+        if missing:
+            raise ModelError(
+                f"{source}: missing {'is' if len(missing) == 1 else 'are'} {', '.join(missing)}: declare"
+                f" {'it' if len(missing) == 1 else 'them'}; `streamer inspect MODEL --draft` proposes a contract"
+            )
         try:
             contract = msgspec.convert(_with_defaults(fields), cls)
         except msgspec.ValidationError as error:
@@ -180,6 +226,9 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return msgspec.json.encode({"format": self.format, **msgspec.to_builtins(self)})
 
 
+_PARTS: dict[str, type[msgspec.Struct]] = {"input": Input, "states": State, "outputs": Output, "feedback": Feedback}
+
+
 def load_sidecar(path: str | Path) -> Contract:
     """The contract in a sidecar NAME.toml. ModelError if the file is missing, is not TOML, or declares nonsense."""
     try:
@@ -187,7 +236,7 @@ def load_sidecar(path: str | Path) -> Contract:
         fields = tomllib.loads(text)
     except OSError as error:
         raise ModelError(f"the sidecar {path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deep
         raise ModelError(f"the sidecar {path} is not TOML: {error}") from None
     return Contract.from_fields(fields, source=f"the sidecar {path}")
 
@@ -197,18 +246,38 @@ def _with_defaults(fields: Any) -> Any:
     if not isinstance(fields, dict) or fields.get("mode") != "window" or not isinstance(fields.get("outputs"), list):
         return fields
     outputs = [
-        {"per": "event" if "time" in output.get("shape", ()) else "window", **output}
-        if isinstance(output, dict)
+        {"per": "event" if "time" in output["shape"] else "window", **output}
+        if isinstance(output, dict) and isinstance(output.get("shape"), list)
         else output
         for output in fields["outputs"]
     ]
     return {**fields, "outputs": outputs}
 
 
+def _missing(fields: Any, of: type[msgspec.Struct], where: str = "") -> Iterator[str]:
+    """The required fields that are not there, inner ones too, so that one message names them all."""
+    if not isinstance(fields, dict):
+        return
+    for each in msgspec.structs.fields(of):
+        name = f"{where}{each.name}"
+        if each.name not in fields:
+            inner = _PARTS.get(each.name) if each.required else None
+            needed = [part.name for part in msgspec.structs.fields(inner) if part.required] if inner else []
+            if each.required:
+                yield name + (" (step or window)" if name == "mode" else f" ({' and '.join(needed)})" if needed else "")
+        elif each.name in _PARTS:
+            value = fields[each.name]
+            if isinstance(value, list | tuple):
+                for index, part in enumerate(value):
+                    yield from _missing(part, _PARTS[each.name], f"{name}[{index}].")
+            else:
+                yield from _missing(value, _PARTS[each.name], f"{name}.")
+
+
 def _floats(values: Any, what: str) -> F32:
     try:
         return np.asarray(values, np.float32)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ModelError(f"{what} is not a number, nor (nested) lists of numbers of equal length: correct it") from None
 
 
@@ -237,27 +306,30 @@ def _check_shape(what: str, shape: Sequence[Axis], *, time: bool) -> None:
         raise ModelError(f'{what}: shape {list(shape)} may contain "time" {reason}')
     if any(isinstance(axis, int) and axis < 1 for axis in shape):
         raise ModelError(f"{what}: the sizes in shape {list(shape)} must be at least 1")
+    if len(shape) > _MAX_AXES or _size(shape) > _MAX_VALUES:
+        raise ModelError(
+            f"{what}: shape {list(shape)[:_MAX_AXES]} has more than {_MAX_VALUES} values or {_MAX_AXES} axes: correct it"
+        )
 
 
 def _check_input(contract: Contract) -> None:
     declared = contract.input
     _check_shape(f"input {declared.name!r}", declared.shape, time=True)
-    if declared.features and len(declared.features) != contract.features:
-        raise ModelError(
-            f"input {declared.name!r}: {len(declared.features)} feature names for {contract.features} features:"
-            " name each value of an event once"
-        )
-    if len(set(declared.features)) != len(declared.features):
-        raise ModelError(f"input {declared.name!r}: feature names are not unique: name each value of an event once")
+    check_features(declared.features, contract.features, f"input {declared.name!r}")
     if contract.mode == "window" and contract.single_step:
         raise ModelError(f'input {declared.name!r}: a window model needs a "time" axis in shape {list(declared.shape)}')
     if contract.lengths is not None and contract.single_step:
         raise ModelError(
             f'lengths {contract.lengths!r} make no sense for an input without a "time" axis: leave them out'
         )
-    if contract.context < 0:
+    if not 0 <= contract.context <= _MAX_VALUES:
         raise ModelError("context must be 0 or the number of values to repeat")
     if contract.context:
+        if declared.dtype != "float32":
+            raise ModelError(
+                f"input {declared.name!r}: context is kept as float32, which does not hold every {declared.dtype}: "
+                "export the model with the context among its states"
+            )
         if contract.mode == "window":
             raise ModelError("context belongs to step models: a window model sees its whole window")
         if sum(isinstance(axis, int) for axis in declared.shape) != 1:
@@ -316,6 +388,10 @@ def _check_feedback(contract: Contract, feedback: Feedback) -> None:
         raise ModelError(
             f"feedback: mode {feedback.mode} and encoding {feedback.encoding} do not go together: argmax picks a class"
             " (index, one-hot), value feeds numbers back (value)"
+        )
+    if feedback.mode == "value" and contract.input.dtype.startswith("int"):
+        raise ModelError(
+            f"feedback: an output is no {contract.input.dtype}: feed classes back, or take floats as input"
         )
     width = 1 if feedback.encoding == "index" else output.size
     if feedback.at < 0 or feedback.at + width > contract.features:

@@ -70,5 +70,9 @@ def _contract(path: Path, embedded: bytes | None) -> Contract:
     if embedded is not None:
         return Contract.parse(embedded, source=f"metadata {METADATA_KEY}")
     if not sidecar.exists():
-        raise ModelError(f"it has no contract: export it with `python -m export`, or write {sidecar.name} beside it")
+        raise ModelError(
+            "it has no contract: export it with `python -m streamer_export` (in the checkout `python -m export`), or write "
+            f"{sidecar.name} beside it"
+            f" (`streamer inspect {path.name} --draft` proposes one)"
+        )
     return load_sidecar(sidecar)

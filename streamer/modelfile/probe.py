@@ -18,6 +18,9 @@ from streamer.modelfile.signature import Array
 TOLERANCE = 1e-5
 """What rows and chunks may differ by, absolute and relative: other kernels round differently."""
 
+_SUM_TOLERANCE = 1e-3
+"""What probabilities may miss one by: float32, and exporters that round."""
+
 _ROWS, _STEPS = 3, 3
 _LENGTH_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -40,6 +43,7 @@ class Probe:
         self.model = model
         self.findings: list[Finding] = []
         self._worst = 0.0
+        self._finite = True
         self._stepping = model.contract.mode == "step"
 
     def run(self) -> list[Finding]:
@@ -52,6 +56,9 @@ class Probe:
         if contract.input.dtype.startswith("int"):
             pattern = np.abs(np.trunc(pattern))
         self.x: F32 = pattern.astype(np.float32).reshape(_ROWS, steps, contract.features)
+        for place, feature in enumerate(contract.feature_tables):
+            if feature.vocabulary:  # words that it has, or every row would look the same to the graph
+                self.x[..., place] = np.trunc(np.abs(self.x[..., place]) / 1.5001 * len(feature.vocabulary))
         try:
             if self._stepping:
                 self._steps()
@@ -59,11 +66,35 @@ class Probe:
                 self._windows(unit)
         except ModelRunError as error:
             raise ModelError(f"a trial run failed: {error}: correct the contract or the graph") from None
+        self._classes()
         detail = (
             "every comparison is bit-equal" if self._worst == 0 else f"equal up to {self._worst:.1e}, not bit by bit"
         )
         self.findings.append(Finding("bit_equality", True, detail))
+        if not self._finite:
+            detail = "it gives NaN or infinity for ordinary events, which are rejected when it serves"
+            self.findings.append(Finding("finite", False, detail))
         return self.findings
+
+    def _classes(self) -> None:
+        """Rows of an output of kind classes are probabilities: they sum to one."""
+        model, steps = self.model, self.x.shape[1]
+        chosen = [(at, each.name) for at, each in enumerate(model.contract.outputs) if each.kind == "classes"]
+        if not chosen:
+            return
+        outputs = [output for row in range(_ROWS) for output, _ in self._alone(row, [slice(0, steps)])]
+        name = "classes_sum_to_one"
+        for at, output in chosen:
+            values = np.concatenate([each[at].reshape(-1, each[at].shape[-1]) for each in outputs]).astype(np.float64)
+            sums = values.sum(axis=1)
+            if (values < -_SUM_TOLERANCE).any() or not np.allclose(sums, 1, rtol=0, atol=_SUM_TOLERANCE):
+                detail = (
+                    f"rows of {output!r} sum to {sums.min():.3g} to {sums.max():.3g}: these are no probabilities (logits?), "
+                    "and they are published as they are. Add a softmax, or declare another kind"
+                )
+                self.findings.append(Finding(name, False, detail))
+            else:
+                self.findings.append(Finding(name, True, f"rows of {output!r} are probabilities"))
 
     def _length_multiple(self) -> int:
         """Smallest number of steps whose multiples run; the shapes of what comes out are checked on the way."""
@@ -89,13 +120,15 @@ class Probe:
         raise ModelError(f"a trial run failed: {failure}: correct the contract or the graph")
 
     def _equal(self, one: Sequence[Array], other: Sequence[Array]) -> bool:
-        """All close; remembers the largest difference among those that are."""
+        """All close, and what is not finite the same at the same places; remembers the largest difference."""
         worst = 0.0
         for a, b in zip(one, other, strict=True):
             if a.shape != b.shape or not np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
                 return False
-            difference = np.abs(a.astype(np.float64) - b)
-            worst = max(worst, float(np.max(difference, initial=0.0, where=np.isfinite(difference))))
+            finite = np.isfinite(a) & np.isfinite(b)
+            self._finite &= bool(finite.all())
+            if finite.any():
+                worst = max(worst, float(np.max(np.abs(a[finite].astype(np.float64) - b[finite]))))
         self._worst = max(self._worst, worst)
         return True
 

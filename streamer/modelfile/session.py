@@ -17,7 +17,9 @@ import onnxruntime
 from streamer.core import F32, I32
 from streamer.errors import ModelError, ModelRunError
 from streamer.modelfile.contract import Contract, State
-from streamer.modelfile.signature import Array, Layout, Signature
+from streamer.modelfile.signature import Array, Layout, Node, Signature
+
+RUNTIME = f"onnxruntime {onnxruntime.__version__}"
 
 Result = tuple[list[F32], list[F32]]
 
@@ -248,6 +250,12 @@ class Session:
         """What the time axis promised does not hold."""
         self.max_steps = 1
         self._settle()
+
+
+def nodes(source: Path | bytes) -> tuple[list[Node], list[Node]]:
+    """Inputs and outputs of a graph as ONNX Runtime describes them. ModelError if it refuses the file."""
+    session = _session(source, 1)
+    return list(session.get_inputs()), list(session.get_outputs())
 
 
 def _session(source: Path | bytes, threads: int) -> onnxruntime.InferenceSession:

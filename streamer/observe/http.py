@@ -39,12 +39,12 @@ class Source(Protocol):
 
     beat_at: float
     """Monotonic time of the loop's last sign of life."""
-    ready: bool
-    draining: bool
 
     def metrics(self) -> bytes: ...
 
-    def status(self) -> dict[str, Any]: ...
+    def status(self, stuck_s: float | None = None) -> dict[str, Any]: ...
+
+    def unready(self) -> str | None: ...
 
 
 class HttpServer:
@@ -104,20 +104,21 @@ class _Handler(BaseHTTPRequestHandler):
                 self._silent_s() < self.stuck_after_s, f"the event loop is silent for {self._silent_s():.1f} s"
             )
         elif path == "/readyz":
-            self._verdict(
-                self.source.ready and not self.source.draining,
-                "draining" if self.source.draining else "partitions are not restored yet",
-            )
+            why = self.source.unready()
+            self._verdict(why is None, why or "")
         elif path == "/status":
             silent_s = round(self._silent_s(), 1)
-            stuck = {"health": "stuck", "stuck_s": silent_s} if silent_s >= self.stuck_after_s else {}
-            self._json(200, self.source.status() | stuck)
+            self._json(200, self.source.status(silent_s if silent_s >= self.stuck_after_s else None))
         elif path.startswith("/streams/"):
             self._stream(unquote(path.removeprefix("/streams/")))
         elif path == "/":
             self._answer(200, PAGE, "text/html; charset=utf-8")
         else:
             self._json(404, {"error": "not here; see /status, /metrics, /livez, /readyz, /streams/KEY"})
+
+    def do_HEAD(self) -> None:
+        """As GET, without the body: monitors and load balancers ask so."""
+        self.do_GET()
 
     def _silent_s(self) -> float:
         return time.monotonic() - self.source.beat_at
@@ -147,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Content-Security-Policy", POLICY)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Requests are not logged: probes come every few seconds."""

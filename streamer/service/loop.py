@@ -1,100 +1,60 @@
 """The asyncio shell: fetch, hand over, run, commit, repeat; signals, drain, health. Nothing about sequences is decided here.
 
-One task (``run``) owns the processor. A commit runs beside it while the next epoch is fetched and run; group callbacks
-only set flags and wait. During a rebalance nothing is fetched; afterwards kept partitions go on, and new ones join them
-one by one as they are recovered.
+One task (``run``) owns the processor. A commit runs beside it while the next epoch is fetched and run (``commits``); group
+callbacks only note and wait (``membership``); partitions are restored beside it (``takeover``). During a rebalance nothing
+is fetched; afterwards kept partitions go on, and new ones join them one by one as they are restored.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
-from streamer.core import I64, Epoch, EventBatch, Outgoing, Reject
-from streamer.engine.ledger import Ledger
+from streamer.core import EventBatch, RecordBatch
+from streamer.engine.partition import Partition, Phase
 from streamer.engine.processor import Processor
-from streamer.errors import FencedError, KafkaUnavailableError
+from streamer.errors import DataLossError, FencedError, KafkaUnavailableError
+from streamer.kafka.client import Connection
 from streamer.kafka.commit import Committer
-from streamer.kafka.group import Group, Ownership
+from streamer.kafka.group import Group
 from streamer.kafka.input import Input
-from streamer.records.codec import Codec
-from streamer.service.clock import Clock, SystemClock, Times
+from streamer.observe.view import PartitionView, View
+from streamer.records.decode import Codec
+from streamer.service.clock import Clock
+from streamer.service.commits import CommitObserver, Commits
 from streamer.service.idleness import Idleness, Look
-from streamer.service.recovery import Recovery, RestoreState
+from streamer.service.membership import Membership, Standing
+from streamer.service.pace import Pace
+from streamer.service.takeover import RestoreProgress, Takeover
+from streamer.settings import Settings
+from streamer.words import Delivery
 
-_PUBLISHING = 4
 _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
+_HAND_OVER_S = 1.0
+"""When a hand-over waits for so long, work that is still running is given up: who comes next does it again."""
 _ROLLING_POLL_MS = 1
 """While sequences are generated: between two of their steps live records are looked for, and not waited for."""
+_MAX_FENCED = 5
+_RETRY_MS = 500
+_LOOK_S = 5.0
 
 
-@dataclass(frozen=True)
-class ServiceOptions:
-    """What the loop must know of the settings. ``delivery``: exactly-once | at-least-once | ephemeral."""
-
-    delivery: str
-    commit_interval_ms: int = 100
-    commit_min_gap_ms: int = 3
-    checkpoint_bytes_per_second: int = 20_000_000
-    checkpoint_interval_ms: int = 10_000
-    max_poll_records: int = 16_384
-    poll_timeout_ms: int = 50
-    fetch_max_wait_ms: int = 16
-    fetch_min_bytes: int = 100_000
-    drain_timeout_ms: int = 20_000
-    idle_ms: int = 30_000
-    max_fenced: int = 5
-    retry_ms: int = 500
-
-
-class Observer(Protocol):
+class Observer(CommitObserver, Protocol):
     """What the loop reports, at most a few calls per poll or commit."""
 
-    def polled(self, records: int, rejects: Sequence[Reject]) -> None: ...
-
-    def settled(self, processor: Processor, run_seconds: Sequence[float]) -> None: ...
-
-    def published(self, outgoing: Sequence[Outgoing], now_ms: int) -> None: ...
-
-    def committed(self, outcome: str, epoch: Epoch, times: Times, changelog_bytes: int) -> None: ...
+    def ran(self, seconds: Sequence[float]) -> None: ...
 
     def assigned(self, partitions: Sequence[int]) -> None: ...
 
-    def restoring(self, partition: int, state: RestoreState) -> None: ...
+    def restoring(self, partition: int, progress: RestoreProgress) -> None: ...
 
-    def recovered(self, partitions: Sequence[int], kept: Sequence[int], seconds: float) -> None: ...
+    def recovered(self, restored: Sequence[int], kept: Sequence[int], seconds: float) -> None: ...
 
     def failed(self, error: BaseException) -> None: ...
 
-    def tick(self, service: Service) -> None: ...
-
-
-@dataclass
-class _Open:
-    """The epoch under construction and what was sent of it ahead of the commit."""
-
-    times: Times = field(default_factory=Times)
-    publishing: list[asyncio.Task[None]] = field(default_factory=list)
-    started: float | None = None
-
-
-@dataclass
-class _Restoring:
-    """A recovery that runs beside the loop."""
-
-    began: float
-    cold: frozenset[int]
-    kept: list[int]
-    found: dict[int, Ledger] = field(default_factory=dict)
-    """Partitions that are ready and that the loop has not taken up yet."""
-    task: asyncio.Task[None] | None = None
-    restored: float | None = None
+    def tick(self, look: Callable[[], View]) -> None: ...
 
 
 class Service:
@@ -102,72 +62,57 @@ class Service:
 
     def __init__(
         self,
-        options: ServiceOptions,
+        settings: Settings,
         processor: Processor,
         codec: Codec,
         *,
-        make_group: Callable[[Service], Group],
+        connection: Connection,
+        membership: Membership,
+        group: Group,
         reader: Input,
-        make_committer: Callable[[Group], Committer],
-        make_recovery: Callable[[Service, Group, Committer], Recovery],
+        committer: Committer,
+        commits: Commits,
+        takeover: Takeover,
         observer: Observer,
-        clock: Clock | None = None,
+        clock: Clock,
     ) -> None:
-        self.options = options
+        self._settings = settings
         self.processor = processor
-        self.reader = reader
         self._codec = codec
-        self._clock = clock or SystemClock()
+        self._connection = connection
+        self._membership = membership
+        self._group = group
+        self._reader = reader
+        self._committer = committer
+        self._commits = commits
+        self._takeover = takeover
         self._observer = observer
-        self.group = make_group(self)
-        self.committer = make_committer(self.group)
-        self._recovery = make_recovery(self, self.group, self.committer)
+        self._clock = clock
         self.stopping = asyncio.Event()
-        self.ownership: Ownership | None = None
-        self._assignment: Ownership | None = None
-        self._revoking: asyncio.Event | None = None
-        self.warm: dict[int, int] = {}
-        self._commit: asyncio.Task[None] | None = None
-        self._committed_at = 0.0
-        self._sliced_at = 0.0
-        self._open = _Open()
-        self._restoring: _Restoring | None = None
-        self._fenced = 0
-        self._idleness = Idleness(options.idle_ms, stale_ms=max(1000, 10 * options.fetch_max_wait_ms))
-        self.outage_since: float | None = None
-        self.ready = False
-        """Every partition that we own is restored and replayed."""
+        idle_ms = settings.delivery.idle_ms
+        self._idleness = Idleness(idle_ms, stale_ms=max(1000, 10 * settings.fetch_max_wait_ms))
+        self._pace = Pace(settings.batch.max_poll_records)
+        self._fetching: dict[int, Partition] = {}
+        """What the reader fetches: restored partitions are taken up between two turns"""
+        self._blocked: dict[int, tuple[int, float]] = {}
+        """Partition -> (offset, since): an open transaction of somebody else holds us there"""
+        self._newest_ms: dict[int, int] = {}
+        """Partition -> timestamp of the newest record that was taken"""
+        self._taking: _Taking | None = None
+        self._fenced = self._fenced_at = 0
+        """How often in a row, and at how many commits: one that succeeds between is no row"""
+        self._looked_at = 0.0
         self.recovery_s: dict[str, float] = {}
-        """Of the last recovery: wait (for transactions of others), restore, replay."""
-
-    # group callbacks: set flags, wait, nothing else
-
-    def owned(self) -> frozenset[int]:
-        return self.ownership.partitions if self.ownership else frozenset()
-
-    async def on_revoked(self) -> None:
-        """Awaited by the group before it goes on: the open epoch is committed or given up within one deadline."""
-        if self.ownership is None:
-            return
-        drained = self._revoking = asyncio.Event()
-        try:
-            async with asyncio.timeout(self.options.drain_timeout_ms / 1000):
-                await drained.wait()
-        except TimeoutError:
-            self.ownership = None  # what is still open can no longer be committed; recovery drops it
-
-    def on_assigned(self, ownership: Ownership) -> None:
-        self._revoking = None
-        self._assignment = ownership
+        """Of the last take-over: wait (for transactions of others), restore, replay."""
 
     # the loop
 
     async def run(self) -> None:
         """Until ``stopping`` is set; then drains: commits what is open and leaves the group."""
-        await self.reader.start()
         try:
-            await self.committer.start()
-            await self.group.start()
+            await self._reader.start()
+            await self._committer.start()
+            await self._group.start()
             while not self.stopping.is_set():
                 await self._turn()
             await self._drain()
@@ -178,52 +123,84 @@ class Service:
             await self._close()
 
     async def _turn(self) -> None:
-        self._observer.tick(self)
-        self.group.check()
-        if self._revoking is not None:
-            await self._hand_over()
-        elif self._assignment is not None:
-            await self._adopt()
-        else:
-            try:
-                self._take_over()
-                if self.processor.ledgers:
+        self._observer.tick(self.view)
+        self._group.check()
+        try:
+            match self._membership.standing:
+                case Standing.LEAVING:
+                    await self._hand_over()
+                case Standing.ASSIGNED:
+                    await self._adopt()
+                case Standing.OWNING:
+                    self._take_over()
+                    await self._look_at_input()
                     await self._step()
-                else:
+                case Standing.OUT:
                     await asyncio.sleep(0.01)
-            except (FencedError, KafkaUnavailableError) as error:
-                await self._fail(error)
+        except (FencedError, KafkaUnavailableError) as error:
+            await self._recover(error)
 
     async def _step(self) -> None:
         """One poll and all that follows from it."""
-        clock, times = self._clock, self._open.times
-        if self._open.started is None:
-            times.begin(clock.monotonic())
-        batches = await self.reader.poll(self.options.max_poll_records, self._poll_timeout_ms())
-        times.end("fetch", clock.monotonic())
-        if self._revoking is None and self._assignment is None and batches:
-            if self._open.started is None:
-                self._open.started = clock.monotonic()
-            decoded = [self._codec.decode(batch) for batch in batches]
-            times.end("decode", clock.monotonic())
-            await self._process(decoded)
-        elif batches:  # a rebalance began while the poll was out: these records belong to whoever comes next
-            self._fetch_from_here()
+        ownership = self._membership.ownership
+        assert ownership is not None
+        if not self.processor.partitions:
+            await asyncio.sleep(0.01)
             return
+        clock, commits = self._clock, self._commits
+        commits.begin_turn()
+        timeout_ms = _ROLLING_POLL_MS if self.processor.rolling else commits.poll_timeout_ms()
+        asked = self._pace.records
+        try:
+            batches = await self._reader.poll(asked, timeout_ms)
+        except DataLossError:
+            await self._committer.same_input()  # raises the better reason, if there is one
+            raise
+        commits.times.end("fetch", clock.monotonic())
+        if self._membership.standing is not Standing.OWNING:
+            self._fetch_from_here()  # these records belong to whoever comes next
+            return
+        if batches:
+            commits.records_came()
+        await self._process(batches)
         await self._watch_idle()
         await self._roll()
-        await self._maybe_commit(drained=sum(map(len, batches)) < self.options.max_poll_records)
+        await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
 
-    async def _process(self, decoded: list[EventBatch]) -> None:
-        self.processor.ingest(decoded)
-        self._open.times.end("wait", self._clock.monotonic())
-        self._observer.polled(
-            sum(len(batch) for batch in decoded), [reject for batch in decoded for reject in batch.rejects]
-        )
-        await self._run()
+    async def _look_at_input(self) -> None:
+        """A topic that was deleted and created again is told also where nothing is committed."""
+        now = self._clock.monotonic()
+        if now - self._looked_at >= self._settings.kafka.metadata_max_age_ms / 1000:
+            self._looked_at = now
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._committer.same_input()
+            except (KafkaUnavailableError, TimeoutError) as error:  # told; what is here stays right
+                self._observer.failed(self._connection.explain(error, "looking at the input"))
 
-    async def _run(self) -> None:
-        clock, times = self._clock, self._open.times
+    async def _process(self, batches: Sequence[RecordBatch]) -> None:
+        times = self._commits.times
+        decoded = [self._codec.decode(batch) for batch in batches]
+        times.end("decode", self._clock.monotonic())
+        self._newest_ms |= {batch.partition: batch.timestamps_ms[-1] for batch in batches}
+        self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded})])
+        times.end("wait", self._clock.monotonic())
+        spent_s = await self._run()
+        self._pace.note(sum(map(len, batches)), spent_s)
+
+    def _passed(self, fetched: set[int]) -> list[EventBatch]:
+        """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""
+        found = []
+        for number, partition in self._fetching.items():
+            if number not in fetched and partition.running:
+                reached = self._reader.next_fetch_offset(number)
+                if reached > partition.next_offset:
+                    found.append(EventBatch.empty(number, reached, self.processor.no_events))
+        return found
+
+    async def _run(self) -> float:
+        """All pending work; how long model calls took. Gives it up when a hand-over has waited for too long."""
+        clock, times = self._clock, self._commits.times
         last = begun = clock.monotonic()
         seconds: list[float] = []
         for _ in self.processor.run():
@@ -232,320 +209,236 @@ class Service:
             if now - begun > _YIELD_S:
                 times.end("run", now)
                 await asyncio.sleep(0)
-                begun = clock.monotonic()
+                if self._membership.leaving_s > _HAND_OVER_S:
+                    self.processor.abandon()
+                    break
+                begun = now = clock.monotonic()
                 times.end("wait", begun)
-                now = begun
             last = now
         times.end("run", clock.monotonic())
-        self._observer.settled(self.processor, seconds)
-        if self.options.delivery != "exactly-once":
-            await self._publish()
+        self._observer.ran(seconds)
+        await self._commits.publish()
+        return sum(seconds)
 
     async def _roll(self) -> None:
         """One step of what is being generated: a live event waits for no more than that."""
-        if not len(self.processor.rollouts):
+        if not self.processor.rolling:
             return
         began = self._clock.monotonic()
         self.processor.roll()
         ended = self._clock.monotonic()
-        self._open.times.end("run", ended)
-        self._observer.settled(self.processor, [ended - began])
-        if self.options.delivery != "exactly-once":
-            await self._publish()
-
-    async def _publish(self) -> None:
-        """Sends predictions as they settle, at most ``_PUBLISHING`` polls of them in flight."""
-        outgoing, rejects = self.processor.results()
-        if not outgoing and not rejects:
-            return
-        publishing = self._open.publishing
-        while len(publishing) >= _PUBLISHING:
-            await publishing.pop(0)
-        self._open.times.end("encode", self._clock.monotonic())
-        publishing.append(asyncio.create_task(self._publish_now(outgoing, rejects)))
-
-    async def _publish_now(self, outgoing: list[Outgoing], rejects: list[Reject]) -> None:
-        await self.committer.publish(outgoing, rejects)
-        self._observer.published(outgoing, self._clock.now_ms())
-
-    # commit
-
-    async def _maybe_commit(self, *, drained: bool) -> None:
-        """At once when the input is drained, else every ``commit_interval_ms``; one commit at a time, and never closer
-        to the last one than the broker's marker writing allows."""
-        options, now = self.options, self._clock.monotonic()
-        if self._commit is not None:
-            waited = self._open.started is not None and now - self._open.started > 4 * options.commit_interval_ms / 1000
-            if not self._commit.done() and not waited:
-                return
-            await self._finish_commit()
-        if now - self._committed_at >= self._commit_interval_ms(drained=drained) / 1000:
-            await self._begin_commit()
-
-    def _commit_interval_ms(self, *, drained: bool) -> int:
-        eager = drained and self.options.delivery == "exactly-once"
-        return self.options.commit_min_gap_ms if eager else self.options.commit_interval_ms
-
-    async def _begin_commit(self) -> None:
-        assert self._commit is None
-        now = self._clock.monotonic()
-        epoch = self.processor.seal(self._clock.now_ms(), self._slice_bytes(now))
-        if epoch is None or self.ownership is None:
-            return
-        self._sliced_at = now
-        opened, self._open = self._open, _Open()
-        self._open.times.begin(now)
-        if opened.started is None:
-            opened.times.begin(now)
-        opened.times.end("encode", self._clock.monotonic())
-        self._commit = asyncio.create_task(self._commit_now(epoch, self.ownership, opened))
-
-    def _slice_bytes(self, now: float) -> int:
-        """Spreads a round over half its interval, since a large slice delays what is committed with it; at most the byte
-        budget, which comes first when memory changes faster than that."""
-        options = self.options
-        pace = self.processor.round_bytes / (options.checkpoint_interval_ms / 2000)
-        return int(min(pace, options.checkpoint_bytes_per_second) * max(min(now - self._sliced_at, 1.0), 0.0))
-
-    async def _commit_now(self, epoch: Epoch, ownership: Ownership, opened: _Open) -> None:
-        before = self.committer.bytes_written
-        outcome = "failed"
-        try:
-            await asyncio.gather(*opened.publishing)
-            self.warm.update(await self.committer.commit(epoch, ownership))
-            outcome = "committed"
-        except FencedError:
-            outcome = "fenced"
-            raise
-        finally:
-            self._committed_at = self._clock.monotonic()
-            opened.times.end("commit", self._committed_at)
-            self._observer.committed(outcome, epoch, opened.times, self.committer.bytes_written - before)
-        if epoch.outgoing:
-            self._observer.published(epoch.outgoing, self._clock.now_ms())
-
-    async def _finish_commit(self) -> None:
-        commit, self._commit = self._commit, None
-        if commit is not None:
-            await commit
-            self._fenced = 0
-            self.outage_since = None
-
-    async def _settle_all(self) -> None:
-        """Commits everything that is open: first the commit in flight, then what was run beside it."""
-        await self._finish_commit()
-        await self._begin_commit()
-        await self._finish_commit()
-        await asyncio.gather(*self._open.publishing)
+        self._commits.times.end("run", ended)
+        self._observer.ran([ended - began])
+        await self._commits.publish()
 
     # rebalance and recovery
 
     async def _hand_over(self) -> None:
         """Before a rebalance: commit what is open, then let the group go on."""
-        revoking = self._revoking
-        assert revoking is not None
+        membership, processor = self._membership, self.processor
         try:
-            await self._settle_all()
+            for partition in processor.partitions.values():
+                partition.hand_over()
+            if membership.ownership is not None:
+                await self._commits.settle_all(membership.ownership)
         except (FencedError, KafkaUnavailableError) as error:
             self._observer.failed(error)
             await self._forget_all()
         finally:
-            if self.options.delivery == "ephemeral":
+            if Delivery(self._settings.delivery.mode) is Delivery.EPHEMERAL:
                 self._idleness.clear()
-            self._revoking = None
-            revoking.set()
-        while self._assignment is None and self._revoking is None and not self.stopping.is_set():
-            self.group.check()
-            self._observer.tick(self)
+            membership.handed_over()
+        while membership.standing is Standing.OWNING and not self.stopping.is_set():
+            self._group.check()
+            self._observer.tick(self.view)
             await asyncio.sleep(0.01)
 
     async def _adopt(self) -> None:
-        """After an assignment: drop what is gone, keep what did not change, begin to recover the rest."""
-        ownership, self._assignment = self._assignment, None
-        assert ownership is not None
+        """After an assignment: drop what is gone, keep what nobody else wrote, begin to restore the rest."""
         began = self._clock.monotonic()
-        await self._drop_commit()
-        await self._stop_restoring()
-        for partition in set(self.processor.ledgers) - ownership.partitions:
-            self._forget(partition)
-        self.ownership = ownership
-        self.ready = False
+        await self._commits.finish()
+        await self._takeover.stop()
+        ownership = self._membership.adopt()
+        processor = self.processor
+        for number in processor.partitions.keys() - ownership.partitions:
+            self._drop(number)
         self._observer.assigned(sorted(ownership.partitions))
-        self.reader.assign({})
-        try:
-            await self.committer.ready()
-            kept = await self._recovery.unchanged({p: self.warm[p] for p in self.processor.ledgers if p in self.warm})
-        except KafkaUnavailableError as error:
-            self._observer.failed(error)
-            self.outage_since = self.outage_since or began
-            await self._forget_all()
-            await asyncio.sleep(self.options.retry_ms / 1000)
-            self._assignment = self._assignment or ownership
-            return
-        cold = ownership.partitions - kept
-        for partition in cold:
-            self._forget(partition)
+        self._fetching = {}
+        self._reader.assign({})
+        await self._committer.ready()
+        kept = await self._takeover.unchanged(processor.partitions.values())
+        for number, partition in list(processor.partitions.items()):
+            if number not in kept:
+                self._drop(number)
+            elif partition.phase is Phase.HANDING_OVER:
+                partition.keep()
         self._fetch_from_here()
         self._idleness.clear()
-        self._open = _Open()
-        self._restoring = restoring = _Restoring(began, cold, sorted(kept))
-
-        def found(partition: int, ledger: Ledger, end: int) -> None:
-            restoring.found[partition] = ledger
-            self.warm[partition] = end
-
-        restoring.task = asyncio.create_task(self._recovery.restore(cold, found))
+        cold = ownership.partitions - processor.partitions.keys()
+        self._taking = _Taking(began, sorted(cold), sorted(kept))
+        self._takeover.begin(cold)
 
     def _take_over(self) -> None:
         """Takes up the partitions that are restored by now; all are live when the last replay has ended. Raises what ended
-        the recovery."""
-        restoring = self._restoring
-        if restoring is None or restoring.task is None:
+        the take-over."""
+        taking = self._taking
+        if taking is None:
             return
-        done = restoring.task.done()
-        if restoring.found:
-            for partition, ledger in restoring.found.items():
-                self.processor.assign(partition, ledger)
-            restoring.found.clear()
+        if self._takeover.take():
             self._fetch_from_here()
-        if not done:
+        if self._takeover.under_way:
             return
-        restoring.task.result()
         now = self._clock.monotonic()
-        restoring.restored = restoring.restored or now
-        if any(ledger.replaying for ledger in self.processor.ledgers.values()):
+        taking.restored = taking.restored or now
+        if any(partition.phase is not Phase.LIVE for partition in self.processor.partitions.values()):
             return
-        self._restoring = None
-        self.ready = True
-        waited = self._recovery.undecided_s
+        self._taking = None
+        waited = self._takeover.undecided_s
         self.recovery_s = {
             "wait": waited,
-            "restore": restoring.restored - restoring.began - waited,
-            "replay": now - restoring.restored,
+            "restore": taking.restored - taking.began - waited,
+            "replay": now - taking.restored,
         }
-        self._observer.recovered(sorted(restoring.cold), restoring.kept, now - restoring.began)
-
-    async def _stop_restoring(self) -> None:
-        """Gives up a recovery that is under way; what of it is complete stays."""
-        restoring, self._restoring = self._restoring, None
-        if restoring is None or restoring.task is None:
-            return
-        restoring.task.cancel()
-        await asyncio.gather(restoring.task, return_exceptions=True)
-        for partition, ledger in restoring.found.items():
-            self.processor.assign(partition, ledger)
-        for partition in restoring.cold - self.processor.ledgers.keys():
-            self._forget(partition)
+        self._observer.recovered(taking.cold, taking.kept, now - taking.began)
 
     def _fetch_from_here(self) -> None:
-        """Fetches what is owned and ready, each partition from its next offset; what was prefetched is dropped."""
-        self.reader.assign({part: ledger.next_offset for part, ledger in self.processor.ledgers.items()})
+        """Fetches what is owned and restored, each partition from its next offset; what was prefetched is dropped."""
+        self._fetching = {number: each for number, each in self.processor.partitions.items() if each.running}
+        self._reader.assign({number: each.next_offset for number, each in self._fetching.items()})
 
-    async def _fail(self, error: FencedError | KafkaUnavailableError) -> None:
-        """A commit failed: never go on with state that ran ahead of the log. Drop it, and recover what is still ours."""
+    async def _recover(self, error: FencedError | KafkaUnavailableError) -> None:
+        """Never go on with state that ran ahead of the log: it is dropped, and what is still ours is restored."""
         self._observer.failed(error)
         await self._forget_all()
         if isinstance(error, FencedError):
-            self._fenced += 1
-            if self._fenced >= self.options.max_fenced:
+            self._fenced = 1 if self._commits.count > self._fenced_at else self._fenced + 1
+            self._fenced_at = self._commits.count
+            if self._fenced >= _MAX_FENCED:
                 raise KafkaUnavailableError(
                     f"fenced {self._fenced} times without a rebalance: {error}. Does another process use this "
                     "kafka.instance, or may this principal not commit?"
                 ) from error
-        else:
-            self.outage_since = self.outage_since or self._clock.monotonic()
-        deadline = self._clock.monotonic() + self.options.retry_ms / 1000
-        while self._clock.monotonic() < deadline and self._assignment is None and self._revoking is None:
-            self.group.check()
+        deadline = self._clock.monotonic() + _RETRY_MS / 1000
+        while self._clock.monotonic() < deadline and self._membership.standing in (Standing.OWNING, Standing.OUT):
+            self._group.check()
             await asyncio.sleep(0.02)
-        if self._assignment is None and self._revoking is None:
-            self._assignment = self.ownership
+        self._membership.again()
 
-    async def _drop_commit(self) -> None:
-        commit, self._commit = self._commit, None
-        if commit is not None:
-            try:
-                await commit
-            except (FencedError, KafkaUnavailableError) as error:
-                self._observer.failed(error)
-                await self._forget_all()
-
-    def _forget(self, partition: int) -> None:
-        self.processor.revoke(partition)
-        self.warm.pop(partition, None)
-        self._idleness.forget(partition)
+    def _drop(self, number: int) -> None:
+        self.processor.drop(number)
+        self._fetching.pop(number, None)
+        self._idleness.forget(number)
+        self._blocked.pop(number, None)
+        self._newest_ms.pop(number, None)
 
     async def _forget_all(self) -> None:
-        await self._stop_restoring()
-        self.processor.abandon()
-        self.warm.clear()
-        self._idleness.clear()
-        for task in self._open.publishing:
-            task.cancel()
-        self._open = _Open()
-        self.ready = False
-        if self._commit is not None:
-            self._commit.cancel()
-        self._commit = None
+        await self._takeover.stop()
+        await self._commits.give_up()
+        for number in list(self.processor.partitions):
+            self._drop(number)
+        self._taking = None
 
     # idleness
 
-    def _poll_timeout_ms(self) -> int:
-        """Until what is open may be committed, so that it is not late."""
-        options = self.options
-        if len(self.processor.rollouts):
-            return _ROLLING_POLL_MS
-        if self._open.started is None:
-            return options.poll_timeout_ms  # a commit under way is looked at with the next records
-        if self._commit is not None:
-            return options.commit_min_gap_ms
-        due_ms = math.ceil(
-            self._commit_interval_ms(drained=True) - (self._clock.monotonic() - self._committed_at) * 1000
-        )
-        return due_ms if due_ms > 0 else options.commit_min_gap_ms  # past: a replay, which cannot commit yet
-
     async def _watch_idle(self) -> None:
-        """Closes the windows whose time has come although no record did."""
-        if not self.processor.windows:
-            return
-        now_s, wall_ms, reader = self._clock.monotonic(), self._clock.now_ms(), self.reader
-        for partition, ledger in self.processor.ledgers.items():
+        """Closes the windows whose time has come although no record did; notes who holds us."""
+        now_s, wall_ms, reader = self._clock.monotonic(), self._clock.now_ms(), self._reader
+        for number, partition in list(self._fetching.items()):
+            if not partition.running:
+                continue
+            self._note_blocked(number, reader.blocked(number), now_s)
+            if self.processor.lanes.windowing is None:
+                continue
             look = Look(
-                partition=partition,
-                live=not ledger.replaying,
-                position=ledger.next_offset,
-                fetched=reader.next_fetch_offset(partition),
-                log_end=reader.log_end(partition),
-                confirmed_ms=reader.confirmed_at_ms(partition),
+                partition=number,
+                live=partition.phase is Phase.LIVE,
+                position=partition.next_offset,
+                fetched=reader.next_fetch_offset(number),
+                log_end=reader.high_watermark(number),
+                confirmed_ms=reader.confirmed_at_ms(number),
             )
             if elapsed_ms := self._idleness.elapsed_ms(look, now_s, wall_ms):
-                self.processor.idle(partition, elapsed_ms)
+                self.processor.idle(number, elapsed_ms)
                 await self._run()
+
+    def _note_blocked(self, number: int, offset: int | None, now_s: float) -> None:
+        known = self._blocked.get(number)
+        if offset is None:
+            self._blocked.pop(number, None)
+        elif known is None or known[0] != offset:
+            self._blocked[number] = offset, now_s
+
+    # what is shown
+
+    @property
+    def ready(self) -> bool:
+        """Every partition that we own is restored and replayed."""
+        return self._membership.standing is Standing.OWNING and self._taking is None
+
+    @property
+    def group(self) -> Group:
+        return self._group
+
+    def view(self) -> View:
+        processor, reader, now_s = self.processor, self._reader, self._clock.monotonic()
+        slots = processor.lanes.slots
+        partitions = {}
+        for number, each in processor.partitions.items():
+            if each.restoring:
+                continue
+            here = number in self._fetching
+            partitions[number] = PartitionView(
+                phase=each.phase,
+                position=each.position,
+                next_offset=each.next_offset,
+                live_from=each.live_from,
+                replay_point=each.checkpoint.replay_point.offset,
+                checkpointed=each.checkpoint.complete.offset,
+                round_open=each.checkpoint.open,
+                log_end=reader.high_watermark(number) if here else None,
+                confirmed_s=reader.confirmed_at_ms(number) / 1000 if here else 0.0,
+                blocked_s=now_s - self._blocked[number][1] if number in self._blocked else 0.0,
+                newest_s=max(self._newest_ms.get(number, 0), 0) / 1000,
+            )
+        open_windows = [each.windows.windows for each in processor.partitions.values() if each.windows is not None]
+        return View(
+            ready=self.ready,
+            draining=self.stopping.is_set(),
+            topic=reader.topic,
+            input_partitions=self._group.partitions,
+            partitions=partitions,
+            pending_events=processor.open_events,
+            streams=slots.used,
+            streams_limit=processor.max_streams,
+            state_bytes=slots.used_bytes,
+            windows_open=sum(each.open_windows for each in open_windows),
+            rollouts_open=processor.lanes.generators.open,
+            other_machines={n: other for n, other in self._takeover.other_machines.items() if n in partitions},
+        )
 
     # end
 
     async def _drain(self) -> None:
         try:
-            async with asyncio.timeout(self.options.drain_timeout_ms / 1000):
-                if self.processor.ledgers and self.ownership is not None:
-                    await self._settle_all()
+            async with asyncio.timeout(self._settings.delivery.drain_timeout_ms / 1000):
+                if self.processor.partitions and self._membership.ownership is not None:
+                    await self._commits.settle_all(self._membership.ownership)
         except (FencedError, KafkaUnavailableError) as error:
             self._observer.failed(error)
         except TimeoutError:
             self._observer.failed(KafkaUnavailableError("drain: the last commit did not finish in time"))
 
     async def _close(self) -> None:
-        await self._stop_restoring()
-        if self._commit is not None:
-            self._commit.cancel()
-            await asyncio.gather(self._commit, return_exceptions=True)
-        await self.group.stop()
-        await self.committer.stop()
-        await self.reader.stop()
+        await self._takeover.stop()
+        await self._commits.give_up()
+        await self._group.stop()
+        await self._committer.stop()
+        await self._reader.stop()
 
 
-def latencies_ms(outgoing: Sequence[Outgoing], now_ms: int) -> I64:
-    """Record timestamp to ``now_ms`` for every prediction."""
-    if not outgoing:
-        return np.empty(0, np.int64)
-    return now_ms - np.concatenate([np.array(part.timestamps_ms, np.int64) for part in outgoing])
+class _Taking:
+    """A take-over that is under way."""
+
+    def __init__(self, began: float, cold: list[int], kept: list[int]) -> None:
+        self.began, self.cold, self.kept = began, cold, kept
+        self.restored: float | None = None

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from streamer.core import F32, I64
 from streamer.modelfile.contract import State
 
+NO_EVENT_MS = -(2**62)
+"""The newest event time of a stream without events."""
+
 
 class Arena:
     """State of all streams for one model: per state tensor the declared shape with slots in place of the batch."""
@@ -32,13 +35,20 @@ class Arena:
         """[S] last input offset that each slot's state reflects; -1: none."""
         self.changed = np.zeros(capacity, bool)
         """[S] changed since the stream's last stream record."""
+        self.newest_ms = np.zeros(capacity, np.int64)
+        """[S] largest event time that each slot's state reflects; ``renew`` says that there is none."""
 
     def touch(self, begin: int, end: int) -> None:
         """Fault the pages of slots [begin, end) in, once, before any batch needs them."""
         for axis, tensor in zip(self._axes, self._tensors, strict=True):
             tensor[_at(axis, slice(begin, end))] = 0
-        self.through[begin:end] = -1
-        self.changed[begin:end] = False
+
+    def renew(self, slots: I64) -> None:
+        """Slots pass to new streams: the initial state, which reflects nothing."""
+        self.reset(slots)
+        self.through[slots] = -1
+        self.changed[slots] = False
+        self.newest_ms[slots] = NO_EVENT_MS
 
     def take(self, slots: I64) -> list[F32]:
         """Copies of the states of ``slots`` [B], each in the shape that the model declares."""
@@ -55,6 +65,8 @@ class Arena:
 
     def rows(self, slots: I64) -> list[bytes]:
         """The states of ``slots`` as raw little-endian float32, tensors one after the other: the bytes of stream records."""
+        if not self._axes:  # a model without state still knows how far it came
+            return [b""] * len(slots)
         parts = [
             np.moveaxis(value, axis, 0).reshape(len(slots), -1)
             for axis, value in zip(self._axes, self.take(slots), strict=True)

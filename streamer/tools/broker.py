@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from streamer.errors import ConfigurationError, KafkaUnavailableError
+from streamer.errors import ConfigurationError, KafkaUnavailableError, install_hint
 
 PARTITIONS = 4
 _START_TIMEOUT_S = 10.0
@@ -22,7 +22,7 @@ def require_confluent_kafka() -> Any:
         import confluent_kafka  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ConfigurationError(
-            "this command needs confluent-kafka, which is not installed: pip install 'streamer[demo]'"
+            f"this command needs confluent-kafka, which is not installed: {install_hint('demo')}"
         ) from error
     return confluent_kafka
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
 from streamer.modelfile.model import Model
 
@@ -43,6 +46,44 @@ def inspect(path: str | Path, *, sha256: str | None = None, measure: bool = True
             ],
         },
     }
+
+
+def as_table(found: dict[str, Any]) -> Table:
+    """The report for eyes: one line per fact, numbers to three digits."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, *lines in _lines(found):
+        table.add_row(Text(name), Text("\n".join(lines)))
+    return table
+
+
+def _lines(found: dict[str, Any]) -> Iterator[list[str]]:
+    """Name and lines of each fact."""
+    for key, value in found.items():
+        if key == "microseconds_per_event":
+            yield from ([f"us per event, {rows} rows", _text(cost)] for rows, cost in value.items())
+        elif key == "probe":
+            for finding in value["findings"]:
+                yield [("ok      " if finding["passed"] else "FAILED  ") + finding["name"], finding["detail"]]
+        elif key == "contract":
+            yield from _lines(value)
+        elif isinstance(value, dict):
+            yield [key, *(f"{name} {_text(each)}" for name, each in value.items())]
+        else:
+            yield [key, *map(_text, value if isinstance(value, list) else [value])]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "none" if value is None else str(value)
 
 
 def _cost(model: Model, rows: int) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.errors import ConfigurationError
+from streamer.tools.eventfile import Columns, read_events
 from streamer.tools.telemetry_data import F32, I64, Telemetry
 
 FORMATS = ("json", "json-named", "float32")
@@ -202,9 +203,9 @@ class TelemetrySource:
 class FileSource:
     """Events of a CSV or NPZ file, in the order of their times; event times are the file's, sending follows the rate."""
 
-    def __init__(self, path: Path, options: LoadOptions) -> None:
+    def __init__(self, path: Path, options: LoadOptions, columns: Columns | None = None) -> None:
         self._options = options
-        self._names, self._times_ms, self._x, self._labels, self.feature_names = read_events(path)
+        self._names, self._times_ms, self._x, self._labels, self.feature_names = read_events(path, columns)
 
     def events(self, start_ms: int) -> Iterator[Events]:
         del start_ms
@@ -300,37 +301,6 @@ def _broken(kind: str, key: bytes, value: bytes, value_format: str) -> tuple[byt
     else:
         fields[next(iter(fields))] = 1e39  # finite in JSON, not in float32
     return key, msgspec.json.encode(fields)
-
-
-def read_events(path: Path) -> tuple[NDArray[np.str_], I64, F32, list[str], tuple[str, ...]]:
-    """Streams [N], times [N] in ms, x [N, F], labels [N] and feature names of a CSV or NPZ file, in order of time.
-
-    CSV: columns ``stream``, ``time`` (ms), features, optionally ``label``. NPZ: arrays ``stream``, ``time_ms``, ``x``,
-    optionally ``label`` and ``features``. ConfigurationError for anything else.
-    """
-    try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                columns = {name: archive[name] for name in archive.files}
-            streams, times, x = columns["stream"].astype(str), columns["time_ms"], columns["x"]
-            names = tuple(map(str, columns.get("features", [f"x{i}" for i in range(x.shape[1])])))
-            labels = columns["label"].astype(str) if "label" in columns else np.full(len(streams), "")
-        else:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            names = tuple(name for name in (rows[0] if rows else ()) if name not in ("stream", "time", "label"))
-            streams = np.array([row["stream"] for row in rows], str)
-            times = np.array([round(float(row["time"])) for row in rows], np.int64)
-            x = np.array([[float(row[name]) for name in names] for row in rows])
-            labels = np.array([row.get("label") or "" for row in rows], str)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or error}") from error
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"{path}: not a file of events (stream, time, features, label): {error}") from error
-    if not len(streams) or not names:
-        raise ConfigurationError(f"{path}: no events")
-    order = np.argsort(times, kind="stable")
-    return streams[order], times[order].astype(np.int64), x[order].astype(np.float32), labels[order].tolist(), names
 
 
 def write_events(path: Path, source: Source, start_ms: int) -> tuple[int, int]:

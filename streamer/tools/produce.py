@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.tools.broker import require_confluent_kafka
+from streamer.tools.eventfile import Columns
 from streamer.tools.load import (
     FORMATS,
     SKEWS,
@@ -256,6 +257,10 @@ def produce_command(
     anomaly_rate: Annotated[float, typer.Option(help="Share of events inside injected anomalies.")] = 0.02,
     seed: Annotated[int, typer.Option(help="The same seed gives the same events.")] = 0,
     file: Annotated[Path | None, typer.Option(help="Send the events of this CSV or NPZ file.")] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Of --file: the columns have the names and units that this train.toml gives them."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the events to this CSV or NPZ file; send nothing.")] = None,
     create: Annotated[int | None, typer.Option(help="Create the topic with so many partitions if missing.")] = None,
     client_property: Annotated[
@@ -272,7 +277,10 @@ def produce_command(
         broken=broken, end_marks=end_marks, format=value_format, features=features, anomaly_rate=anomaly_rate, seed=seed,
     )  # fmt: skip
     # Without a file run_load makes the source: of the plan as --duration-s bounds it.
-    source: Source | None = FileSource(file, options) if file else None
+    if train is not None and file is None:
+        raise ConfigurationError("--train says what the columns of --file mean: give both")
+    columns = None if train is None else Columns.of_training(train)
+    source: Source | None = FileSource(file, options, columns) if file else None
     if out is not None:
         _write(out, source or TelemetrySource(options), options, as_json)
         return

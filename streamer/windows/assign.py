@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from streamer.core import ClosedWindow, EventBatch, Op
 from streamer.windows.events import BLOCK_ROWS, Events
 from streamer.windows.rule import WindowRule
+from streamer.words import Closed
 
 START = -(2**62)
 """The watermark before the first event."""
@@ -52,15 +53,26 @@ class Windows:
 
     A late event of a session is one that belongs to no open window and whose own window would be closed already."""
 
-    def __init__(self, rule: WindowRule, features: int, *, watermark: int = START, replaying: bool = False) -> None:
-        """``features``: F, values per event. ``watermark``: at the replay point. ValueError: the rule is not valid."""
-        if problems := rule.validate():
-            raise ValueError("; ".join(problems))
+    def __init__(
+        self,
+        rule: WindowRule,
+        features: int,
+        *,
+        dtype: str = "float32",
+        length_multiple: int = 1,
+        watermark: int = START,
+        replaying: bool = False,
+    ) -> None:
+        """``features``: F, values per event, of ``dtype``. ``length_multiple``: of models that take only such lengths; the oldest
+        events beyond a multiple are left out, and counted. ``watermark``: at the replay point."""
+        if not 1 <= length_multiple <= rule.max_events:
+            raise ValueError(f"length_multiple is {length_multiple}, must be 1 to max_events = {rule.max_events}")
         self.rule = rule
+        self._length_multiple = length_multiple
         self.watermark = watermark
         self.open_windows = 0
         self._replaying = replaying
-        self._events = Events(features)
+        self._events = Events(features, dtype)
         self._last_offset = -1
         self._timed = rule.kind in ("tumbling", "hopping")
         self._endless = rule.kind in ("count", "end")
@@ -438,7 +450,7 @@ class Windows:
         start = high - self.rule.size_ms if self._timed else self._least[window]
         assert len(index) == self._count[window], "invariant 6: every event is in its windows"
         self._closing.append(
-            ClosedWindow(stream, start, high, reason, self._first[window], events.x[index], offsets, times_ms)
+            ClosedWindow(stream, start, high, Closed(reason), self._first[window], events.x[index], offsets, times_ms)
         )
         return stored
 
@@ -446,7 +458,7 @@ class Windows:
         """What one record, or one idle advance, closed."""
         self._closing.sort(key=lambda window: (window.end_ms, window.start_ms, window.stream, window.part))
         for window in self._closing:
-            beyond = len(window.x) % self.rule.length_multiple
+            beyond = len(window.x) % self._length_multiple
             if len(window.x) < self.rule.min_events or beyond == len(window.x):
                 added.short.append(window)
                 continue

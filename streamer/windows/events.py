@@ -6,22 +6,22 @@ from array import array
 
 import numpy as np
 
-from streamer.core import F32, I64
+from streamer.core import I64, X
 
 BLOCK_ROWS = 1_024
 """Rows that are put at a time, so that few slots are taken before they are needed; the least growth."""
 
 
 class Events:
-    """Buffered events in columns of C slots, chained per window: 4 F + 20 bytes each. Free slots are a chain too.
+    """Buffered events in columns of C slots, chained per window: F numbers + 20 bytes each. Free slots are a chain too.
 
     One array per column, grown in place: a copy per window would cost an object header and a growth reserve for each,
     and a view into a fetched batch would keep the whole batch alive."""
 
     __slots__ = ("_free", "after", "offsets", "times_ms", "used", "x")
 
-    def __init__(self, features: int) -> None:
-        self.x: F32 = np.empty((0, features), np.float32)
+    def __init__(self, features: int, dtype: str = "float32") -> None:
+        self.x: X = np.empty((0, features), dtype)
         self.offsets: I64 = np.empty(0, np.int64)
         self.times_ms: I64 = np.empty(0, np.int64)
         self.after = array("i")
@@ -36,7 +36,7 @@ class Events:
     def nbytes(self) -> int:
         return self.x.nbytes + self.offsets.nbytes + self.times_ms.nbytes + self.after.itemsize * len(self.after)
 
-    def put(self, x: F32, offsets: I64, times_ms: I64) -> list[int]:
+    def put(self, x: X, offsets: I64, times_ms: I64) -> list[int]:
         """Copies rows into free slots, each a chain of its own."""
         count = len(offsets)
         if self.used + count > self.capacity:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from browser import Browser, browser
 from local_kafka import LocalKafka, jars
+from observing import get
 from processes import COMMAND, Running, environment, flags, running, until
 from serving import event, produce
 from tooling import require_tool
@@ -27,7 +28,17 @@ MODEL = ROOT / "streamer" / "tools" / "demo_model" / "model.onnx"
 PARTITIONS, FEATURES, STREAMS, LOADED = 6, 8, 120_000, 500
 SLOW_BYTES_PER_S = 1_500_000
 PHONE, DESK = 360, 1180
-KNOWN_EVENTS = {"started", "rebalance", "live", "checkpoint", "summary", "failed", "commit_not_done", "stopped"}
+KNOWN_EVENTS = {
+    "started",
+    "rebalance",
+    "live",
+    "checkpoint",
+    "summary",
+    "failed",
+    "commit_not_done",
+    "stopped",
+    "rejected",
+}
 
 # Ratio of luminances (WCAG 2) between each piece of text and the background behind it; the faintest counts.
 FAINTEST = """
@@ -200,12 +211,16 @@ def _load_and_outage(kafka: LocalKafka, chromium: Browser, pictures: Path, folde
             assert "anomaly, version" in page.text("#models")
             assert "undecodable" in page.text("#streams")
             assert page.text("#errors") == "none"
+            assert "(this one)6 partitions, 127.0.0.1" in page.text("#members")
+            assert "onnxruntime" in page.text("#models")
             assert "group telemetry-anomaly" in page.text("#facts")
             kafka.kill_node(1)
             page.until("Kafka has not answered")
             service.wait_for(lambda s: s["outage_s"] and s["outage_s"] > 10, "an outage whose length is told")
             until(lambda: "Kafka at" in page.text("#errors"), "the error on the page")
             page.look("outage", text="Nothing is lost")
+            assert page.text("#partitions").count("outage") == PARTITIONS, "the table agrees with the headline"
+            assert get(f"{service.url}/readyz")[0] == 503
             kafka.start_node(1)
             page.until("Live", seconds=120)
         assert service.stop() == 0, service.log()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from members import FEATURES, PARTITIONS, Load, check_oracle, grown, members, step_member
 from serving import Recorder, make_settings, running, wait_for
 
+from streamer.engine.partition import Partition
 from streamer.service.loop import Service
 from streamer.service.wiring import Parts, build, load_models, prepare
 from streamer.settings import Settings
@@ -55,11 +57,11 @@ async def test_where_the_time_of_a_fail_over_goes(
             async with running(service):
                 await wait_for(lambda: bool(recorder.recoveries), recorder, seconds=60)
                 await grown(kafka, topic, load.sent)
-                before = service.ownership
+                before = service._membership.ownership
                 group[0].child.kill()
                 killed = time.monotonic()
                 async with asyncio.timeout(60):
-                    while service.ownership is before:  # noqa: ASYNC110 - looked at from outside, as fine as it gets
+                    while service._membership.ownership is before:  # noqa: ASYNC110 - looked at from outside, as fine as it gets
                         await asyncio.sleep(0.005)
                 detected = time.monotonic()
                 await wait_for(lambda: service.ready, recorder, seconds=60)
@@ -91,28 +93,31 @@ async def test_how_fast_states_come_back(kafka, topic_name, create_topics) -> No
         await wait_for(lambda: recorder.committed_events >= streams, recorder, seconds=120)
         # a round that began after the last event has written every state
         await wait_for(
-            lambda: all(part.replay_point == part.position for part in service.processor.ledgers.values()),
+            lambda: all(each.checkpoint.replay_point.offset == each.position for each in parts(service)),
             recorder, seconds=120,
         )  # fmt: skip
     service, recorder = await lstm_service(settings)
     async with running(service):
         await wait_for(lambda: service.ready, recorder, seconds=120)
-        assert service.processor.table.used == streams
+        assert service.processor.lanes.slots.used == streams
         seconds = service.recovery_s["restore"]
-    size = sum(lane.arena.bytes_per_stream for lane in service.processor.stepping)
+    size = sum(lane.arena.bytes_per_stream for lane in service.processor.lanes.stepping)
     report(
         "restore", streams_per_second=streams / seconds, state_bytes_per_second=streams * size / seconds,
         seconds_per_million_streams=seconds / streams * 1e6,
     )  # fmt: skip
 
 
+def parts(service: Service) -> list[Partition]:
+    return list(service.processor.partitions.values())
+
+
 MEMORY = """
 import os, sys
 import numpy as np
-from streamer.engine.ledger import Ledger
 from streamer.core import EventBatch, RecordBatch
 from streamer.modelfile.model import Model
-from streamer.engine.processor import Limits, Processor
+from durable import begin, make_processor, settle
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -121,8 +126,9 @@ def resident():
 model = Model.load(sys.argv[1])
 count, each = int(sys.argv[2]), 10_000
 per_stream = model.state_bytes_per_stream
-processor = Processor([("lstm", model, None)], Limits(max_state_bytes=count * (per_stream + 200), checkpoint_interval_ms=1 << 40))
-processor.assign(0, Ledger.fresh(0))
+most = count * (per_stream + 200 + 15)
+processor = make_processor([("lstm", model, None)], max_bytes=most, checkpoint_interval_ms=1 << 40)
+begin(processor)
 x = np.zeros((each, model.contract.features), np.float32)
 def ingest(first):
     keys = [b"stream-%08d" % (first + index) for index in range(each)]
@@ -132,10 +138,8 @@ def ingest(first):
         partition=0, offsets=offsets, times_ms=offsets, timestamps_ms=stamps, keys=keys, x=x, ops=None,
         records=RecordBatch(0, stamps, stamps, keys, [b""] * each), next_offset=first + each, checksum=0,
     )
-    processor.ingest([batch])
-    for _ in processor.run():
-        pass
-    processor.seal(0)
+    settle(processor, batch)
+    processor.committed(processor.seal(0), {})
 ingest(0)
 before = resident()
 for first in range(each, count, each):
@@ -145,7 +149,11 @@ print((resident() - before) / (count - each) - per_stream)
 
 
 def test_what_an_idle_stream_costs_beside_its_state() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(MODEL), "1000000"], capture_output=True, text=True)
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(MODEL), "1000000"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     overhead = float(done.stdout)
     report("memory at one million streams", bytes_per_stream_beyond_state=overhead)

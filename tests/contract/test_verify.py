@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from onnx_models import save as save_model
 from export.__main__ import COMMANDS, main
 from export.graph import export_model
 from export.model import ModelConfig, build, save
-from export.verify import verify
+from export.verify import _Differences, verify
 from streamer.errors import ModelError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
@@ -161,6 +162,45 @@ def test_a_gru_with_the_wrong_reset_gate_is_found(tmp_path: Path) -> None:
     assert not checks(verify(path, module))["parity"]
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "passed"),
+    [
+        ([NAN, 1], [999, NAN], False),
+        ([NAN, 1], [NAN, 1], True),
+        ([NAN, 1], [NAN, 2], False),
+        ([INF, 1], [INF, 1], True),
+        ([INF, 1], [-INF, 1], False),
+        ([1, 1], [1, NAN], False),
+        ([INF, 1], [NAN, 1], False),
+        ([3e38, 1], [-3e38, 1], False),
+        ([NAN, NAN], [NAN, NAN], False),
+    ],
+)
+def test_what_is_not_finite_is_compared_exactly(expected: list[float], actual: list[float], passed: bool) -> None:
+    """``max(worst, nan)`` is ``worst``: such values must be looked at before there is a difference to speak of."""
+    for order in ((expected, actual), (actual, expected)):
+        found = _Differences()
+        found.compare([np.array(order[0], np.float32)], [np.array(order[1], np.float32)])
+        check = found.check("parity")
+        assert check.passed is passed
+        json.dumps(asdict(check), allow_nan=False)
+
+
+def test_a_model_of_nan_passes_nothing(tmp_path: Path) -> None:
+    path, module = exported(tmp_path)
+    with torch.no_grad():
+        module.head.bias.fill_(NAN)
+    export_model(module, path, name="m")
+    save(module, path.with_suffix(".pt"))
+    report = verify(path)
+    assert report["passed"] is False
+    assert checks(report)["parity"] is False
+    assert any("NaN or infinity for ordinary events" in each for each in report["findings"])
+
+
 @pytest.mark.parametrize("content", [b"", b"PK nonsense", b"\x80\x04N."])
 def test_broken_weights_end_in_a_sentence(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, _ = exported(tmp_path)
@@ -213,7 +253,7 @@ def test_an_own_sequence_model(theirs: Any, tmp_path: Path) -> None:
         ("their_models:Missing", "step.toml", "cannot be imported"),
         ("their_models:not_a_module", "step.toml", "returned a int"),
         ("their_models:sequence", "sequence.toml", "do not fit"),
-        ("their_models:Step", "sequence.toml", "unknown field `features`"),
+        ("their_models:Step", "sequence.toml", "lacks input"),
         ("their_models:Step", "none.toml", "cannot be read"),
         ("their_models:Frozen", "step.toml", "torch cannot export Frozen|torch froze the batch axis"),
         ("their_models:Leaky", "step.toml", "verification failed, .* was not written"),

@@ -84,8 +84,8 @@ class TestBuilt:
         installed = set(built.run("python", "-c", script).stdout.split())
         lines = (ROOT / "deploy" / "requirements.txt").read_text().splitlines()
         pinned = {line.partition("==")[0] for line in lines if "==" in line}
-        assert "streamer" in installed
-        assert installed - {"streamer"} <= pinned
+        assert "streamer-rnn" in installed
+        assert installed - {"streamer-rnn"} <= pinned
         assert not installed & {"torch", "onnx", "pip", "setuptools"}
 
     def test_it_runs_as_another_user_that_can_write_nowhere(self, built: Built) -> None:

@@ -160,7 +160,7 @@ def test_names_agree(rendered, folder: str, tmp_path: Path) -> None:
 
 def test_probes_ask_what_the_service_answers(rendered) -> None:
     (container,) = pod_of(rendered[BASE])["spec"]["containers"]
-    answered = set(re.findall(r'path == "(/\w+)"', (ROOT / "streamer" / "http.py").read_text()))
+    answered = set(re.findall(r'path == "(/\w+)"', (ROOT / "streamer" / "observe" / "http.py").read_text()))
     asked = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert asked == {"/livez", "/readyz"}
     assert asked <= answered

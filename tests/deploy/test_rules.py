@@ -46,6 +46,7 @@ def test_rules_read_only_metrics_that_the_service_has_or_that_they_record() -> N
     known = {sample.name for family in families for sample in family.samples} | {
         # these have no sample before a partition is owned
         "streamer_partition_lag_records",
+        "streamer_partition_blocked_seconds",
         "streamer_replay_records",
     }
     known |= {rule["record"] for rule in RULES if "record" in rule}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from onnx_models import lstm, lstm_fields, save
 from serving import event, produce, read_all
 
+from streamer import __version__
 from streamer.modelfile.model import Model
 
 COMMAND = [sys.executable, "-m", "streamer.cli"]
@@ -169,3 +171,26 @@ def test_a_model_that_lies_about_its_shapes_is_refused_before_kafka_is_joined(tm
     assert done.returncode == 3, done.stderr
     assert "h" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_inspect_is_readable_and_version_and_mistyped_commands_are_told(tmp_path) -> None:
+    save(lstm(FEATURES), tmp_path / "model.onnx", lstm_fields(FEATURES))
+
+    def streamer(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    done = streamer("inspect", "model.onnx")
+    assert done.returncode == 0, done.stderr
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert re.search(r"^state_bytes_per_stream +32 *$", done.stdout, re.M)
+    assert "[batch, time, 3]" in done.stdout, "brackets are no markup"
+    costs = re.findall(r"^us per event, (\d+) rows +([\d.e+]+) *$", done.stdout, re.M)
+    assert [int(rows) for rows, _ in costs] == [1, 16, 64, 256]
+    assert all(len(cost.replace(".", "").lstrip("0")) <= 3 or "e" in cost for _, cost in costs)
+    assert re.search(r"^ok +batch_independence ", done.stdout, re.M)
+    done = streamer("--version")
+    assert (done.returncode, done.stdout) == (0, f"streamer {__version__}\n")
+    done = streamer("inspct", "model.onnx")
+    assert done.returncode == 2
+    assert "Did you mean 'inspect'?" in done.stderr

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,31 @@ def test_the_demo_loses_nothing_and_finds_the_anomalies() -> None:
     assert windows["agreement"] >= 0.95
     assert min(windows["right_at_once"], windows["right_at_end"]) >= 0.95
     assert windows["first_event_to_verdict_ms"]["p50"] > found["latency_ms"]["p50"]
+    kept = found["kept_up"]
+    assert 0 <= kept["seconds"] <= kept["of_seconds"] == 8
+    assert 0 < found["events_per_second"] <= found["offered_per_second"] == 2_000
+
+
+def test_the_demo_can_be_looked_at_afterwards() -> None:
+    command = [*COMMAND, "demo", "--json", "--keep", "--seconds", "4", "--rate", "200", "--streams", "20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            assert demo.stderr is not None
+            found = json.loads(demo.stdout.readline())
+            assert found["lost"] == 0
+            said = ""
+            while "Ctrl-C" not in said:
+                line = demo.stderr.readline()
+                assert line, said
+                said += line
+            url = found["metrics_url"].removesuffix("/metrics")
+            with urllib.request.urlopen(f"{url}/status", timeout=10) as answer:
+                assert json.load(answer)["predictions"] >= 800
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(60) == 0
+        finally:
+            demo.kill()
 
 
 def test_the_bench_verifies_what_it_measures(kafka: str) -> None:

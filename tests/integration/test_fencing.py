@@ -12,13 +12,14 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.conn import AIOKafkaConnection
 from chain import PARTITIONS, check, rows
+from durable import begin, make_processor, settle
 from serving import event, make_service, make_settings, open_transaction, produce, read_all, running, serve, wait_for
-from simulated import advance
+from simulated import ChainModel, advance, records
 
-from streamer.core import Changelog, Epoch
+from streamer.core import Changelog, Epoch, Transaction
 from streamer.errors import FencedError, KafkaUnavailableError
-from streamer.kafka.commit import TRANSACTION_HEADER
 from streamer.kafka.group import Ownership
+from streamer.kafka.writes import TRANSACTION_HEADER
 from streamer.records.changelog import Kind, encode_stream, stream_key
 
 REQUESTS = [
@@ -31,10 +32,10 @@ REQUESTS = [
 KEY = stream_key(Kind.STATE, "chain", b"zombie")
 
 
-def slice_of_an_unfinished_round(partition: int, position: int) -> Epoch:
+def slice_of_an_unfinished_round(partition: int, position: int) -> Transaction:
     """No event, no prediction, an unmoved position: all that would be left of a transaction without offsets."""
     changelog = Changelog(partition, [(KEY, encode_stream(KEY, 0, 0, b"12345678", b"1234"))])
-    return Epoch({partition: position}, [], [], [changelog], 0, 0)
+    return Transaction({partition: position}, [], [], [changelog])
 
 
 @contextlib.asynccontextmanager
@@ -46,7 +47,7 @@ async def two_members(kafka, topic: str, group: str):
     async with running(first):
         await produce(kafka, topic, rows(0, 400))
         await wait_for(lambda: one.committed_events >= 400, one)
-        before = first.ownership
+        before = first._membership.ownership
         assert before is not None
         async with running(second):
             await wait_for(lambda: bool(two.recoveries) and len(one.recoveries) >= 2, one, two)
@@ -60,16 +61,16 @@ async def test_a_stale_member_writes_nothing_not_even_an_unmoved_slice(
     topic = topic_name("in")
     await create_topics(kafka, {topic: PARTITIONS})
     async with two_members(kafka, topic, topic_name("group")) as (first, one, _, two, before):
-        position, used = 100, first.committer.transactional_id
+        position, used = 100, first._committer.transactional_id
         with pytest.raises(FencedError, match="illegal generation"):
-            await first.committer.commit(slice_of_an_unfinished_round(partition, position), before)
+            await first._committer.commit(slice_of_an_unfinished_round(partition, position), before)
         # the member itself is not harmed: it goes on with what is its own now
         await produce(kafka, topic, rows(400, 400))
         await wait_for(lambda: one.committed_events + two.committed_events >= 800, one, two)
-        assert first.committer.transactional_id != used, (
+        assert first._committer.transactional_id != used, (
             "a producer id whose records were refused must not commit again"
         )
-        changelog = await read_all(kafka, str(first.committer._topics.changelog))
+        changelog = await read_all(kafka, str(first._committer._settings.changelog_topic))
         assert KEY not in {read.key for read in changelog}
     check(await read_all(kafka, f"{topic}.out", at_least=800), 800)
 
@@ -81,7 +82,7 @@ async def test_a_member_without_a_generation_commits_nothing(kafka, topic_name, 
     async with two_members(kafka, topic, topic_name("group")) as (first, *_):
         nobody = Ownership(-1, "", frozenset(range(PARTITIONS)))
         with pytest.raises(FencedError):
-            await first.committer.commit(slice_of_an_unfinished_round(0, 0), nobody)
+            await first._committer.commit(slice_of_an_unfinished_round(0, 0), nobody)
 
 
 async def test_offsets_go_last_and_for_every_partition(kafka, topic_name, create_topics, monkeypatch) -> None:
@@ -156,20 +157,14 @@ async def test_the_undecided_transactions_owner_is_ended_and_no_other(kafka, top
 
 def test_what_is_sealed_does_not_change_with_the_next_run() -> None:
     """A slice that is encoded later, when the next run has changed the arena, holds a state beyond its position."""
-    from simulated import ChainModel, records
-
-    from streamer.engine.ledger import Ledger
-    from streamer.engine.processor import Limits, Processor
-
-    processor = Processor([("chain", ChainModel(), None)], Limits(max_ingest_rows=16, checkpoint_interval_ms=0))  # type: ignore[list-item]
-    processor.assign(0, Ledger.fresh(0))
+    processor = make_processor([("chain", ChainModel(), None)], max_poll_records=16, checkpoint_interval_ms=0)
+    begin(processor)
 
     def run(offset: int) -> Epoch:
-        processor.ingest([records([(offset, "a", 3.0)])])
-        for _ in processor.run():
-            pass
+        settle(processor, records([(offset, "a", 3.0)]))
         epoch = processor.seal(1_000 * offset)
         assert epoch is not None
+        processor.committed(epoch, {})
         return epoch
 
     first = run(0)
@@ -192,7 +187,7 @@ async def test_a_broker_that_goes_away_inside_a_commit(kafka, topic_name, create
     async with running(service):
         await produce(kafka, topic, rows(0, 40))
         await wait_for(lambda: recorder.committed_events >= 40, recorder)
-        client = service.committer._transactional.client
+        client = service._committer.producers.committing.client
         send, asked = client.send, asyncio.Event()
 
         async def nobody_answers(node, request, **options):

@@ -223,7 +223,11 @@ async def test_the_command_asks_for_a_sequence(
     command = ["stream", "generate", "play", "-n", "12", "--prompt", "My ", "--seed", "3", "--initial", *flags]
     done = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["op"] == "generate"
+    told = json.loads(done.stdout)
+    assert (told["op"], told["found_by"]) == ("generate", "murmur2"), "from the initial state any partition serves"
+    for flag, why in (("--top-k=0", "bad_request"), ("--steps=5000", "too_long"), ("--prompt=\u5b57", "bad_request")):
+        refused = CliRunner().invoke(app, [*command, flag])
+        assert why in str(refused.exception), "at once, not in the dead letters"
     with serving(kafka, topic, writer, tmp_path / "log"):
         (answer,) = await read_all(kafka, f"{topic}.out", at_least=1)
     assert len(answer.document["text"]) == 12

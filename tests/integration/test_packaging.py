@@ -2,38 +2,138 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from streamer import __version__
+from streamer.errors import install_hint
+from streamer.tools.demo import MODEL
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel_file(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, ROOT]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = out.iterdir()
-    return zipfile.ZipFile(path)
+    return path
+
+
+@pytest.fixture
+def wheel(wheel_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_file)
+
+
+class Installed:
+    """An environment of its own, used from an empty folder; what it depends on is this environment's."""
+
+    def __init__(self, folder: Path, *what: str | Path) -> None:
+        self.bin, self.empty = folder / "venv" / "bin", folder / "empty"
+        self.empty.mkdir()
+        venv.create(folder / "venv", symlinks=True)
+        install = [sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "--quiet", "--no-deps"]
+        subprocess.run([*install, *what], check=True)
+        (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+        # a line of a .pth file adds the folder alone: an editable `streamer` in it stays unseen
+        (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        command = [self.bin / words[0], *words[1:]]
+        return subprocess.run(command, cwd=self.empty, env=own, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel_file: Path, tmp_path_factory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("installed"), wheel_file)
 
 
 def test_wheel_holds_both_packages_with_their_data_and_nothing_else(wheel):
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     sources = {
-        str(path.relative_to(ROOT))
-        for package in ("streamer", "export")
+        str(Path(installed_as, path.relative_to(ROOT / package)))
+        for package, installed_as in (("streamer", "streamer"), ("export", "streamer_export"))
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == sources
+
+
+def test_an_installed_wheel_is_the_command_and_two_packages_that_collide_with_none(installed: Installed) -> None:
+    done = installed.run("streamer", "--version")
+    assert (done.returncode, done.stdout) == (0, f"streamer {__version__}\n"), done.stderr
+    done = installed.run("python", "-c", "import streamer, streamer_export; print(streamer.__file__)")
+    assert str(installed.bin.parent) in done.stdout, "the checkout's, not the wheel's"
+    done = installed.run("python", "-c", "import export")
+    assert "No module named 'export'" in done.stderr
+    model = "streamer.tools.demo.MODEL"
+    script = (
+        f"import streamer.tools.demo, streamer.tools.inspect as i; print(i.inspect({model}, measure=False)['sha256'])"
+    )
+    done = installed.run("python", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == hashlib.sha256(MODEL.read_bytes()).hexdigest()
+
+
+def test_the_installed_export_goes_by_its_own_name(installed: Installed) -> None:
+    done = installed.run("python", "-m", "streamer_export", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m streamer_export COMMAND" in done.stdout
+    commands = re.findall(r"^  (\w+) ", done.stdout, re.M)
+    assert len(commands) == 7
+    done = installed.run("python", "-m", "streamer_export", "trian")
+    assert (done.returncode, done.stderr) == (2, "error: there is no command 'trian': did you mean train?\n")
+
+
+@pytest.mark.torch
+def test_each_command_of_the_installed_export_loads(installed: Installed) -> None:
+    script = """
+import contextlib
+from streamer_export.__main__ import COMMANDS, main
+for name in COMMANDS:
+    with contextlib.suppress(SystemExit):
+        main([name, "--help"])
+"""
+    done = installed.run("python", "-c", script)
+    assert done.returncode == 0, done.stderr
+    used = re.findall(r"^usage: python -m streamer_export (\w+)", done.stdout, re.M)
+    assert set(used) == {"train", "export", "verify", "compare", "gradients", "recipe", "card"}
+    assert "python -m export" not in done.stdout
+
+
+def test_an_editable_installation_has_the_checkout_as_it_is(tmp_path: Path) -> None:
+    editable = Installed(tmp_path, "--editable", ROOT)
+    done = editable.run("python", "-c", "import export, streamer; print(export.__file__, streamer.__file__)")
+    assert done.stdout.split() == [str(ROOT / name / "__init__.py") for name in ("export", "streamer")], done.stderr
+    assert editable.run("streamer", "--version").stdout == f"streamer {__version__}\n"
+    assert "No module named" in editable.run("python", "-c", "import streamer_export").stderr, "no copy that grows old"
+
+
+def test_advice_installs_from_the_checkout_or_the_wheel_and_never_a_strangers_package(wheel_file: Path) -> None:
+    """The name `streamer` on the public index is another project's."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in extras:
+        assert f"pip install '.[{extra}]'" in install_hint(extra)
+        assert f"pip install '{wheel_file.name}[{extra}]'" in install_hint(extra)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    strangers = re.compile(r"install (-\S+ )*['\"]?streamer(\[|['\" ]|$)", re.M)
+    for name in filter(None, listed.stdout.split("\0")):
+        with contextlib.suppress(UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            assert not strangers.search((ROOT / name).read_text()), name
 
 
 def test_wheel_keeps_torch_in_an_extra_and_installs_the_command(wheel):
@@ -43,7 +143,7 @@ def test_wheel_keeps_torch_in_an_extra_and_installs_the_command(wheel):
     assert {"aiokafka", "onnxruntime"} <= always
     assert not always & {"torch", "onnx", "onnxscript", "confluent-kafka"}
     (scripts,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
-    assert "streamer = streamer.cli:main" in wheel.read(scripts).decode()
+    assert "streamer = streamer.__main__:main" in wheel.read(scripts).decode()
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
 
 

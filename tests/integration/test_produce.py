@@ -153,9 +153,9 @@ def test_the_mock_broker_ends_with_its_context():
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'streamer\[demo\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[demo\]' in the checkout"):
         MockBroker().start()
-    with pytest.raises(ConfigurationError, match=r"pip install 'streamer\[demo\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[demo\]' in the checkout"):
         run_load("127.0.0.1:1", "t", LoadOptions(events=1))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from administration import administrator
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from chain import PARTITIONS, check, rows
 from serving import event, make_service, make_settings, produce, read_all, running, wait_for
 from simulated import POISON, ChainModel, advance
@@ -55,9 +57,9 @@ async def test_a_second_member_takes_over_half_and_gives_it_back(kafka, topic_na
             await wait_for(lambda: len(one.recoveries) >= 2, one)
             await produce(kafka, topic, rows(1000, 1000))
             await wait_for(lambda: one.committed_events + two.committed_events >= 2000, one, two)
-            assert len(first.processor.ledgers) == len(second.processor.ledgers) == 2
+            assert len(first.processor.partitions) == len(second.processor.partitions) == 2
             assert one.recoveries[-1][1], "partitions that stayed were restored instead of kept"
-        await wait_for(lambda: len(first.processor.ledgers) == PARTITIONS, one)
+        await wait_for(lambda: len(first.processor.partitions) == PARTITIONS, one)
         await produce(kafka, topic, rows(2000, 500))
         await wait_for(lambda: one.committed_events + two.committed_events >= 2500, one)
     check(await read_all(kafka, f"{topic}.out", at_least=2500), 2500)
@@ -104,11 +106,14 @@ async def test_answers_that_their_topic_refuses_end_the_service(kafka, topic_nam
     """Trying again would never end; with a topic that takes them, the same events are answered."""
     topic = topic_name("in")
     await create_topics(kafka, {topic: 1})
-    await create_topics(kafka, {f"{topic}.strict": 1}, {limit: "100"})  # a marker has 78 bytes
+    await create_topics(kafka, {f"{topic}.strict": 1})
     await produce(kafka, topic, [(0, b"a", event([1.0]), []), (0, b"a", event([2.0]), [])])
     group, delivery = topic_name("group"), {"mode": mode}
     strict = make_settings(kafka, topic, group, delivery=delivery, output={"topic": f"{topic}.strict"})
     service, _ = await make_service(strict)
+    async with administrator(kafka) as admin:  # what is strict from the beginning is found at start
+        change = {limit: "100"}  # a marker has 78 bytes
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, f"{topic}.strict", change)])
     with pytest.raises(ConfigurationError, match=limit):
         await asyncio.wait_for(service.run(), 60)
     service, recorder = await make_service(make_settings(kafka, topic, group, delivery=delivery))
@@ -138,7 +143,7 @@ async def test_commands_in_the_log_reset_and_end_streams(kafka, topic_name, crea
     service, recorder = await make_service(make_settings(kafka, topic, topic_name("group")))
     async with running(service):
         await wait_for(lambda: recorder.committed_events >= 7, recorder)
-        assert service.processor.table.used == 0
+        assert service.processor.lanes.slots.used == 0
     found = await read_all(kafka, f"{topic}.out", at_least=4)
     first = advance(0, 5)
     assert [read.document["y"] for read in found] == [first, advance(first, 5), first, first]

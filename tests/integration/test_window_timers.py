@@ -144,7 +144,7 @@ async def test_windows_close_after_a_rebalance_wherever_they_are(kafka, topic_na
         async with serving(settings, clock, instance="b") as (two, _):
             async with asyncio.timeout(60):
                 await until_live(recorder, 2)
-            assert len(one.processor.ledgers) == len(two.processor.ledgers) == 1
+            assert len(one.processor.partitions) == len(two.processor.partitions) == 1
             found = await time_passes(kafka, topic, clock, at_least=2)
     assert answers(found) == {"a": fold([1.0, 2.0]), "b": fold([3.0, 4.0])}
 
@@ -197,7 +197,7 @@ async def test_nothing_closes_because_the_broker_was_away(create_topics) -> None
             await committed(recorder, 2)
             await asyncio.to_thread(local.stop_node, 1)
             async with asyncio.timeout(60):
-                while time.time() * 1000 - service.reader.confirmed_at_ms(0) < 2_000:  # noqa: ASYNC110 - silence has no event
+                while time.time() * 1000 - service._reader.confirmed_at_ms(0) < 2_000:  # noqa: ASYNC110 - silence has no event
                     await asyncio.sleep(0.1)
             clock.ahead_s += STEP_S
             await asyncio.to_thread(local.start_node, 1)

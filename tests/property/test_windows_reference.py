@@ -69,9 +69,11 @@ def expected(rule: WindowRule, rows: Sequence[Row], idle: Sequence[Idle]) -> tup
     return steps, reference
 
 
-def actual(rule: WindowRule, rows: Sequence[Row], idle: Sequence[Idle], cuts: Sequence[int]) -> tuple[Added, Windows]:
+def actual(
+    rule: WindowRule, rows: Sequence[Row], idle: Sequence[Idle], cuts: Sequence[int], *, multiple: int = 1
+) -> tuple[Added, Windows]:
     """In batches cut at ``cuts`` and where an idle advance comes; late rows as offsets."""
-    windows, total = Windows(rule, 1), Added()
+    windows, total = Windows(rule, 1, length_multiple=multiple), Added()
 
     def take(added: Added, first: int) -> None:
         total.closed += added.closed
@@ -164,7 +166,7 @@ def test_short_windows_and_length_multiples_leave_out_what_they_say(kind: str, d
     least = data.draw(st.integers(1, plain.max_events))
     multiple = data.draw(st.integers(1, min(plain.max_events, 3)))
     whole, _ = actual(plain, rows, idle, [])
-    added, _ = actual(replace(plain, min_events=least, length_multiple=multiple), rows, idle, [])
+    added, _ = actual(replace(plain, min_events=least), rows, idle, [], multiple=multiple)
     keep = [w for w in whole.closed if len(w.x) >= least and len(w.x) >= multiple]
     assert len(added.closed) == len(keep)
     assert len(added.short) == len(whole.closed) - len(keep)

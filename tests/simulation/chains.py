@@ -29,7 +29,12 @@ class Chain:
 
 CHAINS = {
     chain.letter: chain
-    for chain in (Chain("A", 31, 17, 7, (13.0,)), Chain("B", 29, 19, 11, (14.0,)), Chain("C", 37, 23, 5, (13.0,)))
+    for chain in (
+        Chain("A", 31, 17, 7, (13.0,)),
+        Chain("B", 29, 19, 11, (14.0,)),
+        Chain("C", 37, 23, 5, (13.0,)),
+        Chain("D", 31, 17, 7, (13.0,)),  # another file that computes the same as A
+    )
 }
 LETTER_OF = {chain.sha256[:16]: chain.letter for chain in CHAINS.values()}
 

@@ -70,6 +70,8 @@ class Judge:
             if log.stable < log.end
         ]
         ephemeral = self.world.current.delivery == "ephemeral"
+        undecided = [log.partition for log in self.world.inputs[-1].logs if log.stable < log.end]
+        missing += [f"the end of an upstream transaction in partition {partition}" for partition in undecided]
         for partition, log in self.log.items():
             for sent in log:
                 source = partition, sent.offset

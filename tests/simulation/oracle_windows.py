@@ -27,7 +27,7 @@ class Definition:
         self._values = {sent.offset: sent.what for sent in log}
         idle: dict[int, int] = {}
         for change in judge.changes.get(partition, ()):
-            for before, watermark in change.idle if change.kind == "progress" else ():
+            for before, watermark in change.idle:
                 idle[before] = max(watermark, idle.get(before, watermark))
         moves = sorted(idle.items())
         for sent in log:

@@ -14,11 +14,12 @@ from windowing import FoldModel, Reference
 from streamer.core import Op
 from streamer.errors import ModelRunError, StreamerError
 from streamer.kafka import requests as own_requests
-from streamer.kafka.requests import TopicMetadata, TxnOffsetCommit
+from streamer.kafka.requests import TxnOffsetCommit
 from streamer.modelfile.contract import Contract
 from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
-from streamer.service.wiring import build, prepare, window_rule
+from streamer.service.wiring import build, prepare
 from streamer.settings import Settings
+from tests.simulation import metadata
 from tests.simulation.chains import CHAINS, MODULUS, Chain
 
 __all__ = ["StreamerError"]
@@ -26,7 +27,7 @@ __all__ = ["StreamerError"]
 
 def request_modules() -> list[ModuleType]:
     """Modules with request structures that the client does not have."""
-    return [own_requests]
+    return [own_requests, metadata]  # of two for one version the last is what the broker answers with
 
 
 def txn_offset_commit(
@@ -40,11 +41,6 @@ def txn_offset_commit(
     """The service's own request, which names generation, member id and instance."""
     rows = [(partition, offset, -1, "", {}) for partition, offset in offsets.items()]
     return TxnOffsetCommit(name, group, *producer, *member, [(topic, rows, {})])
-
-
-def topic_metadata(topic: str) -> Any:
-    """The service's own request, which tells topic ids."""
-    return TopicMetadata(topic)
 
 
 # settings and models
@@ -106,7 +102,7 @@ def load(chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], Non
     for name, section in chosen.model.items():
         letter = letters[name]
         if section.window is not None:
-            found.append((name, WindowModel(cost), window_rule(name, section.window)))
+            found.append((name, WindowModel(cost), section.window))
         else:
             found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower()), None))
     return found
@@ -116,7 +112,7 @@ def reference(section: Mapping[str, Any]) -> Reference:
     """Windows by definition."""
     from streamer.settings import WindowSection
 
-    return Reference(window_rule("window", WindowSection(**section)))
+    return Reference(WindowSection(**section))
 
 
 OPS = {"reset": Op.RESET, "end": Op.END, "generate": Op.GENERATE}
@@ -133,9 +129,6 @@ class Observer:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
-
-    def settled(self, processor: Any, run_seconds: Any) -> None:
-        processor.counters = type(processor.counters)()
 
     def committed(self, outcome: Any, epoch: Any, times: Any, changelog_bytes: int) -> None:
         if str(outcome) != "committed":
@@ -187,8 +180,8 @@ def exit_code(error: BaseException) -> int | None:
 
 
 def settled_offset(handle: Handle, partition: int) -> int | None:
-    ledger = handle.service.processor.ledgers.get(partition) if handle.service else None
-    return None if ledger is None else int(ledger.position)
+    found = handle.service.processor.partitions.get(partition) if handle.service else None
+    return None if found is None or found.restoring else int(found.position)
 
 
 # what it writes
@@ -202,7 +195,7 @@ class Change:
     position: int = 0
     replay_point: int = 0
     idle: tuple[tuple[int, int], ...] = ()
-    """(before offset, watermark): where the watermark moved without an event, the one at the replay point too"""
+    """(before offset, watermark): where the watermark moved without an event, or the one at the replay point"""
     models: tuple[tuple[str, str], ...] = ()
     """(name, first 16 digits of the sha256)"""
     model: str = ""
@@ -218,10 +211,12 @@ def change(key: bytes, value: bytes | None) -> Change | None:
         return None
     if key[:1] == bytes([Kind.PROGRESS]):
         found = decode_progress(value)
-        models = tuple(sorted((name, digest[:16]) for name, digest in found.models.items()))
-        idle = [*found.idle, *([(found.replay_point, found.watermark)] if found.watermark != NO_WATERMARK else [])]
-        return Change("progress", found.position, found.replay_point, tuple(idle), models)
+        models = tuple(sorted((name, regime.model_id) for name, regime in found.models.items()))
+        idle = ((found.replay_point, found.watermark),) if found.watermark != NO_WATERMARK else ()
+        return Change("progress", found.position, found.replay_point, idle, models)
     record = decode_stream(key, value)
-    kind = {Kind.STATE: "state", Kind.WINDOW: "window", Kind.ROLLOUT: "rollout"}[record.kind]
+    kind = record.kind.name.lower()
+    if record.kind is Kind.IDLE:
+        return Change(kind, idle=((record.offset, record.last_ms),), model=record.model, through=record.through)
     gone = record.state is None and kind == "state"
     return Change(kind, model=record.model, stream=record.stream, through=record.through, gone=gone)

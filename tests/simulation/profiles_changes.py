@@ -25,10 +25,11 @@ def models(draw: Draw) -> None:
         draw.plan.allowed_exits |= {5}
         draw.regime(dict(first.letters), delivery={"model_changed": "refuse"})
     else:
-        draw.regime({"m": "C"}, delivery={"model_changed": story.split("-")[0]})
+        # kept states belong to a file that computes the same: what is replayed was answered by the other one
+        draw.regime({"m": "D" if story == "keep" else "C"}, delivery={"model_changed": story.split("-")[0]})
         if story.endswith("refuse"):
             draw.regime({"m": "C"}, delivery={"model_changed": "refuse"})
-    length = 2.5
+    length = 8.0 if story == "reset-refuse" else 2.5  # a stop may take 5 s: each regime has to be lived in
     draw.start_members()
     streams = rng.choice([4, 10])
     for number in range(len(draw.plan.regimes)):

@@ -70,6 +70,7 @@ async def _tell(world: World, findings: list[str]) -> None:
         world.quiet_s = quiet
     stuck = await world.stop_all()
     findings += [f"stuck: {id_} does not stop" for id_ in stuck]
+    await asyncio.sleep(1.0)  # a coordinator writes the markers of the last transaction one after the other
     findings += [finding for finding in Judge(world).check() if finding not in findings]
 
 

@@ -14,19 +14,14 @@ from tests.simulation.test_machine import simulation
 SECONDS = float(os.environ.get("STREAMER_SIMULATION_SECONDS", "170"))
 FIXED = 1
 LONG_S, LONG_SCHEDULES = 1_800.0, 5_000
-faulty = pytest.mark.xfail(
-    reason="the service still has faults that the schedules find: take this away with the last one", strict=False
-)
 
 
-@faulty
 @pytest.mark.slow
 def test_schedules_from_fixed_seeds() -> None:
     done = simulation("--seed", str(FIXED), "--schedules", "100000", "--seconds", str(SECONDS))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@faulty
 def test_schedules_from_a_fresh_seed() -> None:
     seed = random.SystemRandom().randrange(10**6, 10**9)
     print(f"fresh seed {seed}")
@@ -34,7 +29,6 @@ def test_schedules_from_a_fresh_seed() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@faulty
 @pytest.mark.accept
 def test_many_schedules() -> None:
     """On one core. How many fit is told and must be enough."""

@@ -12,35 +12,36 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from streamer.engine.ledger import Ledger
+from streamer.engine.checkpoint import Checkpoint
+from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
-from streamer.engine.rounds import Rounds
-from streamer.kafka import commit
+from streamer.engine.restore import Restore
+from streamer.kafka import commit, writes
 from streamer.kafka.restore import Restorer
 from streamer.service.loop import Service
-from streamer.service.recovery import Recovery
+from streamer.service.takeover import Takeover
 
 PHASES: dict[str, tuple[Any, str, str, int]] = {
     # phase: (owner, function, before or after the call, which call of a run)
     "commit: sealed, nothing sent": (AIOKafkaProducer, "begin_transaction", "before", 3),
     "commit: transaction begun": (AIOKafkaProducer, "begin_transaction", "after", 3),
-    "commit: predictions sent": (commit.Committer, "_send_results", "after", 3),
-    "commit: changelog sent": (commit.Committer, "_send_changelog", "after", 3),
+    "commit: predictions sent": (writes.Writes, "results", "after", 3),
+    "commit: changelog sent": (writes.Writes, "changelog", "after", 3),
     "commit: predictions acknowledged": (commit, "_delivered", "after", 5),
     "commit: all acknowledged": (commit, "_delivered", "after", 6),
     "commit: offsets sent": (AIOKafkaProducer, "send_offsets_to_transaction", "after", 3),
     "commit: ended, not yet known here": (AIOKafkaProducer, "commit_transaction", "after", 3),
     "commit: known here": (commit.Committer, "commit", "after", 3),
-    "checkpoint: round begun": (Ledger, "begin_round", "after", 3),
-    "checkpoint: slice copied": (Rounds, "_slice", "after", 5),
-    "checkpoint: round ended, not yet committed": (Ledger, "end_round", "after", 2),
-    "checkpoint: replay point moved": (Ledger, "move_replay_point", "after", 5),
-    "recovery: before anything": (Recovery, "restore", "before", 1),
+    "checkpoint: round begun": (Checkpoint, "begin", "after", 3),
+    "checkpoint: slice copied": (Checkpoint, "slice", "after", 5),
+    "checkpoint: replay point moved": (Checkpoint, "move", "after", 5),
+    "checkpoint: sealed": (Processor, "seal", "after", 4),
+    "recovery: before anything": (Takeover, "_run", "before", 1),
     "recovery: decided": (Restorer, "read", "before", 1),
-    "recovery: part of the changelog read": (Recovery, "_apply", "after", 3),
-    "recovery: changelog read": (Recovery, "_ledgers", "before", 1),
-    "recovery: checked": (Recovery, "_ledgers", "after", 1),
-    "recovery: partition taken up": (Processor, "assign", "after", 2),
+    "recovery: part of the changelog read": (Restore, "apply", "after", 3),
+    "recovery: changelog read": (Takeover, "_finish", "before", 1),
+    "recovery: judged": (Restore, "finish", "after", 1),
+    "recovery: partition taken up": (Partition, "begin", "after", 2),
     "recovery: replaying": (Processor, "ingest", "after", 1),
     "recovery: all live": (Service, "_take_over", "after", 20),
 }

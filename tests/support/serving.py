@@ -14,7 +14,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from simulated import ChainModel
 
-from streamer.kafka.commit import TRANSACTION_HEADER
+from streamer.kafka.writes import TRANSACTION_HEADER
+from streamer.service.clock import Clock
 from streamer.service.loop import Service
 from streamer.service.wiring import Parts, build, prepare
 from streamer.settings import Settings
@@ -33,9 +34,7 @@ class Recorder:
     def _tell(self) -> None:
         self.changed.set()
 
-    def polled(self, *_: object) -> None: ...
-
-    def settled(self, *_: object) -> None: ...
+    def ran(self, *_: object) -> None: ...
 
     def published(self, *_: object) -> None: ...
 
@@ -75,10 +74,13 @@ def make_settings(bootstrap: str, topic: str, group: str, **sections: dict[str, 
     return Settings(**document)
 
 
-async def make_service(settings: Settings, model: Any = None, *, instance: str = "a") -> tuple[Service, Recorder]:
+async def make_service(
+    settings: Settings, model: Any = None, *, instance: str = "a", clock: Clock | None = None
+) -> tuple[Service, Recorder]:
     parts = await prepare(settings, [("chain", model or ChainModel(), None)])
     recorder = Recorder()
-    return build(Parts(settings, parts.models, parts.connection, parts.input), recorder, instance=instance), recorder
+    parts = Parts(settings, parts.models, parts.connection, parts.input)
+    return build(parts, recorder, instance=instance, clock=clock), recorder
 
 
 @contextlib.asynccontextmanager

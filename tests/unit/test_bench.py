@@ -11,7 +11,7 @@ from streamer.modelfile.model import Model
 from streamer.tools.bench import MODEL, typical_latency, windows
 from streamer.tools.bench.load import POOL, Plan
 from streamer.tools.bench.reference import bilstm_last, lstm_outputs
-from streamer.tools.demo import roc_auc
+from streamer.tools.demo_tally import roc_auc
 
 
 def test_values_carry_the_pool_in_both_formats() -> None:

@@ -85,7 +85,7 @@ def test_outputs_of_window_models_are_per_window_without_a_time_axis() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": ...}, "missing required field `name`"),
+        ({"name": ...}, "missing is name"),
         ({"colour": "red"}, "unknown field `colour`"),
         ({"format": 2}, "format is 2"),
         ({"mode": "stream"}, "field mode"),
@@ -157,3 +157,62 @@ def test_a_broken_sidecar_is_named(tmp_path: Path, text: str) -> None:
         load_sidecar(path)
     with pytest.raises(ModelError, match=r"none\.toml cannot be read"):
         load_sidecar(tmp_path / "none.toml")
+
+
+FEATURES: list[Any] = [
+    "cpu",
+    {"name": "mode", "kind": "category", "vocabulary": ["<unknown>", "idle", "run"], "unknown": 0},
+    {"name": "cpu there", "kind": "present", "source": "cpu"},
+]
+
+
+def test_a_feature_is_a_name_or_a_table_that_survives_dump_and_parse() -> None:
+    made = Contract.from_fields(fields(input={"name": "x", "shape": ["batch", "time", 3], "features": FEATURES}))
+    assert made.feature_names == ("cpu", "mode", "cpu there")
+    cpu, mode, there = made.feature_tables
+    assert (cpu.kind, cpu.missing, cpu.field) == ("number", None, "cpu")
+    assert (mode.vocabulary, mode.unknown) == (("<unknown>", "idle", "run"), 0)
+    assert there.field == "cpu"
+    assert Contract.parse(made.dump()) == made
+    assert json.loads(made.dump())["input"]["features"] == FEATURES  # a plain name stays one
+    whole = {
+        "name": "load before",
+        "source": "load",
+        "lag": 3,
+        "missing": "last",
+        "fallback": 0.5,
+        "unit": "%",
+        "bounds": [0.0, 100.0],
+    }
+    shape = {"name": "x", "shape": ["batch", "time", 1]}
+    again = Contract.parse(Contract.from_fields(fields(input={**shape, "features": [whole]})).dump())
+    assert json.loads(again.dump())["input"]["features"] == [whole]
+    assert again.feature_tables[0].missing == "last"
+    bare = Contract.from_fields(fields())
+    assert [feature.name for feature in bare.feature_tables] == ["x0", "x1", "x2"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "sentence"),
+    [
+        ({"name": "a", "kind": "category"}, "a vocabulary belongs to category and text"),
+        ({"name": "a", "vocabulary": ["p"]}, "a vocabulary belongs to category and text"),
+        ({"name": "a", "kind": "category", "vocabulary": ["p", "p"]}, "'p' in its vocabulary twice"),
+        ({"name": "a", "kind": "category", "vocabulary": ["p"], "unknown": 1}, "the places 0 to 0"),
+        ({"name": "a", "kind": "since_last", "lag": 1}, "lag"),
+        ({"name": "a", "lag": -1}, "lag"),
+        ({"name": "a", "kind": "present", "missing": 0.0}, "never missing"),
+        ({"name": "a", "kind": "category", "vocabulary": ["p"], "missing": 0.0}, "is a category: missing"),
+        ({"name": "a", "missing": float("inf")}, "not finite"),
+        ({"name": "a", "bounds": [2.0, 1.0]}, "bounds"),
+        ({"name": "a", "missing": "next"}, "features"),
+        ({"name": "a", "kind": "colour"}, "features"),
+        ({"name": ""}, "has no name"),
+        ({"name": "b"}, "not unique"),
+        ({"name": "a", "kind": "text", "vocabulary": ["p"]}, "the only feature"),
+    ],
+)
+def test_a_feature_that_contradicts_itself_is_refused(feature: dict[str, Any], sentence: str) -> None:
+    declared = {"name": "x", "shape": ["batch", "time", 2], "features": [feature, "b"]}
+    with pytest.raises(ModelError, match=sentence):
+        Contract.from_fields(fields(input=declared))

@@ -72,11 +72,19 @@ def test_ts_cases_become_streams(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("stream,time,a\ns,1,nan\n", "no finite value for 'a'"),
-        ("stream,time,a\ns,1,\n", "no finite value for 'a'"),
-        ("stream,time,a\ns,1,x\n", "not a number"),
+        ("stream,time,a\ns,1,inf\n", "bad.csv, line 2, column 'a': .*inf.* no finite value"),
+        ("stream,time,a\ns,1,1e39\n", "line 2, column 'a': 1e.39 is no finite value that 32 bits hold"),
+        ("stream,time,a\ns,1,\n", "no feature columns"),
+        ("stream,time,a\ns,1,2\n\ns,2,x\ns,3,4\n", "line 4, column 'a': 'x' is not a number .1 such cells of 3."),
+        ("stream,time,a\ns,1,1_000\ns,2,7\n", "line 2, column 'a': '1_000' is not a number"),
+        ("stream,time,a\ns,noon,2\n", "line 2, column 'time': 'noon' is no time"),
+        ("stream,time,a\ns,1,2\ns,,2\n", "line 3, column 'time': '' is no time"),
+        ("stream,time,a\n,1,2\n", "line 2, column 'stream': the event has no stream"),
+        ("stream,time,a,a\ns,1,2,3\n", "columns 3 and 4 are both called 'a'"),
+        ('stream,time,a\ns,1,"2\n', "bad.csv, line 2: not CSV"),
+        ("stream,time,a,label\ns,1,2,0.5\n", "line 2, column 'label': label '0.5' is a fraction"),
         ("stream,a\ns,1\n", "no column 'time'"),
-        ("stream,time,a\ns,1\n", "2 columns, the header 3"),
+        ("stream,time,a\ns,1\n", "line 2: 2 columns, the header has 3"),
         ("stream,time\ns,1\n", "no feature columns"),
         ("stream,time,a\n", "no events"),
         ("", "empty file"),
@@ -93,7 +101,7 @@ def test_missing_and_unknown_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such data file"):
         load(tmp_path / "none.csv")
     with pytest.raises(ConfigurationError, match="unknown format"):
-        load(write(tmp_path / "d.parquet", "x"))
+        load(write(tmp_path / "d.xlsx", "x"))
     with pytest.raises(ConfigurationError, match="not an NPZ file"):
         load(write(tmp_path / "d.npz", "x"))
 
@@ -128,12 +136,12 @@ def test_split_by_time_never_lets_training_see_the_future() -> None:
 
 
 def test_too_little_data_to_split_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="nothing is left for validation"):
+    with pytest.raises(ConfigurationError, match="nothing is left for test"):
         split_by_stream(streams([5, 5]), validation=0.2, test=0.2, seed=0)
     with pytest.raises(ConfigurationError, match="too little data"):
         split_by_time(streams([1]), validation=0.2, test=0.2)
-    with pytest.raises(ConfigurationError, match="validation must be"):
-        split_by_stream(streams([5, 5]), validation=0.0, test=0.2, seed=0)
+    with pytest.raises(ConfigurationError, match="validation and test must be"):
+        split_by_stream(streams([5, 5]), validation=-0.1, test=0.2, seed=0)
 
 
 def test_scaling_comes_from_the_training_part_and_constants_stay_finite() -> None:

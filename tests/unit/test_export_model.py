@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("onnx")
 
 import torch
 
+from export.cells import ColumnEncoder, TokenEmbedding, settle_unknown
 from export.model import Forecaster, ModelConfig, SequenceModel, build, load, save
+from export.publish import publish
 from streamer.errors import ConfigurationError, ModelError
 
 pytestmark = pytest.mark.torch
@@ -142,3 +146,49 @@ def test_impossible_models_are_refused(options: dict[str, Any], sentence: str) -
 def test_projections_are_refused_because_no_graph_could_hold_them() -> None:
     with pytest.raises(ConfigurationError, match="proj_size"):
         SequenceModel(3, 5, proj_size=2)
+
+
+def test_a_number_that_is_no_category_is_the_unknown_one_or_none_at_all() -> None:
+    other = [-1.0, 5.0, 1e9, -3e38]
+    table = TokenEmbedding(5, 3)
+    assert table(torch.tensor(other)[:, None]).abs().max() == 0
+    torch.testing.assert_close(table(torch.tensor([[4.0], [0.0]])), table.table.weight[[4, 0]])
+    known = TokenEmbedding(5, 3, unknown=2)
+    torch.testing.assert_close(known(torch.tensor(other)[:, None]), known.table.weight[[2] * 4])
+
+
+def test_embeddings_stand_beside_the_numbers_and_are_saved(tmp_path: Path) -> None:
+    model = model_of(features=4, categories=((1, 5, 3, 0), (3, 4, 2, None)))
+    encoder = model.encoder
+    assert isinstance(encoder, ColumnEncoder)
+    encoded = encoder(torch.tensor([[[0.5, 4.0, -1.5, 9.0]]]))[0, 0]
+    assert encoded[:2].tolist() == [0.5, -1.5]
+    torch.testing.assert_close(encoded[2:5], encoder.tables[0].table.weight[4])
+    assert encoded[5:].tolist() == [0, 0]
+    save(model, tmp_path / "m.pt")
+    again, x = load(tmp_path / "m.pt"), torch.randn(2, 3, 4)
+    torch.testing.assert_close(again(x)[0]["y"], model(x)[0]["y"])
+
+
+def test_an_unknown_word_that_was_never_seen_is_the_average_one() -> None:
+    for seen, changed in (([1, 1, 1, 3], True), ([1, 0, 1, 3], False)):
+        table = TokenEmbedding(4, 3, unknown=0)
+        before = table.table.weight.detach().clone()
+        settle_unknown(table, [np.array(seen, np.float32)[:, None]])
+        expected = 0.75 * before[1] + 0.25 * before[3] if changed else before[0]
+        torch.testing.assert_close(table.table.weight[0].detach(), expected)
+        torch.testing.assert_close(table.table.weight[1:].detach(), before[1:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"features": 1, "vocabulary": 5, "embedding": 3},
+        {"features": 1, "vocabulary": 5, "embedding": 3, "unknown": 4},
+        {"features": 4, "categories": ((1, 5, 3, 0), (3, 4, 2, None))},
+        {"features": 1, "categories": ((0, 5, 3, 0),), "directions": 2},
+    ],
+)
+def test_the_file_encodes_words_as_the_module_does(tmp_path: Path, options: dict[str, Any]) -> None:
+    report = publish(model_of(**options), tmp_path, name="m", features=())
+    assert report["passed"], report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
 import re
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from streamer.errors import ConfigurationError
+from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
 
@@ -56,8 +57,37 @@ def test_readyz_waits_for_partitions_and_ends_with_the_drain(url: str, telemetry
     assert get(f"{url}/readyz")[0] == 503
     telemetry.recovered([0], [], 0.1)
     assert get(f"{url}/readyz")[0] == 200
-    telemetry.draining = True
+    telemetry.state.draining = True
     assert get(f"{url}/readyz") == (503, "draining\n")
+
+
+def test_readyz_tells_what_keeps_it_from_working(url: str, telemetry: Telemetry) -> None:
+    telemetry.recovered([0], [], 0.1)
+    telemetry.failed(KafkaUnavailableError("too few replicas"))
+    code, text = get(f"{url}/readyz")
+    assert code == 503
+    assert re.fullmatch(r"Kafka cannot be used for \d+\.\d s: too few replicas\n", text)
+    telemetry.recovered([0], [], 0.1)
+    assert get(f"{url}/readyz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/metrics", "/livez", "/readyz", "/status", "/streams/gr%C3%B6%C3%9Fe%2F1", "/streams/slow", "/nowhere"],
+)
+def test_head_is_get_without_a_body(url: str, path: str) -> None:
+    answers = {}
+    for method in ("HEAD", "GET"):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        answers[method] = answer.status, answer.headers["Content-Type"], answer.headers["Content-Length"]
+        body = answer.read()
+        assert (body == b"") is (method == "HEAD")
+        connection.close()
+    if path in ("/metrics", "/status"):  # lengths change with the time
+        answers = {method: found[:2] for method, found in answers.items()}
+    assert answers["HEAD"] == answers["GET"]
 
 
 def test_metrics_and_status(url: str) -> None:
@@ -86,10 +116,12 @@ def test_a_taken_port_is_one_sentence(url: str, telemetry: Telemetry) -> None:
 
 
 def test_a_stuck_loop_is_told_by_the_status_too(url: str, telemetry: Telemetry) -> None:
+    telemetry.assigned([0])
     telemetry.beat_at = time.monotonic() - 31
     status = json.loads(get(f"{url}/status")[1])
     assert status["health"] == "stuck"
     assert status["stuck_s"] >= 31
+    assert status["partitions"] == {"0": {"state": "stuck"}}, "the table agrees with the headline"
 
 
 def test_only_the_pages_own_script_and_style_may_run(url: str) -> None:

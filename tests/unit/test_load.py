@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from export.readers import load
 from streamer.core import Op, RecordBatch
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
-from streamer.records.codec import Codec
+from streamer.records.decode import Codec
+from streamer.tools.eventfile import Columns, read_events
 from streamer.tools.load import (
     BROKEN_KINDS,
     FORMATS,
@@ -21,7 +23,6 @@ from streamer.tools.load import (
     LoadOptions,
     TelemetrySource,
     blocks,
-    read_events,
     write_events,
 )
 
@@ -187,6 +188,70 @@ def test_a_file_that_holds_no_events_is_one_clear_error(tmp_path, name, text):
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=r"a\.(csv|npz): "):
         read_events(path)
+
+
+TRAIN = """
+name = "pumps"
+[data]
+path = "pumps.csv"
+stream = "machine"
+time = "at_s"
+label = "fault"
+features = ["warm", "Druck"]
+[model]
+hidden = 3
+"""
+PUMPS = "machine;at_s;Druck;note;warm;fault\nb;1700000001.5;1,5;x;2;0\na;1700000000;NA;y;3,25;leak\n"
+
+
+def test_a_file_is_sent_by_the_column_names_that_training_had(tmp_path):
+    train, path = tmp_path / "train.toml", tmp_path / "pumps.csv"
+    train.write_text(TRAIN)
+    path.write_bytes(b"\xef\xbb\xbf" + PUMPS.encode())
+    source = FileSource(path, LoadOptions(events=None), Columns.of_training(train))
+    assert source.feature_names == ("warm", "Druck")
+    rows = plan(LoadOptions(format="json-named", events=None), source, file_times=True)
+    sent = [(row[2], row[3], json.loads(row[4])) for row in rows]
+    assert [(key, value) for _, key, value in sent] == [
+        (b"a", {"warm": 3.25, "Druck": None, "ts": 1_700_000_000_000}),
+        (b"b", {"warm": 2.0, "Druck": 1.5, "ts": 1_700_000_001_500}),
+    ]
+    assert [row[0] for row in rows] == ["anomaly", "event"]
+    with pytest.raises(ConfigurationError, match=r"no column 'stream'.*machine.*--train"):
+        read_events(path)
+
+
+@pytest.mark.parametrize(
+    ("time", "unit", "cells", "wanted"),
+    [
+        ("time", None, ["5", "7"], [5, 7]),
+        ("time", None, ["1700000000", "1700000001"], [1_700_000_000_000, 1_700_000_001_000]),
+        ("time", None, ["1700000000000", "1700000000001"], [1_700_000_000_000, 1_700_000_000_001]),
+        ("t_us", None, ["5000", "7000"], [5, 7]),
+        ("time", "s", ["5", "7.5"], [5_000, 7_500]),
+        ("time", None, ["2023-11-14T22:13:20", "2023-11-15T00:13:20.5+02:00"], [1_700_000_000_000, 1_700_000_000_500]),
+    ],
+)
+def test_times_of_a_file_are_read_as_training_reads_them(tmp_path, time, unit, cells, wanted):
+    path = tmp_path / "a.csv"
+    path.write_text(f"stream,{time},x\n" + "".join(f"s,{cell},1\n" for cell in cells))
+    assert read_events(path, Columns(time=time, time_unit=unit))[1].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[model]\n", r"no \[data\]"),
+        ("[data\n", "TOML"),
+        ("[data]\nfeatures = 3\n", "features"),
+        ("[data]\ntime_unit = 'h'\n", "time_unit"),
+    ],
+)
+def test_a_train_toml_that_names_no_columns_is_one_clear_error(tmp_path, text, why):
+    path = tmp_path / "train.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=why):
+        Columns.of_training(path)
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path):

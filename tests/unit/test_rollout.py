@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from durable import Changelog, begin, encoded, make_processor, settle
 from simulated import records
 
-from streamer.core import Epoch, Op, RecordBatch
-from streamer.engine.ledger import Ledger
-from streamer.engine.processor import Limits, Processor
+from streamer.core import Epoch, Op, Outgoing, RecordBatch
+from streamer.engine.partition import Phase
 from streamer.errors import ModelError, ModelRunError
 from streamer.generate.chance import draw, draw_sets, uniforms
-from streamer.generate.rollout import RolloutLimits
 from streamer.modelfile.contract import Contract
-from streamer.records.changelog import Kind, StreamRecord, decode_stream, progress_key
-from streamer.records.codec import Codec
+from streamer.records.changelog import Kind
+from streamer.records.decode import Codec
+from streamer.words import Mode
 
 LETTERS = ("a", "b", "c", "d")
 
@@ -64,11 +66,16 @@ class Letters:
 class Served:
     """A processor over one partition, asked and read like the service does."""
 
-    def __init__(self, model: Any, **limits: int) -> None:
-        self.model, self.next = model, 0
-        bounds = Limits(max_ingest_rows=512, max_state_bytes=1 << 20, rollouts=RolloutLimits(**limits))
-        self.processor = Processor([("m", model, None)], bounds)
-        self.processor.assign(0, Ledger.fresh(0))
+    def __init__(self, model: Any, *, changelog: Changelog | None = None, rule: str = "refuse", **limits: int) -> None:
+        """``changelog``: that it takes over."""
+        self.model, self.next, self.changelog = model, 0, changelog or Changelog()
+        self.processor = make_processor(
+            [("m", model, None)], max_poll_records=512, max_bytes=1 << 20, generate=limits, model_changed=rule
+        )
+        if changelog is None:
+            begin(self.processor)
+        else:
+            self.next = changelog.recover(self.processor, random.Random(0)).position
 
     def put(self, *rows: tuple[str, float | Op | dict[str, Any] | bytes]) -> None:
         asked = {i: w for i, (_, w) in enumerate(rows) if isinstance(w, dict | bytes)}
@@ -77,22 +84,27 @@ class Served:
         batch.x = np.repeat(batch.x, self.model.contract.features, axis=1)
         batch.commands = {i: w if isinstance(w, bytes) else msgspec.json.encode(w) for i, w in asked.items()}
         self.next += len(rows)
-        self.processor.ingest([batch])
-        for _ in self.processor.run():
-            pass
+        settle(self.processor, batch)
 
     def seal(self) -> Epoch:
         epoch = self.processor.seal(0)
         assert epoch is not None
+        self.changelog.commit(epoch)
+        self.processor.committed(epoch, {})
         return epoch
+
+    def answers(self) -> list[Outgoing]:
+        return encoded(self.processor, self.seal())
 
     def rolled(self) -> tuple[list[dict[str, Any]], list[tuple[int, str, str]]]:
         """Answers and refusals (offset, reason, detail) when nothing is open any more."""
         for _ in range(2_000):
             self.processor.roll()
-        assert not len(self.processor.rollouts), "a rollout never ends"
+        assert not self.processor.rolling, "a rollout never ends"
         epoch = self.seal()
-        answers = [out for out in epoch.outgoing if out.mode == "generate"]
+        told = Counter(reject.reason for reject in epoch.rejects)
+        assert epoch.report.rejects == told, "each reject is counted under its reason"
+        answers = [out for out in encoded(self.processor, epoch) if out.mode is Mode.GENERATE]
         found = [{"offset": out.sources[0], **msgspec.json.decode(out.values[0])} for out in answers]
         return found, [(reject.offset, reject.reason, reject.detail) for reject in epoch.rejects]
 
@@ -143,10 +155,10 @@ def test_a_rollout_goes_on_from_the_stream_and_leaves_it_alone() -> None:
     assert forked["y"] == with_prompt["y"]
     assert initial["y"] == Served(Letters(mode="argmax")).one(n=3, prompt=[0])["y"]
     served.put(("s", 2.0))
-    (after,) = served.seal().outgoing
+    (after,) = served.answers()
     quiet = Served(Letters(mode="argmax"))
     quiet.put(("s", 1.0), ("s", 3.0), ("s", 2.0), ("s", 2.0))
-    assert msgspec.json.decode(after.values[0])["y"] == msgspec.json.decode(quiet.seal().outgoing[0].values[-1])["y"]
+    assert msgspec.json.decode(after.values[0])["y"] == msgspec.json.decode(quiet.answers()[0].values[-1])["y"]
 
 
 def test_a_sequence_ends_after_the_stop() -> None:
@@ -161,10 +173,10 @@ def test_an_answer_per_step_is_the_sequence_in_pieces_with_its_headers() -> None
     served = Served(Letters())
     served.put(("s", {"n": 6, "prompt": "a", "seed": 1, "per_step": True}))
     epochs = []
-    while len(served.processor.rollouts):
+    while served.processor.rolling:
         served.processor.roll()
         epochs.append(served.seal())
-    steps = [out for epoch in epochs for out in epoch.outgoing]
+    steps = [out for epoch in epochs for out in encoded(served.processor, epoch)]
     assert [msgspec.json.decode(step.values[0])["y"] for step in steps] == whole["y"]
     assert [dict(step.headers[0]) for step in steps] == [{"streamer-step": b"%d" % n} for n in range(1, 7)]
     assert all(epoch.positions == {0: 1} for epoch in epochs), "an answer must be committed with its partition's fence"
@@ -215,10 +227,10 @@ def test_a_request_that_cannot_be_carried_out_is_refused_in_one_sentence(request
 
 
 def test_what_does_not_fit_one_record_is_refused_unless_per_step() -> None:
-    served = Served(Letters(), max_answer_bytes=500)
-    served.put(("s", {"n": 100}), ("s", {"n": 100, "per_step": True}))
+    served = Served(Letters(), max_answer_bytes=1_024)
+    served.put(("s", {"n": 200}), ("s", {"n": 200, "per_step": True}))
     answers, refused = served.rolled()
-    assert len(answers) == 100
+    assert len(answers) == 200
     assert [(offset, reason) for offset, reason, _ in refused] == [(0, "too_long")]
 
 
@@ -234,20 +246,21 @@ def test_more_than_may_be_open_are_refused_and_more_than_a_call_takes_wait() -> 
 
 
 def test_older_rollouts_that_join_late_do_not_stop_those_under_way() -> None:
+    source = Served(Letters())
+    source.put(("s", 1.0))
+    source.seal()  # with a round: what follows is replayed
+    source.put(*[("s", {"n": 4, "prompt": "a"}) for _ in range(3)])
+    source.seal()
     model = Letters()
     served = Served(model, max_rows=2)
-    source = Served(Letters())
-    source.put(*[("s", {"n": 4, "prompt": "a"}) for _ in range(3)])
-    records_ = [
-        pair for changelog in source.seal().changelog for pair in changelog.records if pair[0] != progress_key()
-    ]
-    replaying = Ledger.fresh(0)
-    replaying.live_from, replaying.rollouts = 3, [decode_stream(key, value or b"") for key, value in records_]
-    served.processor.assign(1, replaying)
+    older = source.changelog.recover(served.processor, random.Random(0), number=1)
+    assert older.phase is Phase.REPLAYING
+    assert len(older.rollouts) == 3
     served.put(*[("s", {"n": 4, "prompt": "a"}) for _ in range(2)])
     served.processor.roll()
     assert model.rows == [2], "what is still replayed waits"
-    replaying.next_offset = replaying.live_from
+    settle(served.processor, records([(at, "s", 1.0) for at in range(1, 4)], 1))
+    assert older.phase is Phase.LIVE
     answers, refused = served.rolled()
     assert len(answers) == 5
     assert not refused
@@ -265,20 +278,11 @@ def test_the_rollout_that_fails_is_found_and_its_neighbours_go_on() -> None:
     assert refused == [(3, "model_refused", "after 0 steps: that one")]
 
 
-def restored(served: Served, model: Any, **options: Any) -> Served:
+def restored(served: Served, model: Any, *, rule: str = "refuse") -> Served:
     """Another process that takes over what ``served`` committed."""
-    records_ = [pair for changelog in served.seal().changelog for pair in changelog.records]
-    found: list[StreamRecord] = [
-        decode_stream(key, value) for key, value in records_ if key != progress_key() and value
-    ]
-    other = Served(model)
-    other.processor.revoke(0)
-    other.processor = Processor([("m", model, None)], other.processor.limits, **options)
-    ledger = Ledger.fresh(served.next)
-    ledger.rollouts = [record for record in found if record.kind is Kind.ROLLOUT]
-    assert ledger.rollouts
-    other.processor.assign(0, ledger)
-    return other
+    served.seal()
+    assert served.changelog.count(Kind.ROLLOUT)
+    return Served(model, changelog=served.changelog, rule=rule)
 
 
 def test_a_model_that_came_later_carries_on_or_begins_anew_or_refuses() -> None:
@@ -291,14 +295,17 @@ def test_a_model_that_came_later_carries_on_or_begins_anew_or_refuses() -> None:
     assert restored(asked(), Letters(mode="argmax")).rolled()[0][0]["y"] == same
     newer = Letters(mode="argmax")
     newer.sha256 = "cd" * 32
-    reset = restored(asked(), newer, reset_changed_models=True).rolled()[0][0]["y"]
+    reset = restored(asked(), newer, rule="reset").rolled()[0][0]["y"]
     assert reset == Served(Letters(mode="argmax")).one(n=4, prompt=[0])["y"]
-    _, refused = restored(asked(), Letters(mode="argmax", feedback=None)).rolled()
+    assert restored(asked(), newer, rule="keep").rolled()[0][0]["y"] == same
+    silent = Letters(mode="argmax", feedback=None)
+    silent.sha256 = "ef" * 32
+    _, refused = restored(asked(), silent, rule="reset").rolled()
     assert refused == [(2, "model_refused", "after 0 steps: model 'm' is not served, or cannot generate any more")]
 
 
 def test_the_command_is_known_only_where_a_model_generates() -> None:
-    raw = RecordBatch(0, [0], [1], [b"s"], [b'{"n": 1}'], {0: [("streamer-op", b"generate")]})
+    raw = RecordBatch(0, [0], [1_700_000_000_000], [b"s"], [b'{"n": 1}'], {0: [("streamer-op", b"generate")]})
     contract = Letters().contract
     known = Codec(contract, "json", generates=True).decode(raw)
     assert known.commands == {0: b'{"n": 1}'}
@@ -343,3 +350,53 @@ def test_draws_follow_the_probabilities() -> None:
     np.testing.assert_allclose(sets.mean(axis=0), [0.1, 0.2, 0, 0.7], atol=0.01)
     assert abs(np.corrcoef(sets[:, 0], sets[:, 1])[0, 1]) < 0.03
     assert draw_sets(p[:1], np.zeros(1), each[:1]).tolist() == [[0, 0, 0, 1]]
+
+
+# requests of every kind
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b'{"n":1,"prompt":[1' + b"0" * 400 + b"]}",
+        b'{"n":1,"prompt":[[1' + b"0" * 400 + b"]]}",
+        b'{"n":1' + b"0" * 400 + b"}",
+        b'{"n":2,"seed":1' + b"0" * 400 + b"}",
+        b'{"n":2,"stop":1' + b"0" * 400 + b"}",
+        b'{"n":2,"prompt":' + b"[" * 1_200 + b"]" * 1_200 + b"}",
+        b'{"n":2,"x":' + b"[" * 1_200 + b"]" * 1_200 + b"}",
+        b'{"n":2,"model":"\\ud800"}',
+        b"\xff",
+        b"",
+    ],
+)
+def test_whatever_a_request_holds_it_is_refused_with_a_sentence(request_: bytes) -> None:
+    served = Served(Letters())
+    served.put(("a", request_), ("a", 1.0))
+    answers, refused = served.rolled()
+    assert not answers
+    ((offset, reason, detail),) = refused
+    assert (offset, reason) in [(0, "bad_request"), (0, "too_long")]
+    detail.encode()
+    assert len(detail) <= 510
+
+
+def test_a_long_prompt_is_refused_before_it_takes_memory() -> None:
+    served = Served(Letters("one-hot"), max_steps=20)
+    served.put(("a", {"n": 1, "prompt": "a" * 60_000}))
+    assert [reason for _, reason, _ in served.rolled()[1]] == ["too_long"]
+
+
+def test_a_null_header_is_no_reason_to_end() -> None:
+    served = Served(Letters())
+    batch = records([(0, "a", Op.GENERATE)])
+    batch.x = np.repeat(batch.x, 1, axis=1)
+    batch.commands = {0: b'{"n": 2}'}
+    batch.records.headers = {0: (("note", None), ("traceparent", b"00-1"), ("tracestate", None))}
+    settle(served.processor, batch)
+    (kept,) = [value for part in served.seal().changelog for key, value in part.records if key[0] == Kind.ROLLOUT]
+    assert kept is not None
+    for _ in range(5):
+        served.processor.roll()
+    (answer,) = served.answers()
+    assert answer.headers == {0: [("traceparent", b"00-1")]}

@@ -11,7 +11,8 @@ import pytest
 from certificates import Authority
 
 from streamer.errors import ConfigurationError
-from streamer.settings import KafkaSection, security
+from streamer.kafka.security import security
+from streamer.settings import KafkaSection
 
 PASSPHRASE = "open-sesame-5f1c"
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 
 import pytest
+from durable import make_processor, settle
 from simulated import POISON, ChainModel
 
 from streamer.core import RecordBatch
-from streamer.engine.ledger import Ledger
-from streamer.engine.processor import Limits, Processor
-from streamer.kafka.commit import dead_letter_row
-from streamer.records.codec import Codec
+from streamer.engine.checkpoint import ReplayPoint
+from streamer.engine.partition import Begin
+from streamer.engine.truth import LaneTruth
+from streamer.kafka.rows import dead_letter_row
+from streamer.records.changelog import NO_WATERMARK
+from streamer.records.decode import Codec
 
 
 def parent(offset: int) -> list[tuple[str, bytes]]:
@@ -42,24 +45,22 @@ def records(partition: int, first: int, rng: random.Random, traced: float) -> Re
 def test_every_prediction_carries_the_trace_of_its_event(seed: int, live_from: int) -> None:
     rng = random.Random(seed)
     model = ChainModel()
-    processor = Processor([("chain", model, None)], Limits(max_rows=8, max_steps=3))  # type: ignore[list-item]
+    processor = make_processor([("chain", model, None)], max_rows=8, max_steps=3)
     codec = Codec(model.contract, "json")
     raw = [records(partition, 0, rng, 0.6) for partition in range(2)]
     for partition in range(2):
-        ledger = Ledger.fresh(0)
-        ledger.position = ledger.live_from = live_from
-        processor.assign(partition, ledger)
-    processor.ingest([codec.decode(batch) for batch in raw])
-    for _ in processor.run():
-        pass
-    outgoing, rejects = processor.results()
+        found = Begin(live_from, ReplayPoint(0, NO_WATERMARK), [LaneTruth(0)])
+        processor.open(partition).begin(found)
+    settle(processor, *(codec.decode(batch) for batch in raw))
+    answers, rejects = processor.results()
     sent = {
         (batch.partition, offset): [header for header in batch.headers.get(row, []) if header[0].startswith("trace")]
         for batch in raw
         for row, offset in enumerate(batch.offsets)
     }
     answered = 0
-    for part in outgoing:
+    assert all(source >= live_from for part in answers for source in part.sources)
+    for part in answers:
         for row, source in enumerate(part.sources):
             assert list(part.headers.get(row, [])) == sent[part.partition, source]
             answered += 1

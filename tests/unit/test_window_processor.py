@@ -7,47 +7,63 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from durable import begin, encoded, make_processor, settle
 from simulated import POISON, ChainModel
 from windowing import FoldModel, Row, fold, timed
 
 from streamer.core import Epoch, Op, RecordBatch
-from streamer.engine.ledger import Ledger
-from streamer.engine.processor import Limits, Processor
-from streamer.errors import ConfigurationError
-from streamer.records.changelog import decode_progress, progress_key
-from streamer.records.codec import Codec
+from streamer.engine.checkpoint import ReplayPoint
+from streamer.engine.partition import Begin, Phase
+from streamer.engine.processor import Processor
+from streamer.engine.windowing import OpenWindows
+from streamer.errors import ConfigurationError, ModelRunError
+from streamer.records.changelog import NO_WATERMARK, decode_progress, progress_key
+from streamer.records.decode import Codec
 from streamer.windows import Traces, WindowRule
+from streamer.words import Closed, Mode, Reason
 
 END = WindowRule("end")
 
 
-def make(rule: WindowRule = END, model: Any = None, *, durable: bool = True, **limits: Any) -> Processor:
-    limits = {"max_state_bytes": 1 << 16, "max_ingest_rows": 64, **limits}
-    processor = Processor([("fold", model or FoldModel(), rule)], Limits(**limits), durable=durable)
-    processor.assign(0, Ledger.fresh(0))
+def make(rule: WindowRule = END, model: Any = None, *, replayed: int = 0, **limits: Any) -> Processor:
+    """``replayed``: what lies below this offset was committed, and is replayed from the start."""
+    limits = {"max_bytes": 1 << 16, "max_poll_records": 64, **limits}
+    processor = make_processor([("fold", model or FoldModel(), rule)], **limits)
+    if replayed:
+        processor.open(0).begin(Begin(replayed, ReplayPoint(0, NO_WATERMARK), []))
+    else:
+        begin(processor)
     return processor
 
 
 def feed(processor: Processor, *rows: Row) -> None:
-    processor.ingest([timed(rows)])
-    for _ in processor.run():
-        pass
+    settle(processor, timed(rows))
 
 
 def idle(processor: Processor, elapsed_ms: int) -> None:
     processor.idle(0, elapsed_ms)
-    for _ in processor.run():
-        pass
+    settle(processor)
+
+
+def windows_of(processor: Processor) -> OpenWindows:
+    windows = processor.partitions[0].windows
+    assert windows is not None
+    return windows
 
 
 def seal(processor: Processor, now_ms: int = 0) -> Epoch:
     epoch = processor.seal(now_ms)
     assert epoch is not None
+    processor.committed(epoch, {})
     return epoch
 
 
-def predictions(epoch: Epoch) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(value) for out in epoch.outgoing for value in out.values]
+def predictions(processor: Processor) -> list[dict[str, Any]]:
+    return read(processor, seal(processor))
+
+
+def read(processor: Processor, epoch: Epoch) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(value) for out in encoded(processor, epoch) for value in out.values]
 
 
 def value(offset: int) -> float:
@@ -66,7 +82,7 @@ def sequence(stream: str, length: int, first: int) -> list[Row]:
 def test_a_closed_window_is_predicted_from_the_initial_state() -> None:
     processor = make()
     feed(processor, *sequence("a", 3, 0), *sequence("a", 2, 4))
-    first, second = predictions(seal(processor))
+    first, second = predictions(processor)
     assert first == {
         "stream": "a",
         "ts": 102,
@@ -80,18 +96,18 @@ def test_a_closed_window_is_predicted_from_the_initial_state() -> None:
 def test_one_answer_per_event_where_the_model_gives_one() -> None:
     processor = make(model=FoldModel(per="event"))
     feed(processor, *sequence("a", 1, 0), *sequence("b", 3, 2))
-    found = {each["stream"]: each["y"] for each in predictions(seal(processor))}
+    found = {each["stream"]: each["y"] for each in predictions(processor)}
     assert found == {"a": [chain(0)], "b": [chain(2), chain(2, 3), chain(2, 3, 4)]}
 
 
 def test_calls_are_bounded_in_rows_and_cells_and_padded_little() -> None:
     model = FoldModel()
-    processor = make(model=model, max_rows=4, max_window_cells=24, max_ingest_rows=512)
+    processor = make(model=model, max_rows=4, max_window_cells=24, max_poll_records=512)
     rows: list[Row] = []
     for stream, length in enumerate([1, 9, 30, 2, 8, 1, 1, 1, 1, 9]):
         rows += sequence(f"s{stream}", length, len(rows))
     feed(processor, *rows)
-    assert len(predictions(seal(processor))) == 10
+    assert len(predictions(processor)) == 10
     assert sum(count for count, _ in model.calls) == 10
     assert all(count <= 4 and (count * steps <= 24 or count == 1) for count, steps in model.calls)
 
@@ -99,7 +115,7 @@ def test_calls_are_bounded_in_rows_and_cells_and_padded_little() -> None:
 def test_a_model_without_lengths_gets_windows_of_one_length_only() -> None:
     model = FoldModel()
     model.ragged = False
-    processor = make(model=model, max_ingest_rows=512)
+    processor = make(model=model, max_poll_records=512)
     rows: list[Row] = []
     for stream, length in enumerate([3, 2, 3, 2, 5]):
         rows += sequence(f"s{stream}", length, len(rows))
@@ -113,8 +129,9 @@ def test_a_poisoned_window_is_dead_lettered_alone() -> None:
     rows[5] = (5, "b", 101, POISON)
     feed(processor, *rows)
     epoch = seal(processor)
-    assert {each["stream"] for each in predictions(epoch)} == {"a", "c"}
+    assert {each["stream"] for each in read(processor, epoch)} == {"a", "c"}
     (reject,) = epoch.rejects
+    assert epoch.report.rejects == {Reason.MODEL_REFUSED: 1}
     assert (reject.offset, reject.reason, reject.key) == (5, "model_refused", b"b")
     assert "window 100 to 101 ms, offsets 4 to 5" in reject.detail
 
@@ -122,63 +139,62 @@ def test_a_poisoned_window_is_dead_lettered_alone() -> None:
 def test_predictions_of_a_stream_come_in_the_order_of_their_ends() -> None:
     processor = make(WindowRule("session", gap_ms=5, disorder_ms=20))
     feed(processor, (0, "a", 30, 1.0), (1, "a", 20, 1.0), (2, "a", 10, 1.0), (3, "b", 100, 1.0))
-    assert [each["window"]["end"] for each in predictions(seal(processor))] == [15, 25, 35]
+    assert [each["window"]["end"] for each in predictions(processor)] == [15, 25, 35]
 
 
 def test_the_record_of_a_prediction_is_stamped_with_the_moment_of_closing() -> None:
     """A window's end may lie days ahead of what the broker accepts as a timestamp."""
     processor = make(WindowRule("tumbling", size_ms=10**9, max_events=2))
     feed(processor, (0, "a", 1, 1.0), (1, "a", 2, 1.0), (2, "a", 3, 1.0))
-    (out,) = seal(processor).outgoing
-    assert (out.timestamps_ms, out.sources, out.mode) == ([10_001], [1], "window")
+    (out,) = encoded(processor, seal(processor))
+    assert (out.timestamps_ms, out.sources, out.mode) == ([10_001], [1], Mode.WINDOW)
     idle(processor, 10**9 + 7)
-    (out,) = seal(processor).outgoing
+    (out,) = encoded(processor, seal(processor))
     assert (out.timestamps_ms, out.sources) == ([10_002 + 10**9 + 7], [2])
 
 
 def test_short_windows_are_counted() -> None:
     processor = make(WindowRule("end", min_events=2))
     feed(processor, *sequence("a", 1, 0), *sequence("b", 2, 2))
-    assert [each["stream"] for each in predictions(seal(processor))] == ["b"]
-    assert processor.counters.windows == {"end": 1, "short": 1}
+    epoch = seal(processor)
+    assert [each["stream"] for each in read(processor, epoch)] == ["b"]
+    assert (epoch.report.closed, epoch.report.short) == ({Closed.END: 1}, 1)
 
 
 def test_late_events_are_counted_and_dead_lettered_if_asked() -> None:
     rule = WindowRule("hopping", size_ms=10, hop_ms=5)
     rows: list[Row] = [(0, "a", 12, 1.0), (1, "a", 3, 1.0), (2, "a", 8, 1.0)]
-    quiet, loud = make(rule), make(rule, late_to_dead_letter=True)
+    quiet, loud = make(rule), make(rule, late="dead-letter")
     for processor in (quiet, loud):
         feed(processor, *rows)
-        assert processor.counters.late == 3, "once per window"
-    assert not seal(quiet).rejects
-    assert [(reject.offset, reject.reason) for reject in seal(loud).rejects] == [(1, "late"), (2, "late")]
+    told, epoch = seal(quiet), seal(loud)
+    assert told.report.late == epoch.report.late == 3, "once per window"
+    assert not told.rejects
+    assert not told.report.rejects
+    assert [(reject.offset, reject.reason) for reject in epoch.rejects] == [(1, "late"), (2, "late")]
+    assert epoch.report.rejects == {Reason.LATE: 2}
 
 
 def test_idleness_before_any_event_and_in_replay_does_nothing() -> None:
     processor = make(WindowRule("tumbling", size_ms=10))
+    assert seal(processor).positions == {0: 0}, "only its start"
     idle(processor, 10**9)
     assert processor.seal(0) is None
-    replaying = Processor([("fold", FoldModel(), WindowRule("tumbling", size_ms=10))], Limits(max_state_bytes=1 << 16))
-    ledger = Ledger.fresh(0)
-    ledger.live_from = 2
-    replaying.assign(0, ledger)
+    replaying = make(WindowRule("tumbling", size_ms=10), replayed=2)
     feed(replaying, (0, "a", 5, 1.0))
     idle(replaying, 10**9)
-    assert replaying.windows[0].open_windows == 1
+    assert windows_of(replaying).windows.open_windows == 1
 
 
 def test_a_replay_that_ends_in_rejects_is_over() -> None:
     """Idle time closes windows afterwards, and what it closes is published."""
-    processor = make(WindowRule("tumbling", size_ms=10))
-    processor.revoke(0)
-    ledger = Ledger.fresh(0)
-    ledger.live_from = ledger.position = 4
-    processor.assign(0, ledger)
+    processor = make(WindowRule("tumbling", size_ms=10), replayed=4)
     feed(processor, (0, "a", 5, 7.0))
-    processor.ingest([timed([], rejects=[2, 3])])
-    assert not processor.windows[0].replaying
+    settle(processor, timed([], rejects=[2, 3]))
+    assert not windows_of(processor).windows.replaying
+    assert processor.partitions[0].phase is Phase.LIVE
     idle(processor, 50)
-    assert [each["y"] for each in predictions(seal(processor))] == [fold([7.0])]
+    assert [each["y"] for each in predictions(processor)] == [fold([7.0])]
 
 
 def test_an_epoch_keeps_the_replay_point_at_the_oldest_open_window() -> None:
@@ -197,37 +213,37 @@ def test_an_epoch_keeps_the_replay_point_at_the_oldest_open_window() -> None:
 
 
 def test_a_step_model_beside_it_answers_each_event_at_once() -> None:
-    processor = Processor(
-        [("chain", ChainModel(), None), ("fold", FoldModel(), END)], Limits(max_state_bytes=1 << 16, max_ingest_rows=64)
-    )  # type: ignore[list-item]
-    processor.assign(0, Ledger.fresh(0))
+    models: list[Any] = [("chain", ChainModel(), None), ("fold", FoldModel(), END)]
+    processor = make_processor(models, max_bytes=1 << 16, max_poll_records=64)
+    begin(processor)
     feed(processor, *sequence("a", 3, 0)[:3])
-    early = predictions(seal(processor))
+    early = predictions(processor)
     assert [each["model"] for each in early] == ["chain@1"] * 3
     feed(processor, sequence("a", 3, 0)[3])
-    (final,) = predictions(seal(processor))
+    (final,) = predictions(processor)
     assert final["model"] == "fold@1"
     assert final["y"] == early[-1]["y"], "the same chain over the same events"
     assert final["window"]["offsets"] == [0, 2]
 
 
 def test_without_a_changelog_nothing_is_kept_for_a_replay() -> None:
-    processor = make(WindowRule("tumbling", size_ms=10, max_events=2), durable=False)
+    processor = make(WindowRule("tumbling", size_ms=10, max_events=2), mode="ephemeral")
     for offset in range(0, 40, 2):
         feed(processor, (offset, "a", offset * 10, 1.0), (offset + 1, "a", offset * 10, 1.0))
         idle(processor, 1)
         assert not seal(processor).changelog
-    ledger = processor.ledgers[0]
-    assert not ledger.idle
-    assert not ledger.new_window_through
-    assert not ledger.window_through
+    windows = windows_of(processor)
+    assert not windows.idle
+    assert not windows.fresh_idle
+    assert not windows.fresh_through
+    assert not windows.through
 
 
 def test_window_models_need_a_rule_and_only_one_may_have_one() -> None:
     with pytest.raises(ConfigurationError, match="looks ahead"):
-        Processor([("fold", FoldModel(), None)])  # type: ignore[list-item]
+        make_processor([("fold", FoldModel(), None)])
     with pytest.raises(ConfigurationError, match="only one"):
-        Processor([("one", FoldModel(), END), ("two", FoldModel(), END)])  # type: ignore[list-item]
+        make_processor([("one", FoldModel(), END), ("two", FoldModel(), END)])
 
 
 # event times that do not behave
@@ -241,7 +257,7 @@ def decoded(codec: Codec, *rows: tuple[int | None, Any]) -> Any:
 
 
 def test_a_far_future_event_is_rejected_and_moves_no_watermark() -> None:
-    codec = Codec(FoldModel().contract, "json", max_future_ms=1_000)
+    codec = Codec(FoldModel().contract, "json", max_future_ms=1_000, min_time_ms=0)
     batch = decoded(codec, (None, 10_000), (None, 11_001), (None, 11_000), (None, 10**17), (None, 253_402_300_799_001))
     assert [(reject.offset, reject.reason) for reject in batch.rejects] == [
         (1, "bad_time"),
@@ -249,23 +265,21 @@ def test_a_far_future_event_is_rejected_and_moves_no_watermark() -> None:
         (4, "bad_time"),
     ]
     processor = make(WindowRule("session", gap_ms=5_000))
-    processor.ingest([batch])
-    for _ in processor.run():
-        pass
-    assert processor.windows[0].watermark == 11_000
+    settle(processor, batch)
+    assert windows_of(processor).windows.watermark == 11_000
     assert len(seal(processor).rejects) == 3
 
 
 def test_events_without_a_time_take_the_records() -> None:
-    batch = decoded(
-        Codec(FoldModel().contract, "json"), (None, b'{"x":[1]}'), (None, None), (None, b'{"x":[1],"ts":0}')
-    )
-    assert batch.times_ms.tolist() == [10_000] * len(batch)
+    codec = Codec(FoldModel().contract, "json", min_time_ms=0)
+    batch = decoded(codec, (None, b'{"x":[1]}'), (None, None), (None, b'{"x":[1],"ts":0}'))
+    assert batch.times_ms.tolist() == [10_000, 10_000, 0], "0 is a time like any other"
 
 
 @pytest.mark.parametrize("ts", [b"-5", b'"soon"', b"true", b"1e400", b"[1]"])
 def test_a_time_that_is_none_is_rejected(ts: bytes) -> None:
-    batch = decoded(Codec(FoldModel().contract, "json"), (None, b'{"x":[1],"ts":' + ts + b"}"), (None, 10_000))
+    codec = Codec(FoldModel().contract, "json", min_time_ms=0)
+    batch = decoded(codec, (None, b'{"x":[1],"ts":' + ts + b"}"), (None, 10_000))
     assert len(batch) == 1
     assert [reject.offset for reject in batch.rejects] == [0]
 
@@ -273,7 +287,7 @@ def test_a_time_that_is_none_is_rejected(ts: bytes) -> None:
 def test_x_is_untouched_by_the_order_of_arrival() -> None:
     processor = make(WindowRule("count", count=3))
     feed(processor, (0, "a", 9, 1.0), (1, "a", 3, 2.0), (2, "a", 6, 3.0))
-    (found,) = predictions(seal(processor))
+    (found,) = predictions(processor)
     assert found["y"] == fold([2.0, 3.0, 1.0])
     assert np.isfinite(found["y"])
 
@@ -285,16 +299,14 @@ def test_a_window_carries_the_trace_of_the_record_that_it_names_as_its_source() 
     batch = timed(rows)
     # of "a" the last event in the log, of "b" too, of "c" another one; a command's own is nobody's
     batch.headers = {row: (("traceparent", b"%d" % row),) for row in (0, 2, 3, 5, 7)}
-    processor.ingest([batch])
-    for _ in processor.run():
-        pass
+    settle(processor, batch)
     epoch = seal(processor)
-    (out,) = epoch.outgoing
+    (out,) = encoded(processor, epoch)
     assert (out.keys, out.sources) == ([b"a", b"c"], [2, 8])
     assert out.headers == {0: (("traceparent", b"2"),)}
     (reject,) = epoch.rejects
     assert (reject.offset, reject.headers) == (5, (("traceparent", b"5"),))
-    assert not processor._windowing._partitions[0].traces, "nothing is kept of windows that are closed"
+    assert not windows_of(processor)._traces, "nothing is kept of windows that are closed"
 
 
 def test_traces_of_open_windows_are_kept_and_rebuilt_by_a_replay() -> None:
@@ -303,32 +315,24 @@ def test_traces_of_open_windows_are_kept_and_rebuilt_by_a_replay() -> None:
     batch.headers = {row: (("traceparent", b"%d" % row),) for row in range(4)}
 
     def answers(processor: Processor) -> list[tuple[int, Any]]:
-        (out,) = seal(processor).outgoing
+        (out,) = encoded(processor, seal(processor))
         return sorted((source, dict(out.headers[row])["traceparent"]) for row, source in enumerate(out.sources))
 
     whole = make(rule)
-    whole.ingest([batch])
-    for _ in whole.run():
-        pass
+    settle(whole, batch)
     assert answers(whole) == [(1, b"1"), (2, b"2")]
-    assert len(whole._windowing._partitions[0].traces) == 1, "of the session that is open"
+    assert len(windows_of(whole)._traces) == 1, "of the session that is open"
 
-    restarted = make(rule)
-    restarted.revoke(0)
-    ledger = Ledger.fresh(0)
-    ledger.position = ledger.live_from = 3  # the first three are replayed
-    restarted.assign(0, ledger)
-    restarted.ingest([batch])
-    for _ in restarted.run():
-        pass
+    restarted = make(rule, replayed=3)  # the first three are replayed
+    settle(restarted, batch)
     assert answers(restarted) == [(1, b"1"), (2, b"2")]
 
 
 def test_traces_are_bounded() -> None:
     traces = Traces()
     count = 70_000
-    for begin in range(0, count, 10_000):
-        offsets = np.arange(begin, begin + 10_000)
+    for first in range(0, count, 10_000):
+        offsets = np.arange(first, first + 10_000)
         traces.note(offsets, dict.fromkeys(range(10000), (("traceparent", b"x"),)))
     assert len(traces) == 65_536
     assert not traces.of(0)
@@ -337,3 +341,40 @@ def test_traces_are_bounded() -> None:
     assert len(traces) == 10
     traces.drop_before(None)
     assert not len(traces)
+
+
+def test_the_length_multiple_that_a_probe_learned_reaches_the_windows() -> None:
+    """Windows of a model that takes even lengths only lose their oldest event, and none is refused."""
+
+    class Even(FoldModel):
+        def run(self, x: Any, lengths: Any, states: Any) -> Any:
+            if (lengths % 2).any():
+                raise ModelRunError("odd")
+            return super().run(x, lengths, states)
+
+    model = Even()
+    model.length_multiple = 2
+    processor = make(model=model)
+    feed(processor, *sequence("a", 5, 0), *sequence("b", 4, 6), *sequence("c", 1, 11))
+    epoch = seal(processor)
+    assert {each["stream"]: each["y"] for each in read(processor, epoch)} == {
+        "a": chain(1, 2, 3, 4),
+        "b": chain(6, 7, 8, 9),
+    }
+    assert not epoch.rejects
+    assert (epoch.report.trimmed, epoch.report.short, epoch.report.closed) == (1, 1, {Closed.END: 2})
+
+
+def test_every_reject_of_the_processor_and_of_the_codec_is_reported() -> None:
+    models: list[Any] = [("chain", ChainModel(), None), ("fold", FoldModel(), WindowRule("tumbling", size_ms=10))]
+    processor = make_processor(models, late="dead-letter", max_poll_records=64)
+    begin(processor)
+    rows: list[Row] = [(0, "a", 5, POISON), (1, "a", 25, 1.0), (2, "a", 5, 2.0), (4, "a", 6, 3.0)]
+    settle(processor, timed(rows, rejects=[3, 5]))
+    epoch = seal(processor)
+    # by the step model, and by the window model with the window
+    assert epoch.report.rejects == {Reason.MODEL_REFUSED: 2, Reason.LATE: 2, Reason.UNDECODABLE: 2}
+    assert sorted(reject.offset for reject in epoch.rejects) == [0, 0, 2, 3, 4, 5]
+    assert epoch.report.records == 6
+    feed(processor, (6, "a", 26, 4.0))
+    assert not seal(processor).report.rejects, "each epoch tells its own"

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamer.core import F32, I64, ClosedWindow, EventBatch, RecordBatch
-from streamer.engine.processor import Limits
 from streamer.engine.scheduler import plan_windows
 from streamer.errors import KafkaUnavailableError
 from streamer.modelfile.model import Model
+from streamer.settings import BatchSection
 from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, send_all
 from streamer.tools.bench.measure import consumer, spread, stable_ends, watch_growth
 from streamer.tools.bench.reference import bilstm_last
@@ -110,7 +110,7 @@ Grouping = Callable[[Sequence[int]], list[I64]]
 
 def groupings() -> dict[str, Grouping]:
     """Ways to put the windows that one poll closed into model calls."""
-    limits = Limits()
+    limits = BatchSection()
 
     def bucketed(lengths: Sequence[int]) -> list[I64]:
         return plan_windows(lengths, max_rows=limits.max_rows, max_cells=limits.max_window_cells, ragged=True)

@@ -27,6 +27,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from tests.simulation import codecs, product
 from tests.simulation.logs import Record, build
+from tests.simulation.metadata import TopicMetadata
 
 TRANSIENT = (14, 15, 16)
 CONCURRENT = 51
@@ -95,7 +96,7 @@ class Talk:
 
     async def topic_id(self, topic: str) -> tuple[int, tuple[int, int], int]:
         """(error code, id, partitions)"""
-        found = (await self.ask(product.topic_metadata(topic))).topics[0]
+        found = (await self.ask(TopicMetadata(topic))).topics[0]
         return found[0], (found[2], found[3]), len(found[5])
 
     async def delete_records(self, topic: str, offset: int) -> tuple[int, int]:

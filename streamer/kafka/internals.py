@@ -1,0 +1,412 @@
+"""What the client does not offer, by subclasses and instances of our own. No global of the client is replaced: other users
+of the client in the same process see nothing of this.
+
+The only place that touches private names of the client; ``private`` lists them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import CoordinationType
+from aiokafka.consumer import fetcher as _fetcher
+from aiokafka.producer import message_accumulator as _accumulator
+from aiokafka.producer import sender as _sender
+from aiokafka.producer import transaction_manager as _manager
+from aiokafka.structs import OffsetAndMetadata
+
+from streamer.kafka import foreign
+from streamer.kafka.requests import TxnOffsetCommit, TxnOffsetCommitResponse
+
+BETWEEN_TRANSACTIONS_S = 0.002
+"""The broker writes the last transaction's markers for a few ms: the client's 20 ms between two looks would be a p99."""
+_FETCH = 1
+"""API key"""
+_FENCED = {22: "illegal generation", 25: "unknown member", 82: "fenced instance"}
+
+Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+"""timestamp in ms, key, value, headers"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What the offsets of a transaction are fenced with (KIP-447)."""
+
+    generation: int
+    member_id: str
+    instance: str | None
+
+
+class CommitFenced(kafka_errors.KafkaError):
+    """The group has moved on: the transaction was refused and must be aborted."""
+
+
+class TransactionRefused(kafka_errors.ProducerFenced):
+    """The broker does not let a transaction begin; nothing of it is written. ``why``: what the broker says.
+
+    Derived from the error after which the client stops sending and does not log a traceback."""
+
+    def __init__(self, why: kafka_errors.KafkaError) -> None:
+        super().__init__(why)
+        self.why = why
+
+    @property
+    def id_expired(self) -> bool:
+        """The coordinator has forgotten an id that was idle for long: another producer can do it at once."""
+        return isinstance(self.why, kafka_errors.InvalidProducerIdMapping | kafka_errors.UnknownProducerId)
+
+
+class RowTooLarge(ValueError):
+    """A row that does not fit a record batch alone."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+def noticed(future: asyncio.Future[Any]) -> None:
+    """What is given up leaves futures that nobody awaits any more; asyncio would log the failure of each."""
+    if not future.cancelled():
+        future.exception()
+
+
+class _AddPartitions(_sender.AddPartitionsToTxnHandler):
+    """Waits less between two transactions, and tells what refuses one. The client would send the records of a transaction
+    without their partitions, and say InvalidTxnState instead of the right that is missing."""
+
+    def handle_response(self, resp: Any) -> float | None:
+        written = bool(self._sender._txn_manager.txn_partitions)
+        codes = {code: topic for topic, parts in resp.errors for _, code in parts}
+        denied = sorted({topic for topic, parts in resp.errors for _, code in parts if code == 29})
+        if denied:
+            raise TransactionRefused(kafka_errors.TopicAuthorizationFailedError(", ".join(denied)))
+        if not written:
+            for error in (kafka_errors.InvalidProducerIdMapping, kafka_errors.UnknownProducerId):
+                if error.errno in codes:
+                    raise TransactionRefused(error())
+        backoff: float | None = super().handle_response(resp)
+        return BETWEEN_TRANSACTIONS_S if backoff == _sender.BACKOFF_OVERRIDE and not written else backoff
+
+
+class _CommitOffsets(_sender.TxnOffsetCommitHandler):
+    """Sends generation and member (v3). A commit that was fenced leaves the transaction abortable and the producer usable."""
+
+    def create_request(self) -> Any:
+        fence, manager = self._sender.fence, self._sender._txn_manager
+        topics: dict[str, list[tuple[int, int, int, str, dict[int, bytes]]]] = {}
+        for tp, offset in sorted(self._offsets.items()):
+            topics.setdefault(tp.topic, []).append((tp.partition, offset.offset, -1, offset.metadata, {}))
+        return TxnOffsetCommit(
+            manager.transactional_id,
+            self._group_id,
+            manager.producer_id,
+            manager.producer_epoch,
+            fence.generation,
+            fence.member_id,
+            fence.instance,
+            [(topic, partitions, {}) for topic, partitions in topics.items()],
+        )
+
+    def handle_response(self, resp: TxnOffsetCommitResponse) -> Any:
+        plain = [(topic, [(part, code) for part, code, _ in parts]) for topic, parts, _ in resp.errors]
+        for code in (code for _, partitions in plain for _, code in partitions if code in _FENCED):
+            fenced = CommitFenced(f"offset commit refused: {_FENCED[code]}")
+            self._sender._txn_manager.error_transaction(fenced)
+            return None
+        resp.errors = plain
+        return super().handle_response(resp)
+
+
+class _Produce(_sender.SendProduceReqHandler):
+    """Keeps the broker's answer where records are sent again: the client only logs it, and the caller's time runs out without
+    a cause."""
+
+    def _can_retry(self, error: kafka_errors.KafkaError, batch: Any) -> bool:
+        if isinstance(error, kafka_errors.BrokerResponseError):
+            self._sender.last_error = error
+        return bool(super()._can_retry(error, batch))
+
+
+class _Sender(_sender.Sender):
+    """The client's, with our requests in place of its own."""
+
+    fence: Fence | None = None
+    last_error: kafka_errors.BrokerResponseError | None = None
+
+    async def _send_produce_req(self, node_id: int, batches: Mapping[TopicPartition, Any]) -> None:
+        await _Produce(self, batches).do(node_id)
+        self._in_flight.remove(node_id)
+        self._muted_partitions.difference_update(batches)
+
+    async def _do_add_partitions_to_txn(self, tps: Collection[TopicPartition]) -> Any:
+        node = await self._find_coordinator(CoordinationType.TRANSACTION, self._txn_manager.transactional_id)
+        return await _AddPartitions(self, tps).do(node)
+
+    async def _do_txn_offset_commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group_id: str) -> Any:
+        if self.fence is None:
+            raise kafka_errors.IllegalOperation("offsets without a generation would be taken from anybody")
+        if not offsets:
+            return None
+        try:
+            node = await self._find_coordinator(CoordinationType.GROUP, group_id)
+        except kafka_errors.GroupAuthorizationFailedError as error:
+            self._txn_manager.error_transaction(error)
+            return None
+        return await _CommitOffsets(self, offsets, group_id).do(node)
+
+
+class _Accumulator(_accumulator.MessageAccumulator):
+    """Of a producer that is given up nobody awaits any more that its batches are taken or sent."""
+
+    def _append_batch(self, builder: Any, tp: TopicPartition) -> Any:
+        batch = super()._append_batch(builder, tp)
+        batch.future.add_done_callback(noticed)
+        batch._drain_waiter.add_done_callback(noticed)
+        return batch
+
+    def reenqueue(self, batch: Any) -> None:
+        super().reenqueue(batch)
+        batch._drain_waiter.add_done_callback(noticed)
+
+
+class _Manager(_manager.TransactionManager):
+    """Sequence numbers begin again at 0 after 2^31 - 1, as the broker counts. The client's turn negative, which no broker
+    takes."""
+
+    def increment_sequence_number(self, tp: TopicPartition, increment: int) -> None:
+        self._sequence_numbers[tp] = (self._sequence_numbers[tp] + increment) % 2**31
+
+
+class Producer(AIOKafkaProducer):
+    """A producer whose offsets are fenced by the group, and that can be given up."""
+
+    _txn_manager: Any
+    _message_accumulator: Any
+    _sender: Any
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        stock, sender = self._message_accumulator, self._sender
+        if self._txn_manager is not None:
+            self._txn_manager = _Manager(self._txn_manager.transactional_id, self._txn_manager.transaction_timeout_ms)
+        self._message_accumulator = _Accumulator(
+            stock._cluster,
+            stock._batch_size,
+            stock._compression_type,
+            stock._batch_ttl,
+            txn_manager=self._txn_manager,
+            linger_ms=options.get("linger_ms", 0),
+        )
+        self._sender = _Sender(
+            self.client,
+            acks=sender._acks,
+            txn_manager=self._txn_manager,
+            message_accumulator=self._message_accumulator,
+            retry_backoff_ms=sender._retry_backoff * 1000,
+            request_timeout_ms=sender._request_timeout_ms,
+        )
+
+    async def send_fenced_offsets(self, offsets: Mapping[TopicPartition, int], group: str, fence: Fence) -> None:
+        """Raises CommitFenced when the group has moved on."""
+        self._sender.fence = fence
+        positions = {tp: OffsetAndMetadata(position, "") for tp, position in offsets.items()}
+        await self.send_offsets_to_transaction(positions, group)
+
+    def pack(self, rows: Iterable[Row], max_bytes: int) -> Iterator[Any]:
+        """Rows in as few closed record batches as their size allows, in order. ``max_bytes``: what the topic takes in one
+        batch; a row that is larger than the producer's batches goes alone. Raises RowTooLarge for what the topic refuses."""
+        accumulator = self._message_accumulator
+        transactional = self._txn_manager is not None and self._txn_manager.transactional_id is not None
+        size = min(accumulator._batch_size, max_bytes)
+
+        def batch() -> Any:
+            return _accumulator.BatchBuilder(size, accumulator._compression_type, is_transactional=transactional)
+
+        builder = batch()
+        append, count = builder._builder.append, 0
+        for timestamp, key, value, headers in rows:
+            if append(count, timestamp, key, value, headers) is None:
+                yield _closed(builder, count)
+                builder = batch()
+                append, count = builder._builder.append, 0
+                append(0, timestamp, key, value, headers)
+            count += 1
+            if count == 1 and builder.size() > max_bytes:  # the client takes the first record whatever its size
+                raise RowTooLarge(builder.size())
+        if count:
+            yield _closed(builder, count)
+
+    @property
+    def last_error(self) -> kafka_errors.BrokerResponseError | None:
+        """The newest answer that refused records, also where they are sent again; None when there was none."""
+        error: kafka_errors.BrokerResponseError | None = self._sender.last_error
+        return error
+
+    def silence(self) -> None:
+        """From here on it can send nothing. While no broker answers, stopping would wait for batches that cannot be sent,
+        and what is not stopped would send them when the broker is back."""
+        if self._txn_manager is not None:
+            waiting = [sent for *_, sent in self._txn_manager._pending_txn_offsets]
+            for future in (self._txn_manager.wait_for_transaction_end(), *waiting):
+                if future is not None:
+                    future.add_done_callback(noticed)
+        self.client.send = self.client.ready = _gone
+        self.client.coordinator_lookup = _nowhere
+
+    def forget_waiters(self) -> None:
+        """After the end: another waiter, if the transaction ended meanwhile."""
+        waiter = None if self._txn_manager is None else self._txn_manager.wait_for_transaction_end()
+        if waiter is not None:
+            waiter.add_done_callback(noticed)
+
+
+def _closed(builder: Any, count: int) -> Any:
+    builder._relative_offset = count
+    builder.close()
+    return builder
+
+
+async def _gone(*_: Any, **__: Any) -> None:
+    """What a producer is told that was given up: final, so its tasks end."""
+    raise kafka_errors.ProducerFenced("this producer was given up")
+
+
+async def _nowhere(*_: Any, **__: Any) -> int:
+    return 0
+
+
+class _Records(_fetcher.PartitionRecords):
+    """Hands on the parsed record itself instead of building an eleven-field object per record (1.4 us each).
+
+    Also reads on where compaction left an empty control batch: the marker is gone, so there is no abort to note; and where
+    a header's name is no UTF-8."""
+
+    raw: bytes | None = None
+    """What is parsed; kept for the case that the client's parser gives up."""
+
+    def __iter__(self) -> Any:
+        return self._records_iterator
+
+    def _unpack_records(self) -> Iterator[Any]:
+        try:
+            yield from super()._unpack_records()
+        except UnicodeDecodeError:
+            if self.raw is None:
+                raise
+            self._records = foreign.Records(self.raw)  # from the beginning: what was read is passed over
+            yield from super()._unpack_records()
+
+    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
+        return record
+
+    def _contains_abort_marker(self, next_batch: Any) -> bool:
+        try:
+            return bool(super()._contains_abort_marker(next_batch))
+        except kafka_errors.KafkaError as error:
+            if "did not contain any records" in str(error):
+                return False
+            raise
+
+
+class _Tap:
+    """The connections of a fetcher. Remembers of each answer the bytes of its records, until they are parsed."""
+
+    def __init__(self, client: Any, raw: dict[TopicPartition, bytes]) -> None:
+        self._client = client
+        self._raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def send(self, *args: Any, **options: Any) -> Any:
+        response = await self._client.send(*args, **options)
+        if response.API_KEY == _FETCH:
+            for topic, partitions in response.topics:
+                self._raw.update({TopicPartition(topic, part[0]): part[-1] for part in partitions})
+        return response
+
+
+class _Buffers(OrderedDict[TopicPartition, Any]):
+    """What a fetcher has fetched, by partition: records that nobody has read yet become ours when they come in."""
+
+    def __init__(self, raw: dict[TopicPartition, bytes]) -> None:
+        super().__init__()
+        self._bytes = raw
+
+    def __setitem__(self, tp: TopicPartition, result: Any) -> None:
+        if isinstance(result, _fetcher.FetchResult):
+            came = result._partition_records
+            ours = result._partition_records = _Records(
+                came._tp,
+                came._records,
+                came._aborted_transactions,
+                came.next_fetch_offset,
+                None,
+                None,
+                came._check_crcs,
+                came._isolation_level,
+            )
+            ours.raw = self._bytes.pop(tp, None)
+        super().__setitem__(tp, result)
+
+
+class Consumer(AIOKafkaConsumer):
+    """A consumer whose private facts can be asked for. ``columns``: records come as the parser made them."""
+
+    def __init__(self, *, columns: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.columns = columns
+        self.timeout_ms = options["request_timeout_ms"]
+
+    async def start(self) -> None:
+        await super().start()
+        if self.columns:
+            raw: dict[TopicPartition, bytes] = {}
+            self._fetcher._records = _Buffers(raw)
+            self._fetcher._client = _Tap(self._client, raw)
+
+    def fetch_position(self, tp: TopicPartition) -> int:
+        """Offset of the next fetch."""
+        return int(self._subscription.subscription.assignment.state_value(tp).position)
+
+    async def offsets(self, tps: Iterable[TopicPartition], *, end: bool, committed: bool = False) -> dict[int, int]:
+        """Begins or ends of the log by partition, whatever this consumer's own isolation: ``committed`` asks for the last
+        stable offset instead of the high watermark."""
+        asking = copy.copy(self._fetcher)  # the isolation level belongs to the fetcher, not to the question
+        asking._isolation_level = _fetcher.READ_COMMITTED if committed else _fetcher.READ_UNCOMMITTED
+        which = _fetcher.OffsetResetStrategy.LATEST if end else _fetcher.OffsetResetStrategy.EARLIEST
+        # longer than a request may take: only a request that times out itself closes a connection that nobody answers on
+        found = await asking._retrieve_offsets(dict.fromkeys(tps, which), 2 * self.timeout_ms)
+        return {tp.partition: offset for tp, (offset, _) in found.items()}
+
+    def membership(self) -> tuple[int, str]:
+        """(generation, member id) of now. Never to be taken at a commit: the client rejoins in the background."""
+        return int(self._coordinator.generation), str(self._coordinator.member_id)
+
+    def raise_errors(self) -> None:
+        """What keeps this member out of its group."""
+        self._coordinator.check_errors()
+
+    @property
+    def client(self) -> Any:
+        return self._client
+
+
+def hang_up(client: Any, node: Any, group: Any) -> None:
+    """Closes a connection, so that the next request makes a new one."""
+    connection = client._conns.get((node, group))
+    if connection is not None:
+        connection.close()
+
+
+def client_of(admin: AIOKafkaAdminClient) -> Any:
+    """The connections of an administration client."""
+    return admin._client

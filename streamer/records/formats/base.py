@@ -1,0 +1,39 @@
+"""What a format of values is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from streamer.records.exact import Numbers
+from streamer.records.unusable import Unusable
+
+Row = tuple[Sequence[int | float], object]
+"""F numbers as the contract's dtype holds them, and the time as given (None: not given)"""
+
+
+@dataclass(slots=True)
+class Columns:
+    """Many values, in columns of length N."""
+
+    x: Numbers
+    """[N, F]; rows of ``doubtful`` and ``bad`` mean nothing"""
+    times: Sequence[object] | None
+    """[N] as given, None where not; None: no value has one"""
+    doubtful: list[int] = field(default_factory=list)
+    """Rows that ``Format.row`` has to decide"""
+    bad: dict[int, Unusable] = field(default_factory=dict)
+    """Rows that are decided: not usable"""
+
+
+class Format(Protocol):
+    """How a value is read. Whatever ``columns`` or ``row`` raises besides Unusable is told as what nobody foresaw."""
+
+    def row(self, value: bytes) -> Row:
+        """What one value means. Unusable: it is no event."""
+        ...
+
+    def columns(self, values: Sequence[bytes]) -> Columns:
+        """The same for many values (N >= 1)."""
+        ...

@@ -1,0 +1,31 @@
+"""Why a record is not an event, as a value that travels up to the one place that makes rejects of it."""
+
+from __future__ import annotations
+
+from streamer.words import Reason
+
+MAX_DETAIL = 500
+"""Characters of a detail: it is told in a header of the dead letter, whatever the record held."""
+
+
+class Unusable(Exception):
+    """One record cannot be used: the reason's code, and a sentence for people."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def plain(text: object) -> str:
+    """``text`` as it can be written anywhere: UTF-8, bounded, whatever a stranger's code put into it."""
+    try:
+        told = str(text)
+    except Exception:  # a stranger's ``__str__``
+        told = f"a {type(text).__name__} that cannot be told"
+    short = told if len(told) <= MAX_DETAIL else told[:MAX_DETAIL] + "..."
+    return short.encode("utf-8", "backslashreplace").decode()
+
+
+def unforeseen(error: BaseException) -> Unusable:
+    """What nobody thought of is told with the name of the exception."""
+    return Unusable(Reason.UNDECODABLE, plain(f"{type(error).__name__}: {plain(error)}"))

@@ -1,0 +1,375 @@
+"""All that ``run`` does before it joins the group, without a trace: nothing is created, committed or joined.
+
+Every step that can go on goes on, so one look finds as much as there is. The first problem is the one that ``run`` would end
+with, and gives the exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import nlargest
+from typing import Any, TypeVar
+
+from streamer.core import LogFacts, RecordBatch, Reject, WindowAnswers
+from streamer.engine.processor import Processor, check_models
+from streamer.engine.restore import Found, Names, Restore
+from streamer.errors import ConfigurationError, DataLossError, KafkaRefusedError, ModelError, StreamerError
+from streamer.kafka.client import Connection
+from streamer.kafka.input import Input
+from streamer.kafka.policies import CHANGELOG, DEAD_LETTER, INPUT, OUTPUT, topic_names, topic_needs
+from streamer.kafka.tails import chosen, newest_values, read_span
+from streamer.kafka.topics import InputTopic, Topics
+from streamer.records.changelog import Progress, decode_progress, progress_key
+from streamer.records.decode import Codec
+from streamer.service.clock import SystemClock
+from streamer.service.prepare import (
+    Models,
+    Parts,
+    codec_of,
+    connection,
+    judged,
+    load_model,
+    processor_of,
+    state_bytes,
+)
+from streamer.service.sink import Sink
+from streamer.settings import Settings
+from streamer.words import Delivery
+
+T = TypeVar("T")
+
+_FETCH_BYTES = 8_388_608
+_END = 1 << 62
+_TELL_S = 3.0
+"""Between two signs of life while somebody does not answer."""
+_RIGHTS: Mapping[str, tuple[str, ...]] = {
+    INPUT: ("READ",),
+    OUTPUT: ("WRITE",),
+    DEAD_LETTER: ("WRITE",),
+    CHANGELOG: ("READ", "WRITE"),
+}
+_SHOWN = 400
+"""Characters of an answer."""
+
+
+@dataclass
+class Report:
+    """What was found. ``settings``: key -> (value, origin)."""
+
+    settings: dict[str, tuple[str, str]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    topics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    group: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[StreamerError] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """As ``run`` would have."""
+        return self.problems[0].exit_code if self.problems else 0
+
+    @property
+    def verdict(self) -> str:
+        if self.problems:
+            return f"check: {_counted(len(self.problems), 'problem')}"
+        return "check: ok" + (f", {_counted(len(self.warnings), 'warning')}" if self.warnings else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ok": not self.problems,
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "settings": {key: {"value": value, "origin": origin} for key, (value, origin) in self.settings.items()},
+            "models": self.models,
+            "topics": self.topics,
+            "group": self.group,
+            "sample": self.sample,
+            "warnings": self.warnings,
+            "problems": [{"exit_code": each.exit_code, "error": str(each)} for each in self.problems],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people; settings and problems apart."""
+        for name, model in self.models.items():
+            yield f"model {name}: {model['mode']}, {model['state_bytes']} bytes of state per stream, sha256 {model['sha256']}"
+        for what, topic in self.topics.items():
+            there = "" if topic["exists"] else ", would be created"
+            yield f"{what} {topic['name']}: {_counted(topic['partitions'], 'partition')}{there}"
+        if self.group:
+            yield f"kafka.group {self.group['name']}: {self.group['says']}"
+        if self.sample:
+            yield from self._sample_lines()
+        yield from (f"warning: {each}" for each in self.warnings)
+
+    def _sample_lines(self) -> Iterator[str]:
+        sample = self.sample
+        yield (
+            f"newest {_counted(sample['records'], 'record')}: {_counted(sample['events'], 'event')} of "
+            f"{_counted(sample['streams'], 'stream')}, {_counted(sample['answers'], 'answer')}"
+            + (f" ({_counted(sample['windows'], 'closed window')})" if "windows" in sample else "")
+        )
+        for reason, found in sample["rejected"].items():
+            yield f"  {found['count']} would be rejected as {reason}, like {found['example']}: {found['detail']}"
+        if sample.get("answer"):
+            yield f"  an answer: {sample['answer']}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+async def examine(
+    settings: Settings, report: Report, *, sample: int, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Fills the report. ``sample``: how many of the newest records are tried; ``say``: told while somebody is waited for."""
+    await _Check(settings, report, sample, say).run()
+
+
+class _Check:
+    def __init__(self, settings: Settings, report: Report, sample: int, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._report = report
+        self._sample = min(sample, settings.batch.max_poll_records)
+        self._say = say
+        self._rights_missing: dict[str, list[str]] = {}
+        self._committed: dict[int, int | None] = {}
+
+    async def run(self) -> None:
+        models = self._models()
+        served = len(models) == len(self._settings.model)
+        codec = self._fitting(models) if served else None
+        try:
+            link = connection(self._settings)
+            found = await self._topics(link, models)
+        except StreamerError as error:
+            self._report.problems.append(error)
+            return
+        self._judge(models, found)
+        parts = Parts(self._settings, models, link, found)
+        if codec is not None and "READ" not in self._rights_missing[INPUT]:
+            try:
+                await self._patiently(self._logs(parts, codec), "records")
+            except StreamerError as error:
+                self._report.problems.append(error)
+
+    def _models(self) -> Models:
+        models: Models = []
+        for name, section in self._settings.model.items():
+            try:
+                model = load_model(self._settings, name)
+            except ModelError as error:
+                self._report.problems.append(error)
+                continue
+            models.append((name, model, section.window))
+            self._report.models[name] = {
+                "sha256": model.sha256,
+                "mode": "window" if section.window is not None else model.contract.mode,
+                "state_bytes": state_bytes(models[-1:]),
+                "findings": {finding.name: finding.detail for finding in model.findings if not finding.passed},
+            }
+            self._report.warnings += [
+                f"model {name}: {finding.name}: {finding.detail}" for finding in model.findings if not finding.passed
+            ]
+        return models
+
+    def _fitting(self, models: Models) -> Codec | None:
+        """The codec, when models, windows and format can be served together."""
+        try:
+            codec = codec_of(self._settings, models)
+            check_models(models)
+        except ConfigurationError as error:
+            self._report.problems.append(error)
+            return None
+        return codec
+
+    # topics
+
+    async def _topics(self, link: Connection, models: Models) -> InputTopic:
+        """What is there; also which rights are missing, and where the group is."""
+        settings = self._settings
+        topics = Topics(link)
+        at_most = f" (at most {link.connect_timeout_ms / 1000:.0f} s, kafka.connect_timeout_ms)"
+        await self._patiently(topics.__aenter__(), f"Kafka at {link.bootstrap}{at_most}")
+        try:
+            work = topics.prepare(
+                settings.input.topic,
+                topic_needs(settings, state_bytes(models)),
+                create=settings.topics.create,
+                dry=True,
+                now_ms=SystemClock().now_ms,
+            )
+            found = await self._patiently(work, "topics")
+            absent = {need.what for need in found.missing}
+            names = topic_names(settings)
+            for what, name in names.items():
+                self._report.topics[what] = {
+                    "name": name, "partitions": len(found.partitions), "exists": what not in absent,
+                }  # fmt: skip
+            self._rights_missing = {
+                what: [] if what in absent else await topics.missing_rights(name, _RIGHTS[what])
+                for what, name in names.items()
+            }
+            work_offsets = topics.committed(settings.kafka.group, found.name, found.partitions)
+            self._committed = await self._patiently(work_offsets, f"the coordinator of group {settings.kafka.group}")
+            return found
+        finally:
+            await topics.__aexit__()
+
+    def _judge(self, models: Models, found: InputTopic) -> None:
+        judgement = judged(self._settings, models, found)
+        self._report.problems += [ConfigurationError(each) for each in judgement.errors]
+        self._report.warnings += judgement.warnings
+        names = topic_names(self._settings)
+        for what, rights in self._rights_missing.items():
+            if rights:
+                asked = " and ".join(rights)
+                self._report.problems.append(
+                    KafkaRefusedError(
+                        f"permission denied: no right to {asked} topic {names[what]!r} ({what}). Grant {asked} to this "
+                        "client's principal."
+                    )
+                )
+
+    # logs
+
+    async def _logs(self, parts: Parts, codec: Codec) -> None:
+        """Judges the changelog's progress, then tries the newest records."""
+        committed_only = self._settings.delivery.mode is not Delivery.EPHEMERAL
+        reader = Input.of_log(
+            parts.connection,
+            parts.input.name,
+            fetch_bytes=max(_FETCH_BYTES, self._settings.kafka.max_partition_fetch_bytes),
+            isolation_level="read_committed" if committed_only else "read_uncommitted",
+        )
+        await reader.start()
+        try:
+            changelog = parts.input.configs.get(CHANGELOG)
+            progress: dict[int, Progress] = {}
+            if changelog is not None and "READ" not in self._rights_missing[CHANGELOG]:
+                progress = await self._progress(parts)
+            facts = await reader.facts(parts.input.partitions)
+            self._states(parts, codec, facts, progress)
+            if self._sample:
+                self._score(parts, codec, await self._newest(reader, facts))
+        finally:
+            await reader.stop()
+
+    async def _progress(self, parts: Parts) -> dict[int, Progress]:
+        topic = self._settings.changelog_topic
+        assert topic is not None
+        reader = Input.of_log(parts.connection, topic, fetch_bytes=_FETCH_BYTES)
+        await reader.start()
+        try:
+            found = await newest_values(reader, parts.input.partitions, progress_key())
+        finally:
+            await reader.stop()
+        return {partition: decode_progress(value) for partition, value in found.items()}
+
+    def _states(
+        self, parts: Parts, codec: Codec, facts: Mapping[int, LogFacts], progress: Mapping[int, Progress]
+    ) -> None:
+        """Judged by what restores them, from their progress records alone."""
+        settings = self._settings
+        processor = processor_of(settings, parts.models, codec, parts.input.topic_id)
+        names = Names(settings.input.topic, settings.changelog_topic or "")
+        refused: list[DataLossError] = []
+        for number in parts.input.partitions:
+            restore = Restore(processor, number, names)
+            restore.progress = progress.get(number)
+            try:
+                restore.finish(Found(facts[number], self._committed[number], facts[number].begin))
+            except DataLossError as error:
+                refused.append(error)
+            processor.drop(number)
+        if refused:
+            more = f" ({len(refused)} partitions are like this)" if len(refused) > 1 else ""
+            self._report.problems.append(DataLossError(f"{refused[0]}{more}"))
+        known = {number: each.position for number, each in progress.items()} or {
+            number: offset for number, offset in self._committed.items() if offset is not None
+        }
+        behind = sum(max(facts[number].stable - position, 0) for number, position in known.items())
+        says = f"{_counted(behind, 'record')} behind in {_counted(len(known), 'partition')}"
+        self._report.group = {
+            "name": settings.kafka.group,
+            "positions": known,
+            "behind": behind,
+            "says": says if known else f"new, begins at input.start = {settings.input.start}",
+        }
+
+    async def _newest(self, reader: Input, facts: Mapping[int, LogFacts]) -> list[RecordBatch]:
+        """The newest records of all partitions together, per partition in order."""
+        ends = await reader.ends(facts)
+        spans = {number: (max(facts[number].begin, end - self._sample), end) for number, end in ends.items()}
+        batches = [batch async for batch in read_span(reader, spans)]
+        rows = ((stamp, at, row) for at, batch in enumerate(batches) for row, stamp in enumerate(batch.timestamps_ms))
+        taken: dict[int, list[int]] = {}
+        for _, at, row in nlargest(self._sample, rows):
+            taken.setdefault(at, []).append(row)
+        return [chosen(batches[at], sorted(rows)) for at, rows in sorted(taken.items())]
+
+    def _score(self, parts: Parts, codec: Codec, batches: Sequence[RecordBatch]) -> None:
+        """Every stream from its initial state, and nothing is kept."""
+        decoded = [codec.decode(batch) for batch in batches]
+        streams = {key for batch in decoded for key in batch.keys}
+        ephemeral = self._settings.delivery.model_copy(update={"mode": Delivery.EPHEMERAL})
+        settings = self._settings.model_copy(update={"delivery": ephemeral})
+        processor = processor_of(settings, parts.models, codec, "")
+        _begin(processor, batches, Names(parts.input.name, ""))
+        processor.ingest(decoded)
+        for _ in processor.run():
+            pass
+        answers, rejects = processor.results()
+        max_bytes = min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT))
+        sink = Sink([(name, model) for name, model, _ in parts.models], codec.keys, max_bytes=max_bytes)
+        encoded, refused = sink.encode(answers)
+        values = [value for outgoing in encoded for value in outgoing.values]
+        self._report.sample = {
+            "records": sum(map(len, batches)),
+            "events": sum(map(len, decoded)),
+            "streams": len(streams),
+            "answers": len(values),
+            "rejected": _by_reason([*rejects, *refused], parts.input.name),
+            "answer": values[-1].decode()[:_SHOWN] if values else None,
+        }
+        if any(rule is not None for *_, rule in parts.models):
+            self._report.sample["windows"] = sum(
+                len(each.windows) for each in answers if isinstance(each, WindowAnswers)
+            )
+        if batches and not streams:
+            self._report.warnings.append(
+                f"none of the newest {sum(map(len, batches))} records of {parts.input.name!r} is an event: check input.format, "
+                "input.key and input.time_unit"
+            )
+
+    async def _patiently(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """The work's result, with a sign of life every few seconds."""
+        task, waited_s = asyncio.create_task(work), 0.0
+        try:
+            while not (await asyncio.wait((task,), timeout=_TELL_S))[0]:
+                waited_s += _TELL_S
+                self._say(f"waiting for {what}: {waited_s:.0f} s")
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _begin(processor: Processor, batches: Sequence[RecordBatch], names: Names) -> None:
+    for batch in batches:
+        if batch.partition not in processor.partitions:
+            first = batch.offsets[0]
+            Restore(processor, batch.partition, names).finish(Found(LogFacts("", first, _END, _END), None, first))
+
+
+def _by_reason(rejects: Sequence[Reject], topic: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for reject in rejects:
+        known = found.setdefault(
+            str(reject.reason),
+            {"count": 0, "example": f"{topic}/{reject.partition}/{reject.offset}", "detail": reject.detail[:_SHOWN]},
+        )
+        known["count"] += 1
+    return dict(sorted(found.items(), key=lambda each: -each[1]["count"]))

@@ -1,0 +1,134 @@
+"""From settings to what a service is built of: models, the codec, the processor, and topics that were looked at."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamer.engine.processor import Processor, check_models
+from streamer.errors import ConfigurationError
+from streamer.kafka import clocks
+from streamer.kafka.client import Connection
+from streamer.kafka.policies import Judgement, judge, topic_needs
+from streamer.kafka.security import security
+from streamer.kafka.topics import InputTopic, Topics
+from streamer.modelfile.carried import Carried
+from streamer.modelfile.machine import machine
+from streamer.modelfile.model import Model
+from streamer.records.changelog import Identity
+from streamer.records.decode import MAX_KEY_BYTES, Codec
+from streamer.service.clock import Clock, SystemClock
+from streamer.settings import Settings
+from streamer.windows import WindowRule
+
+log = logging.getLogger("streamer")
+
+Models = list[tuple[str, Model, WindowRule | None]]
+"""Name, model, and the window rule; None: step mode"""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What ``check`` verifies and ``run`` needs."""
+
+    settings: Settings
+    models: Models
+    connection: Connection
+    input: InputTopic
+
+
+def load_models(settings: Settings) -> Models:
+    """One after the other: creating sessions concurrently is not safe everywhere. Raises ModelError."""
+    return [(name, load_model(settings, name), section.window) for name, section in settings.model.items()]
+
+
+def load_model(settings: Settings, name: str) -> Model:
+    section = settings.model[name]
+    return Model.load(section.path, sha256=section.sha256, threads=settings.batch.threads)
+
+
+def connection(settings: Settings) -> Connection:
+    kafka = settings.kafka
+    if kafka.security_protocol == "SASL_PLAINTEXT" and kafka.sasl_mechanism == "PLAIN":
+        log.warning("kafka.security_protocol = SASL_PLAINTEXT sends the password in the clear: use SASL_SSL or SCRAM")
+    return Connection(kafka, security(kafka))
+
+
+async def prepare(settings: Settings, models: Models, *, mock: bool = False, clock: Clock | None = None) -> Parts:
+    """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
+    codec_of(settings, models)  # what can be said without a cluster is said first
+    check_models(models)
+    link, clock = connection(settings), clock or SystemClock()
+    async with Topics(link) as topics:
+        found = await topics.prepare(
+            settings.input.topic,
+            topic_needs(settings, state_bytes(models)),
+            create=settings.topics.create,
+            plain_broker=mock,
+            now_ms=clock.now_ms,
+        )
+    judgement = judged(settings, models, found)
+    for warning in judgement.warnings:
+        log.warning("%s", warning)
+    if judgement.errors:
+        raise ConfigurationError("\n  ".join(judgement.errors))
+    return Parts(settings, models, link, found)
+
+
+def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
+    """What was found out about topics and clocks, as sentences."""
+    windows = {name: rule.longest_ms for name, _, rule in models if rule is not None}
+    judgement = judge(settings, found.configs, windows, state_bytes(models))
+    clock = clocks.told(found.clock_ahead_ms)
+    return Judgement(judgement.errors, (*judgement.warnings, *([clock] if clock else [])))
+
+
+def state_bytes(models: Models) -> int:
+    """Kept per stream and record of the changelog, of the model that keeps most."""
+    return max((Carried(model).bytes_per_stream for _, model, rule in models if rule is None), default=0)
+
+
+def fingerprint(settings: Settings, models: Models) -> str:
+    """What decides how a replayed record is judged: must not change while events are in flight."""
+    decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
+    decide += [str(settings.input.max_future_ms), settings.input.time_unit, str(settings.input.min_time_ms)]
+    decide += [settings.input.key, str(_max_key_bytes(settings))]
+    decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
+    return "|".join(decide)
+
+
+def _max_key_bytes(settings: Settings) -> int:
+    """A key is told in the answer's key and, each byte escaped six-fold at worst, in its value: both fit a batch."""
+    return min(MAX_KEY_BYTES, settings.output.max_batch_bytes // 8)
+
+
+def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule | None]]) -> Codec:
+    """Raises ConfigurationError for a format that is not there."""
+    section = settings.input
+    return Codec(
+        models[0][1].contract,
+        section.format,
+        missing=None if section.missing == "reject" else float(section.missing),
+        max_record_bytes=section.max_record_bytes,
+        max_key_bytes=_max_key_bytes(settings),
+        max_future_ms=section.max_future_ms,
+        min_time_ms=section.min_time_ms,
+        time_unit=section.time_unit,
+        key=section.key,
+        generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
+    )
+
+
+def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str) -> Processor:
+    """Raises ConfigurationError for models that cannot be served together or need a window."""
+    return Processor(
+        models,
+        batch=settings.batch,
+        state=settings.state,
+        generate=settings.rollouts,
+        delivery=settings.delivery,
+        late=settings.input.late,
+        identity=Identity(settings.kafka.group, topic_id, fingerprint(settings, models), machine()),
+        keys=codec.keys,
+    )

@@ -1,0 +1,162 @@
+"""Answers become bytes here: the core hands out numbers. What the output topic does not take becomes several records, or
+a reject: never the end of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from streamer.core import (
+    Answers,
+    Epoch,
+    GeneratedAnswers,
+    Outgoing,
+    Reject,
+    Report,
+    Source,
+    StepAnswers,
+    Transaction,
+    WindowAnswers,
+)
+from streamer.kafka.rows import RECORD_BYTES, headers_bytes
+from streamer.modelfile.model import Model
+from streamer.records.encode import Encoder
+from streamer.records.keys import Keys
+from streamer.words import Reason
+
+MODEL_HEADER = "streamer-model"
+_DIGEST = 16
+"""Digits of a model file's sha256 that its answers carry."""
+_ANY_SIZE = 1 << 62
+
+
+@dataclass(slots=True)
+class Refused:
+    """Answers of one epoch that cannot be written: known only now, counted with the epoch."""
+
+    count: int = 0
+    newest: Source | None = None
+
+    def add(self, rejects: Sequence[Reject]) -> None:
+        self.count += len(rejects)
+        for reject in rejects[-1:]:
+            self.newest = Source(reject.partition, reject.offset, reject.detail)
+
+    def told(self, report: Report) -> Report:
+        """The epoch's report with them in it."""
+        if self.newest is None:
+            return report
+        return replace(
+            report,
+            rejects={**report.rejects, Reason.TOO_LARGE_ANSWER: self.count},
+            examples={**report.examples, Reason.TOO_LARGE_ANSWER: self.newest},
+        )
+
+
+class Sink:
+    """Records of predictions, per model as its contract says."""
+
+    def __init__(self, models: Iterable[tuple[str, Model]], keys: Keys, *, max_bytes: int = _ANY_SIZE) -> None:
+        """``keys``: what the keys of the input are; answers have the same. ``max_bytes``: what one answer may have, with
+        key, headers and what Kafka adds."""
+        models = list(models)
+        self._keys = keys
+        self._max_bytes = max_bytes
+        self._encoders = {name: Encoder(model.contract, name, keys) for name, model in models}
+        self._headers = {
+            name: ((MODEL_HEADER, f"{name}@{model.contract.version} {model.sha256[:_DIGEST]}".encode()),)
+            for name, model in models
+        }
+        """One tuple per model, which all its records share"""
+
+    def encode(self, answers: Sequence[Answers]) -> tuple[list[Outgoing], list[Reject]]:
+        """One batch of records per batch of answers, in their order; and the answers that no record can hold."""
+        refused: list[Reject] = []
+        return [self._fitted(each, self._outgoing(each), refused) for each in answers], refused
+
+    def transaction(self, epoch: Epoch) -> tuple[Transaction, list[Reject]]:
+        """And the answers that no record can hold; they are among the transaction's rejects."""
+        outgoing, refused = self.encode(epoch.answers)
+        return Transaction(epoch.positions, outgoing, [*epoch.rejects, *refused], epoch.changelog), refused
+
+    def _outgoing(self, answers: Answers) -> Outgoing:
+        return Outgoing(
+            answers.partition,
+            self._keys.raws(answers.keys),
+            self._values(answers),
+            answers.timestamps_ms,
+            answers.sources,
+            answers.headers,
+            answers.mode,
+            self._headers[answers.model],
+        )
+
+    def _values(self, answers: Answers) -> list[bytes]:
+        encoder = self._encoders[answers.model]
+        if isinstance(answers, StepAnswers):
+            return encoder.steps(answers.keys, answers.times_ms, answers.y)
+        if isinstance(answers, WindowAnswers):
+            return [encoder.window(window, y) for window, y in zip(answers.windows, answers.y, strict=True)]
+        assert isinstance(answers, GeneratedAnswers)
+        return answers.values
+
+    # what does not fit
+
+    def _fitted(self, answers: Answers, whole: Outgoing, refused: list[Reject]) -> Outgoing:
+        """``whole`` itself in the common case: all of it fits."""
+        fixed = RECORD_BYTES + headers_bytes(whole.common)
+        longest = max(map(len, whole.values), default=0)
+        own = {row: headers_bytes(headers) for row, headers in whole.headers.items()}
+        # a key is told in the value, at most 8 bytes shorter there (int64)
+        if 2 * longest + 8 + fixed + max(own.values(), default=0) <= self._max_bytes:
+            return whole
+        rooms = [self._max_bytes - fixed - len(key) - own.get(row, 0) for row, key in enumerate(whole.keys)]
+        if all(len(value) <= room for value, room in zip(whole.values, rooms, strict=True)):
+            return whole
+        fitted = replace(whole, keys=[], values=[], timestamps_ms=[], sources=[], headers={})
+        for row, (value, room) in enumerate(zip(whole.values, rooms, strict=True)):
+            records = [value] if len(value) <= room else self._slices(answers, row, len(value), room)
+            if not records:
+                refused.append(self._refusal(answers, whole, row))
+            for record in records:
+                if row in whole.headers:
+                    fitted.headers[len(fitted)] = whole.headers[row]
+                fitted.values.append(record)
+                fitted.timestamps_ms.append(whole.timestamps_ms[row])
+                fitted.sources.append(whole.sources[row])
+                fitted.keys.append(whole.keys[row])
+        return fitted
+
+    def _slices(self, answers: Answers, row: int, size: int, room: int) -> list[bytes]:
+        """The answer of a window in several values of at most ``room`` bytes; none where that cannot be."""
+        encoder = self._encoders[answers.model]
+        if not isinstance(answers, WindowAnswers) or not encoder.per_event:
+            return []
+        window, y = answers.windows[row], answers.y[row]
+        events = len(window.x)
+        if len(encoder.window(window, y, (0, events))) > room:  # a single event is too much
+            return []
+        number = -(-size // room)
+        while True:
+            number = min(number, events)
+            values = [encoder.window(window, y, (index, number)) for index in range(number)]
+            if max(map(len, values)) <= room:
+                return values
+            if number == events:
+                return []
+            number *= 2
+
+    def _refusal(self, answers: Answers, whole: Outgoing, row: int) -> Reject:
+        headers = whole.headers.get(row, ())
+        size = len(whole.keys[row]) + len(whole.values[row]) + headers_bytes([*headers, *whole.common])
+        return Reject(
+            partition=whole.partition,
+            offset=whole.sources[row],
+            reason=Reason.TOO_LARGE_ANSWER,
+            detail=f"model {answers.model!r}: key, value and headers of the answer have {size} bytes, a record of the output "
+            f"takes {self._max_bytes - RECORD_BYTES} (output.max_batch_bytes and the topic's max.message.bytes)",
+            key=whole.keys[row],
+            value=None,
+            headers=headers,
+            timestamp_ms=whole.timestamps_ms[row],
+        )

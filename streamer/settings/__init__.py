@@ -1,0 +1,49 @@
+"""Settings: one TOML file, every key also as ``STREAMER_SECTION__KEY`` and ``--set section.key=value``.
+
+``sections`` and ``window`` are the tree of frozen values that travels through the service as it is, ``times`` what a
+moment is, ``load`` where values come from, ``reference`` how they are told.
+"""
+
+from streamer.settings.load import load_settings
+from streamer.settings.reference import describe, settings_reference
+from streamer.settings.sections import (
+    BatchSection,
+    ChangelogSection,
+    DeadLetterSection,
+    DeliverySection,
+    GenerateSection,
+    HttpSection,
+    InputSection,
+    KafkaSection,
+    LogSection,
+    ModelSection,
+    OutputSection,
+    Settings,
+    StateSection,
+    TopicsSection,
+)
+from streamer.settings.times import likely_unit, moment_text
+from streamer.settings.window import WindowSection
+
+__all__ = [
+    "BatchSection",
+    "ChangelogSection",
+    "DeadLetterSection",
+    "DeliverySection",
+    "GenerateSection",
+    "HttpSection",
+    "InputSection",
+    "KafkaSection",
+    "LogSection",
+    "ModelSection",
+    "OutputSection",
+    "Settings",
+    "StateSection",
+    "TopicsSection",
+    "WindowSection",
+    "describe",
+    "likely_unit",
+    "load_settings",
+    "moment_text",
+    "settings_reference",
+]

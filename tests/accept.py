@@ -1,0 +1,92 @@
+"""``python tests/accept.py [PART ...]``: the long proofs, part by part, one line each at the end. Without a part: all of them.
+
+``--list`` tells the parts. Everything else is handed on to pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What belongs together. ``everything``: also what is not marked as a long proof, with more examples."""
+
+    text: str
+    paths: tuple[str, ...]
+    everything: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+PARTS = {
+    "properties": Part(
+        "invariants over random schedules, with many more examples",
+        ("tests/property",),
+        everything=True,
+        environment={"HYPOTHESIS_PROFILE": "accept"},
+    ),
+    "simulation": Part("seeded schedules over a simulated cluster, 30 minutes", ("tests/simulation",)),
+    "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
+    "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
+    "kafka": Part(
+        "generation at load, the demo, real servers' data, the vowels, on real Kafka", ("tests/integration",)
+    ),
+    "deploy": Part("overload and recovery of a deployment", ("tests/deploy",)),
+    "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
+}
+
+
+def run(name: str, arguments: list[str]) -> tuple[str, bool]:
+    """The line that a part ends with, and whether it is good."""
+    part, began = PARTS[name], time.monotonic()
+    print(f"accept: {name}: {part.text}", flush=True)
+    marks = "" if part.everything else "accept"
+    # a dump of all stacks, which tells where a short test hangs, can crash a training that is at work
+    command = [sys.executable, "-m", "pytest", "-m", marks, "-o", "faulthandler_timeout=3600", *part.paths, *arguments]
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **part.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert child.stdout is not None
+    last = ""
+    for line in child.stdout:
+        print(line, end="", flush=True)
+        last = line if line.strip() else last
+    code = child.wait()
+    told = re.sub(r"^=+ | =+$", "", last.strip())
+    minutes = (time.monotonic() - began) / 60
+    good = code == 0
+    return f"{'passed' if good else 'FAILED'}  {name:<12} {minutes:6.1f} min  {told}", good
+
+
+def main(arguments: list[str]) -> int:
+    if "--list" in arguments:
+        for name, part in PARTS.items():
+            print(f"  {name:<12} {part.text}")
+        return 0
+    names = [argument for argument in arguments if argument in PARTS]
+    rest = [argument for argument in arguments if argument not in PARTS]
+    if unknown := [argument for argument in rest if not argument.startswith("-") and not names and len(rest) == 1]:
+        print(f"accept: there is no part {unknown[0]!r}; one of {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    found = [run(name, rest) for name in names or PARTS]
+    print()
+    for line, _ in found:
+        print(line)
+    return 0 if all(good for _, good in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Records for codecs, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from streamer.core import EventBatch, Headers, RecordBatch
+from streamer.modelfile.contract import Contract
+
+NOW_MS = 1_760_000_000_000
+NAMES = ("a", "b")
+
+
+def contract(features: Sequence[str] = NAMES, dtype: str = "float32") -> Contract:
+    return Contract.from_fields(
+        {
+            "name": "m",
+            "mode": "step",
+            "input": {"name": "x", "shape": ["batch", len(features)], "features": list(features), "dtype": dtype},
+            "outputs": [{"name": "y", "shape": ["batch", 1]}],
+        }
+    )
+
+
+def records(
+    values: Sequence[bytes | None],
+    *,
+    keys: Sequence[bytes | None] | None = None,
+    stamps: Sequence[int] | None = None,
+    headers: dict[int, Headers] | None = None,
+    first: int = 0,
+) -> RecordBatch:
+    count = len(values)
+    return RecordBatch(
+        partition=0,
+        offsets=list(range(first, first + count)),
+        timestamps_ms=list(stamps) if stamps is not None else [NOW_MS] * count,
+        keys=list(keys) if keys is not None else [b"s"] * count,
+        values=list(values),
+        headers=headers or {},
+    )
+
+
+def outcomes(batch: EventBatch) -> dict[int, tuple[Any, ...]]:
+    """Offset -> what became of its record, to the bit: an event or command, or the reason and detail of a reject."""
+    found: dict[int, tuple[Any, ...]] = {
+        reject.offset: (reject.reason, reject.detail, reject.key, reject.value, tuple(reject.headers))
+        for reject in batch.rejects
+    }
+    assert [reject.offset for reject in batch.rejects] == sorted(found)
+    for row, offset in enumerate(batch.offsets.tolist()):
+        assert offset not in found
+        found[offset] = (
+            "event" if batch.ops is None else int(batch.ops[row]) or "event",
+            batch.keys[row],
+            int(batch.times_ms[row]),
+            batch.timestamps_ms[row],
+            batch.x[row].tobytes(),
+            batch.commands.get(row),
+            tuple(batch.headers.get(row, ())),
+        )
+    return found

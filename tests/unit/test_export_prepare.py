@@ -1,0 +1,182 @@
+"""What training learns from data before it learns: vocabularies, what stands for missing, which label is normal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from export.config import TrainConfig, read_config
+from export.data import Split
+from export.prepare import UNKNOWN, read_split
+from streamer.errors import ConfigurationError
+from streamer.modelfile.feature import Feature
+
+BASE = """
+name = "m"
+task = "{task}"
+[data]
+path = "{path}"
+{data}
+[model]
+hidden = 4
+{model}
+{more}
+"""
+
+
+def config(folder: Path, **values: str) -> TrainConfig:
+    path = folder / "train.toml"
+    defaults = {"task": "classify", "path": "train.csv", "data": "", "model": "", "more": ""}
+    path.write_text(BASE.format(**{**defaults, **values}))
+    return read_config(path)
+
+
+def write(path: Path, rows: list[str], header: str = "stream,time,v,word,label") -> None:
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+
+
+def three_files(folder: Path) -> None:
+    write(folder / "train.csv", ["a,0,1,x,p", "a,1000,,y,q", "a,4000,3,x,p", "b,0,,y,q", "b,1,4,z,p"])
+    write(folder / "held.csv", ["c,0,,z,q", "c,1,10,new,p"])
+    write(folder / "test.csv", ["d,0,7,,q", "d,1,,x,p"])
+
+
+FILES = 'validation_path = "held.csv"\ntest_path = "test.csv"\n'
+
+
+def values(split: Split) -> list[list[list[float]]]:
+    return [np.concatenate(part.x).tolist() for part in (split.train, split.validation, split.test)]
+
+
+def test_words_and_means_come_from_training_alone(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    notes: list[str] = []
+    split = read_split(config(tmp_path, data=FILES), tmp_path, notes)
+    mean = float(np.float32(8 / 3))
+    number, word = split.train.tables
+    assert number == Feature("v", missing=mean)
+    assert word == Feature("word", "category", (UNKNOWN, "x", "y", "z"), unknown=0)  # the most common first
+    assert split.test.tables == split.validation.tables == split.train.tables
+    train, held, judged = values(split)
+    assert train == pytest.approx(np.array([[1, 1], [mean, 2], [3, 1], [mean, 2], [4, 3]]))
+    assert held == pytest.approx(np.array([[mean, 3], [10, 0]]))
+    assert judged == pytest.approx(np.array([[7, 0], [mean, 1]]))
+    assert split.test.classes == ("p", "q")
+    assert "column 'word': 3 words are known, 0.0% of those judged are not" in notes
+    assert "column 'v': 2.66667 stands for 4 missing cells (data.missing)" in notes
+
+
+@pytest.mark.parametrize(
+    ("rule", "filled", "declared"),
+    [
+        ('"last"', [1, 1, 3, 8 / 3, 4], Feature("v", missing="last", fallback=float(np.float32(9 / 4)))),
+        ("-1", [1, -1, 3, -1, 4], Feature("v", missing=-1.0)),
+        ("{v = -2.5}", [1, -2.5, 3, -2.5, 4], Feature("v", missing=-2.5)),
+    ],
+)
+def test_what_stands_for_missing_numbers_is_a_choice_and_declared(
+    tmp_path: Path, rule: str, filled: list[float], declared: Feature
+) -> None:
+    three_files(tmp_path)
+    split = read_split(config(tmp_path, data=FILES + f"missing = {rule}"), tmp_path)
+    assert split.train.tables[0] == declared
+    if declared.missing == "last":  # the mean is of what the model sees: the last values are among it
+        filled = [1, 1, 3, 9 / 4, 4]
+    assert np.concatenate(split.train.x)[:, 0].tolist() == pytest.approx(filled)
+    with pytest.raises(ConfigurationError, match=r"train.csv, line 3, column 'v': no value"):
+        read_split(config(tmp_path, data=FILES + 'missing = "reject"'), tmp_path)
+
+
+def test_masks_and_time_gaps_are_features_of_their_own(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    split = read_split(config(tmp_path, data=FILES + 'present = ["v"]\nsince_last = true'), tmp_path)
+    assert split.train.features == ("v", "word", "v present", "since_last")
+    assert split.train.tables[2:] == (
+        Feature("v present", "present", source="v"),
+        Feature("since_last", "since_last", unit="s"),
+    )
+    assert np.concatenate(split.train.x)[:, 2:].tolist() == pytest.approx(
+        np.array([[1, 0], [0, 1], [1, 3], [0, 0], [1, 0.001]])
+    )
+    with pytest.raises(ConfigurationError, match=r"data\.present: there is no feature 'w'"):
+        read_split(config(tmp_path, data=FILES + 'present = ["w"]'), tmp_path)
+
+
+def test_rare_words_are_unknown_and_numbers_may_be_words(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    rare = read_split(config(tmp_path, data=FILES + "min_count = 2"), tmp_path)
+    assert rare.train.tables[1].vocabulary == (UNKNOWN, "x", "y")
+    few = read_split(config(tmp_path, data=FILES, model="vocabulary = 1"), tmp_path)
+    assert few.train.tables[1].vocabulary == (UNKNOWN, "x")
+    both = read_split(config(tmp_path, data=FILES + 'categories = ["v"]'), tmp_path)
+    assert both.train.tables[0].vocabulary == (UNKNOWN, "1", "3", "4")
+    assert values(both)[2] == [[0, 0], [0, 1]]  # 7 is not known, and nothing is not either
+    write(tmp_path / "test.csv", ["d,0,seven,x,q", "d,1,eight,x,p"])
+    with pytest.raises(ConfigurationError, match=r"test.csv: column 'v' holds words, but train.csv has numbers there"):
+        read_split(config(tmp_path, data=FILES), tmp_path)
+    write(tmp_path / "test.csv", ["d,0,x,q"], "stream,time,word,label")
+    with pytest.raises(ConfigurationError, match=r"test.csv: no column 'v'"):
+        read_split(config(tmp_path, data=FILES), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "data", "normal"),
+    [
+        (["ok", "bearing", "coolant"], 'normal = "ok"', "ok"),
+        (["1", "0", ""], "", "0"),
+        (["normal", "odd", "normal"], "", "normal"),
+        (["", "", ""], "", None),
+        (["good", "bad", "bad"], "", "say data.normal = 'bad'"),
+        (["good", "bad", "bad"], 'normal = "fine"', "data.normal is 'fine', but the labels are bad, good"),
+    ],
+)
+def test_the_normal_label_is_named_or_known(tmp_path: Path, labels: list[str], data: str, normal: str | None) -> None:
+    write(
+        tmp_path / "train.csv",
+        [f"s{i},{t},{t},{y}" for i in range(4) for t, y in enumerate(labels)],
+        "stream,time,v,label",
+    )
+    made = config(tmp_path, task="forecast", data=data)
+    if normal is not None and " " in normal:
+        with pytest.raises(ConfigurationError, match=normal):
+            read_split(made, tmp_path)
+        return
+    part = read_split(made, tmp_path).test
+    found = None if part.normal is None or part.classes is None else part.classes[part.normal]
+    assert found == normal
+
+
+@pytest.mark.parametrize(
+    ("more", "data", "sentence"),
+    [
+        ('[window]\nkind = "count"', "", "count is 0, must be at least 1"),
+        ('[window]\nkind = "count"\ncount = 3\nsize = 2', "", "window.size is no setting of a window"),
+        ('[window]\nkind = "count"\ncount = "many"', "", r"\[window\]"),
+        ("", 'decimal = ";"', "data.decimal must be"),
+        ("", 'time_unit = "min"', "data.time_unit must be s or ms or us or ns"),
+        ("", 'missing = "mode"', "data.missing must be"),
+        ("", "min_count = 0", "data.min_count must be at least 1"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(tmp_path: Path, more: str, data: str, sentence: str) -> None:
+    values: dict[str, Any] = {"more": more, "data": data, "model": "directions = 2"}
+    with pytest.raises(ConfigurationError, match=sentence):
+        config(tmp_path, **values)
+    with pytest.raises(ConfigurationError, match="this one answers every event at once"):
+        config(tmp_path, more='[window]\nkind = "end"')
+
+
+def test_windows_are_cut_for_every_way_to_split(tmp_path: Path) -> None:
+    rows = [f"s{i},{t * 1000},{t},x,{'pq'[t % 2]}" for i in range(8) for t in range(100)]
+    write(tmp_path / "train.csv", rows)
+    window = '[window]\nkind = "tumbling"\nsize_ms = 5000'
+    for data in ("", 'split = "time"', 'validation_path = "train.csv"\ntest_path = "train.csv"'):
+        notes: list[str] = []
+        split = read_split(config(tmp_path, data=data, more=window, model="directions = 2"), tmp_path, notes)
+        assert {len(x) for part in (split.train, split.validation, split.test) for x in part.x} == {5}
+        assert any(note.startswith("[window] tumbling:") for note in notes)
