@@ -30,9 +30,11 @@ from streamer.kafka.input import Input
 from streamer.kafka.internals import TransactionRefused
 from streamer.kafka.producers import Producers
 from streamer.records import changelog
-from streamer.service import commits
+from streamer.service import commits, loop
 from streamer.service.commits import Commits
 from streamer.service.loop import Service
+from streamer.service.pace import Pace
+from streamer.service.takeover import Takeover
 from streamer.words import Forgotten
 
 I64 = Any
@@ -90,14 +92,25 @@ def late_epoch_dropped() -> None:
 
     Service.__init__ = wired  # type: ignore[method-assign]
     Commits.settle_all = dropping  # type: ignore[method-assign]
+    # what else keeps a hand-over short today
+    loop._HAND_OVER_S = float("inf")
+    Pace.note = lambda self, records, seconds: None  # type: ignore[method-assign]
 
 
 @mutation("failed-kept", fault="1", profile="steps", within=2000)
 def failed_kept() -> None:
     """After a commit that failed its partitions go on from the state that ran ahead of the log."""
 
+    unchanged = Takeover.unchanged
+
     def failed(self: Any, epoch: Any) -> None:
-        self._unseal(epoch)
+        for partition in self._unseal(epoch):
+            partition.of_failed_epoch = True
+
+    async def unchanged_or_failed(self: Any, partitions: Any) -> set[int]:
+        kept = list(partitions)
+        found = await unchanged(self, kept)
+        return found | {partition.number for partition in kept if hasattr(partition, "of_failed_epoch")}
 
     async def forget_all(self: Any) -> None:
         await self._takeover.stop()
@@ -106,6 +119,7 @@ def failed_kept() -> None:
 
     Processor.failed = failed  # type: ignore[method-assign]
     Service._forget_all = forget_all  # type: ignore[method-assign]
+    Takeover.unchanged = unchanged_or_failed  # type: ignore[method-assign]
 
 
 # 2: truth per model and stream
