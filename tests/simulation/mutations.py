@@ -43,13 +43,18 @@ I64 = Any
 @dataclass(frozen=True)
 class Mutation:
     """``fault``: its number in the list of faults. ``profile``: the family of plans that is expected to find it first.
-    ``within``: schedules of that family, from seed 1, that suffice."""
+    ``needed``: how many schedules of that family, from seed 1, it took when it was entered."""
 
     name: str
     fault: str
     profile: str
-    within: int
+    needed: int
     change: Callable[[], None]
+
+    @property
+    def within(self) -> int:
+        """Schedules in which it has to be found. Any change of the service or of a family gives other runs for the same seeds."""
+        return 5 * max(self.needed, 4)
 
 
 MUTATIONS: dict[str, Mutation] = {}
@@ -57,7 +62,7 @@ MUTATIONS: dict[str, Mutation] = {}
 
 def mutation(name: str, *, fault: str, profile: str, within: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def enter(function: Callable[[], None]) -> Callable[[], None]:
-        MUTATIONS[name] = Mutation(name, fault, profile, within, function)
+        MUTATIONS[name] = Mutation(name, fault, profile, needed, function)
         return function
 
     return enter
@@ -71,7 +76,7 @@ def apply(name: str) -> None:
 # 1: an epoch has exactly two ends
 
 
-@mutation("late-epoch-dropped", fault="1", profile="slow", within=2000)
+@mutation("late-epoch-dropped", fault="1", profile="slow", needed=3)
 def late_epoch_dropped() -> None:
     """What is sealed after the deadline of a hand-over is neither committed nor failed: its partitions are kept."""
     init, settle_all = Service.__init__, Commits.settle_all
@@ -97,7 +102,7 @@ def late_epoch_dropped() -> None:
     Pace.note = lambda self, records, seconds: None  # type: ignore[method-assign]
 
 
-@mutation("failed-kept", fault="1", profile="steps", within=2000)
+@mutation("failed-kept", fault="1", profile="steps", needed=3)
 def failed_kept() -> None:
     """After a commit that failed its partitions go on from the state that ran ahead of the log."""
 
@@ -125,7 +130,7 @@ def failed_kept() -> None:
 # 2: truth per model and stream
 
 
-@mutation("refusals-shared", fault="2", profile="two", within=2000)
+@mutation("refusals-shared", fault="2", profile="two", needed=2)
 def refusals_shared() -> None:
     """An event that one model refuses is skipped for both when it is replayed."""
     refuse = StepRun._refuse
@@ -139,7 +144,7 @@ def refusals_shared() -> None:
     StepRun._refuse = shared  # type: ignore[method-assign]
 
 
-@mutation("return-shared", fault="2", profile="memory-two", within=2000)
+@mutation("return-shared", fault="2", profile="memory-two", needed=8)
 def return_shared() -> None:
     """A stream that was forgotten and has a record of one model again counts as returned for the other model too."""
     load = Restore._load
@@ -156,13 +161,13 @@ def return_shared() -> None:
 # 3: a record is judged by the regime that it was written under
 
 
-@mutation("old-states-loaded", fault="3", profile="models", within=2000)
+@mutation("old-states-loaded", fault="3", profile="models", needed=1)
 def old_states_loaded() -> None:
     """States of an earlier regime are loaded as if they were of this one."""
     Restore._stale = lambda self, lane, since: {}  # type: ignore[method-assign]
 
 
-@mutation("regime-lost", fault="3", profile="models", within=2000)
+@mutation("regime-lost", fault="3", profile="models", needed=1)
 def regime_lost() -> None:
     """A reset takes old states out of memory, and the next restart does not know of it: silent streams get them back."""
     stale, regimes = Restore._stale, Restore._regimes
@@ -179,7 +184,7 @@ def regime_lost() -> None:
     Restore._regimes = since_ever  # type: ignore[method-assign]
 
 
-@mutation("removed-resumes", fault="3", profile="models", within=2000)
+@mutation("removed-resumes", fault="3", profile="models", needed=1)
 def removed_resumes() -> None:
     """A model that was removed and is served again goes on from the states that it had before."""
     regimes = Restore._regimes
@@ -193,7 +198,7 @@ def removed_resumes() -> None:
 # 4: the delivery mode
 
 
-@mutation("committed-not-compared", fault="4", profile="delivery", within=2000)
+@mutation("committed-not-compared", fault="4", profile="delivery", needed=6)
 def committed_not_compared() -> None:
     """Committed offsets beyond the position of the changelog are not looked at: ephemeral answers are repeated."""
     check = Restore._check
@@ -203,14 +208,14 @@ def committed_not_compared() -> None:
 # 5: the identity of the input
 
 
-@mutation("identity-unchecked", fault="5", profile="recreated", within=2000)
+@mutation("identity-unchecked", fault="5", profile="recreated", needed=1)
 def identity_unchecked() -> None:
     """A topic that was deleted and created again under a running service counts as the one before."""
     looking_away()
     Restore._check_input = lambda self, facts: None  # type: ignore[method-assign]
 
 
-@mutation("identity-at-start-only", fault="5", profile="recreated", within=2000)
+@mutation("identity-at-start-only", fault="5", profile="recreated", needed=1)
 def looking_away() -> None:
     """The identity of the input is compared when a partition is restored, and never while it is served."""
 
@@ -223,13 +228,13 @@ def looking_away() -> None:
 # 6: the end of the log
 
 
-@mutation("stable-end-taken", fault="6", profile="windows", within=2000)
+@mutation("stable-end-taken", fault="6", profile="windows", needed=6)
 def stable_end_taken() -> None:
     """The last stable offset counts as the end of the log: windows close while a transaction of somebody else is open."""
     Input.high_watermark = Input.stable_end  # type: ignore[method-assign]
 
 
-@mutation("markers-not-passed", fault="6", profile="markers", within=2000)
+@mutation("markers-not-passed", fault="6", profile="markers", needed=1)
 def markers_not_passed() -> None:
     """The position of who has read everything stays before the markers that follow: retention takes what lies there."""
     Service._passed = lambda self, fetched: []  # type: ignore[method-assign]
@@ -238,7 +243,7 @@ def markers_not_passed() -> None:
 # 7: forgetting and time
 
 
-@mutation("command-has-time", fault="7", profile="idle", within=2000)
+@mutation("command-has-time", fault="7", profile="idle", needed=6)
 def command_has_time() -> None:
     """The time of a command's record counts as the event time of its stream."""
     reflect, begins_anew = StepLane.reflect, StepLane.begins_anew
@@ -246,7 +251,7 @@ def command_has_time() -> None:
     StepLane.begins_anew = lambda self, slots, times, events: begins_anew(self, slots, times, None)  # type: ignore[method-assign]
 
 
-@mutation("command-forgets-all", fault="7", profile="idle", within=2000)
+@mutation("command-forgets-all", fault="7", profile="idle", needed=8)
 def command_forgets_all() -> None:
     """A command whose record is newer than all events makes the streams of its partition idle."""
     take = Partition.take
@@ -261,7 +266,7 @@ def command_forgets_all() -> None:
     _sweep_at_ttl()
 
 
-@mutation("last-time-counts", fault="7", profile="idle", within=2000)
+@mutation("last-time-counts", fault="7", profile="idle", needed=1)
 def last_time_counts() -> None:
     """The time of a stream's last event counts, not the newest: a straggler makes an active stream idle."""
 
@@ -275,7 +280,7 @@ def last_time_counts() -> None:
     lane._running_max = lambda groups, values: values
 
 
-@mutation("ttl-by-sweep", fault="7", profile="idle", within=2000)
+@mutation("ttl-by-sweep", fault="7", profile="idle", needed=2)
 def ttl_by_sweep() -> None:
     """Only a sweep forgets what was silent for the TTL: a stream that is alone in its partition keeps its state."""
     StepLane.begins_anew = lambda self, slots, times_ms, events: None  # type: ignore[method-assign]
@@ -295,7 +300,7 @@ def _sweep_at_ttl() -> None:
     Memory.forget_idle = forget_idle  # type: ignore[method-assign]
 
 
-@mutation("rounds-by-wall-clock", fault="7", profile="clock", within=2000)
+@mutation("rounds-by-wall-clock", fault="7", profile="clock", needed=1)
 def rounds_by_wall_clock() -> None:
     """Rounds follow the wall clock: set back, no state is written until it has caught up."""
     due, begin = Checkpoint.due, Checkpoint.begin
@@ -310,7 +315,7 @@ def rounds_by_wall_clock() -> None:
 # 8: the memory limit is a promise
 
 
-@mutation("room-made-at-seal", fault="8", profile="memory", within=2000)
+@mutation("room-made-at-seal", fault="8", profile="memory", needed=1)
 def room_made_at_seal() -> None:
     """Streams are forgotten when an epoch is sealed only: more new ones than there is slack end the process."""
     keep_limit, seal = Processor.keep_limit, Processor.seal
@@ -324,7 +329,7 @@ def room_made_at_seal() -> None:
     Processor.seal = sealing  # type: ignore[method-assign]
 
 
-@mutation("heir-refuses", fault="8", profile="memory", within=2000)
+@mutation("heir-refuses", fault="8", profile="memory", needed=11)
 def heir_refuses() -> None:
     """Who inherits more streams than fit ends with an error."""
     apply_piece = Restore.apply
@@ -341,7 +346,7 @@ def heir_refuses() -> None:
 # 9: at least once
 
 
-@mutation("plain-producer-kept", fault="9", profile="at-least-once", within=2000)
+@mutation("plain-producer-kept", fault="9", profile="at-least-once", needed=7)
 def plain_producer_kept() -> None:
     """The plain producer is never replaced, whatever becomes of it."""
     give_up = Producers.give_up
@@ -353,7 +358,7 @@ def plain_producer_kept() -> None:
     Producers.give_up = keeping  # type: ignore[method-assign]
 
 
-@mutation("expired-id-fails", fault="9", profile="at-least-once", within=2000)
+@mutation("expired-id-fails", fault="9", profile="at-least-once", needed=8)
 def expired_id_fails() -> None:
     """A transactional id that expired while nothing came fails the epoch, whose answers are out already."""
     TransactionRefused.id_expired = False  # type: ignore[assignment, method-assign]
@@ -362,7 +367,7 @@ def expired_id_fails() -> None:
 # 10: what a progress record holds
 
 
-@mutation("decisions-in-progress", fault="10", profile="refusals", within=2000)
+@mutation("decisions-in-progress", fault="10", profile="refusals", needed=7)
 def decisions_in_progress() -> None:
     """The progress record lists every refusal since the last round."""
     progress_of, decided = journal._progress, list[str]()

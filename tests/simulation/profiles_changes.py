@@ -252,19 +252,18 @@ def memory_two(draw: Draw) -> None:
     draw.plan.members = ["a"]
     draw.regime(
         {"m": "A", "n": "B"},
-        delivery={"checkpoint_interval_ms": rng.choice([50, 200]), "checkpoint_bytes_per_second": 10_000},
+        delivery={"checkpoint_interval_ms": rng.choice([50, 200]), "checkpoint_bytes_per_second": 20_000},
         state={"max_bytes": 65_536},
         batch={"max_rows": 64, "max_steps": 4, "max_poll_records": 64},
         kafka={"fetch_max_bytes": 8_388_608},
     )
     draw.start_members()
     few = rng.choice([10, 30])
-    draw.send(1.0, [Item(f"s{n}", numbers(rng)) for n in range(few)])  # the oldest
-    draw.send(1.5, [Item(f"s{n}", numbers(rng)) for n in range(few, 290)])
-    draw.send(rng.uniform(1.7, 2.5), [Item(f"s{n}", numbers(rng)) for n in range(290, 330 + few)])
-    back = rng.uniform(2.6, 4.0)
+    for at, first, end in ((1.0, 100, 350), (1.4, 0, few), (1.8, 100, 350), (2.2, 350, 410)):  # the last forget the few
+        draw.send(at, [Item(f"s{n}", numbers(rng)) for n in range(first, end)])
+    back = rng.uniform(2.5, 3.0)
     draw.send(back, [Item(f"s{n}", numbers(rng)) for n in range(few)])
-    draw.act(back + rng.uniform(0.2, 6.0), "kill", fault=True, member="a", handles=0, back=0.1)
-    draw.send(back + 8.0, [Item(f"s{n}", numbers(rng)) for n in range(few)])
-    draw.until = back + 8.5
+    draw.act(back + rng.uniform(0.05, 3.0), "kill", fault=True, member="a", handles=0, back=0.1)
+    draw.send(back + 5.0, [Item(f"s{n}", numbers(rng)) for n in range(few)])
+    draw.until = back + 5.5
     draw.plan.probe = False
