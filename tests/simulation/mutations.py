@@ -60,7 +60,7 @@ class Mutation:
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def mutation(name: str, *, fault: str, profile: str, within: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def mutation(name: str, *, fault: str, profile: str, needed: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def enter(function: Callable[[], None]) -> Callable[[], None]:
         MUTATIONS[name] = Mutation(name, fault, profile, needed, function)
         return function
