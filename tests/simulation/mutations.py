@@ -30,10 +30,9 @@ from streamer.kafka.input import Input
 from streamer.kafka.internals import TransactionRefused
 from streamer.kafka.producers import Producers
 from streamer.records import changelog
-from streamer.service import commits, loop
+from streamer.service import commits
 from streamer.service.commits import Commits
 from streamer.service.loop import Service
-from streamer.service.pace import Pace
 from streamer.service.takeover import Takeover
 from streamer.words import Forgotten
 
@@ -76,7 +75,7 @@ def apply(name: str) -> None:
 # 1: an epoch has exactly two ends
 
 
-@mutation("late-epoch-dropped", fault="1", profile="slow", needed=3)
+@mutation("late-epoch-dropped", fault="1", profile="slow", needed=24)
 def late_epoch_dropped() -> None:
     """What is sealed after the deadline of a hand-over is neither committed nor failed: its partitions are kept."""
     init, settle_all = Service.__init__, Commits.settle_all
@@ -97,9 +96,6 @@ def late_epoch_dropped() -> None:
 
     Service.__init__ = wired  # type: ignore[method-assign]
     Commits.settle_all = dropping  # type: ignore[method-assign]
-    # what else keeps a hand-over short today
-    loop._HAND_OVER_S = float("inf")
-    Pace.note = lambda self, records, seconds: None  # type: ignore[method-assign]
 
 
 @mutation("failed-kept", fault="1", profile="steps", needed=3)
