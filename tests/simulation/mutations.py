@@ -34,6 +34,7 @@ from streamer.service import commits
 from streamer.service.commits import Commits
 from streamer.service.loop import Service
 from streamer.service.takeover import Takeover
+from streamer.state.table import Slots
 from streamer.words import Forgotten
 
 I64 = Any
@@ -337,6 +338,12 @@ def heir_refuses() -> None:
         apply_piece(self, piece)
 
     Restore.apply = applying  # type: ignore[method-assign]
+
+
+@mutation("keys-not-counted", fault="8", profile="memory-keys", needed=1)
+def keys_not_counted() -> None:
+    """Keys are no part of what is limited."""
+    Slots.used_bytes = property(lambda self: self.used * self.bytes_per_stream)  # type: ignore[method-assign]
 
 
 # 9: at least once

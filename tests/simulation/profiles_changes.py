@@ -267,3 +267,17 @@ def memory_two(draw: Draw) -> None:
     draw.send(back + 5.0, [Item(f"s{n}", numbers(rng)) for n in range(few)])
     draw.until = back + 5.5
     draw.plan.probe = False
+
+
+@profile("memory-keys", 1)
+def memory_keys(draw: Draw) -> None:
+    """Streams whose keys take more memory than their states."""
+    rng = draw.rng
+    draw.plan.limited = True
+    draw.regime({"m": "A"}, state={"max_bytes": 65_536}, kafka={"fetch_max_bytes": 8_388_608})
+    draw.start_members()
+    long = "s" * rng.choice([1_000, 4_000])
+    for _ in range(rng.randint(4, 12)):
+        draw.send(rng.uniform(0.5, draw.until), [Item(f"{long}{rng.randrange(150)}", numbers(rng)) for _ in range(20)])
+    draw.deaths(1)
+    draw.plan.probe = False
