@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tests.simulation import product
 from tests.simulation.chains import CHAINS
 from tests.simulation.expected import (
     Answer,
@@ -64,7 +65,11 @@ class Judge:
         """What is still to come; empty when all is done."""
         told = {(answer.source, answer.model) for answer in self.answers}
         dead = {each.source for each in self.dead}
-        missing = []
+        missing = [
+            f"a decision about offset {log.stable} of partition {log.partition}, which ends at {log.end}"
+            for log in self.world.inputs[-1].logs
+            if log.stable < log.end
+        ]
         ephemeral = self.world.current.delivery == "ephemeral"
         undecided = [log.partition for log in self.world.inputs[-1].logs if log.stable < log.end]
         missing += [f"the end of an upstream transaction in partition {partition}" for partition in undecided]
@@ -124,6 +129,7 @@ class Judge:
 
     def check(self) -> list[str]:
         self.exits()
+        self.memory()
         if self.plan.refusal_ends_it and any(end.code == 5 for end in self.world.ends):
             self._honest_prefix()
             return self.findings
@@ -144,6 +150,12 @@ class Judge:
                 self.say("exit", f"{end.member} at {end.at_s:.2f} with {end.code}: {end.text}")
             elif end.code == 5 and self.plan.profile == "recreated" and "retention" in end.text:
                 self.say("exit", f"{end.member} blames retention: {end.text}")
+
+    def memory(self) -> None:
+        """At rest nobody holds more than the limit."""
+        for member in self.world.members.values():
+            if beyond := product.beyond_limit_bytes(member.handle):
+                self.say("memory", f"{member.id} holds {beyond} bytes beyond its limit")
 
     def _honest_prefix(self) -> None:
         """The service ended with a sentence: what it answered before must be right, and told once."""

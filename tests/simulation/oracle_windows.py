@@ -79,15 +79,14 @@ def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
 
 
 def _check_idleness(judge: Judge, partition: int, idle: list[tuple[int, int]]) -> None:
-    """An idle advance is honest where nothing was appended for ``idle_ms``, open transactions of others included."""
+    """An idle advance is honest where nothing that readers will see was appended for ``idle_ms``, however long it stays
+    undecided."""
     idle_ms = judge.world.current.document["delivery"]["idle_ms"]
-    batches = judge.world.inputs[-1].logs[partition].ever
+    log = judge.world.inputs[-1].logs[partition]
+    appended_ms = sorted({record.offset: batch.appended_ms for batch, record in log.visible(ever=True)}.items())
     for before, watermark in idle:
-        following = [batch for batch in batches if batch.last >= before and not batch.control]
-        earlier = [batch for batch in batches if batch.last < before]
-        if not following or not earlier:
-            continue
-        quiet_ms = following[0].appended_ms - earlier[-1].appended_ms
-        if quiet_ms < idle_ms:
-            where = f"partition {partition} was quiet for {quiet_ms} ms before offset {before}"
+        earlier = [at for offset, at in appended_ms if offset < before]
+        following = [at for offset, at in appended_ms if offset >= before]
+        if earlier and following and following[0] - earlier[-1] < idle_ms:
+            where = f"partition {partition} was quiet for {following[0] - earlier[-1]} ms before offset {before}"
             judge.say("idle", f"{where}, yet the watermark moved to {watermark}")

@@ -184,6 +184,16 @@ def settled_offset(handle: Handle, partition: int) -> int | None:
     return None if found is None or found.restoring else int(found.position)
 
 
+def beyond_limit_bytes(handle: Handle) -> int:
+    """By how much states and keys that are held pass ``state.max_bytes``."""
+    if handle.service is None:
+        return 0
+    processor, held = handle.service.processor, 0
+    for partition in processor.partitions.values():
+        held += sum(processor.lanes.slots.bytes_per_stream + len(stream) for stream in partition.streams)
+    return max(held - int(processor.memory.max_bytes), 0)
+
+
 # what it writes
 
 

@@ -241,3 +241,43 @@ def refusals(draw: Draw) -> None:
     draw.plan.topics[CHANGELOG] = {"cleanup.policy": "compact", "max.message.bytes": "20000"}
     draw.start_members()
     draw.traffic(lambda rng: rng.choice([13.0, 13.0, 13.0, 1.0]), streams=4, count=rng.choice([400, 1_500]))
+
+
+@profile("memory-two", 1)
+def memory_two(draw: Draw) -> None:
+    """Two models, streams that are forgotten for memory and return, and deaths while few of their records are written."""
+    rng = draw.rng
+    draw.plan.limited = True
+    draw.plan.partitions = 1
+    draw.plan.members = ["a"]
+    draw.regime(
+        {"m": "A", "n": "B"},
+        delivery={"checkpoint_interval_ms": rng.choice([50, 200]), "checkpoint_bytes_per_second": 20_000},
+        state={"max_bytes": 65_536},
+        batch={"max_rows": 64, "max_steps": 4, "max_poll_records": 64},
+        kafka={"fetch_max_bytes": 8_388_608},
+    )
+    draw.start_members()
+    few = rng.choice([10, 30])
+    for at, first, end in ((1.0, 100, 350), (1.4, 0, few), (1.8, 100, 350), (2.2, 350, 410)):  # the last forget the few
+        draw.send(at, [Item(f"s{n}", numbers(rng)) for n in range(first, end)])
+    back = rng.uniform(2.5, 3.0)
+    draw.send(back, [Item(f"s{n}", numbers(rng)) for n in range(few)])
+    draw.act(back + rng.uniform(0.05, 3.0), "kill", fault=True, member="a", handles=0, back=0.1)
+    draw.send(back + 5.0, [Item(f"s{n}", numbers(rng)) for n in range(few)])
+    draw.until = back + 5.5
+    draw.plan.probe = False
+
+
+@profile("memory-keys", 1)
+def memory_keys(draw: Draw) -> None:
+    """Streams whose keys take more memory than their states."""
+    rng = draw.rng
+    draw.plan.limited = True
+    draw.regime({"m": "A"}, state={"max_bytes": 65_536}, kafka={"fetch_max_bytes": 8_388_608})
+    draw.start_members()
+    long = "s" * rng.choice([1_000, 4_000])
+    for _ in range(rng.randint(4, 12)):
+        draw.send(rng.uniform(0.5, draw.until), [Item(f"{long}{rng.randrange(150)}", numbers(rng)) for _ in range(20)])
+    draw.deaths(1)
+    draw.plan.probe = False

@@ -85,12 +85,23 @@ def slow(draw: Draw) -> None:
     draw.plan.cost_s = (0.0, rng.choice([0.005, 0.016, 0.03]))
     draw.act(0.0, "start", member="a")
     draw.until = rng.uniform(3.0, 5.0)
-    draw.act(rng.uniform(0.7, draw.until), "start", member="b")
+    joins = rng.uniform(0.7, draw.until)
+    draw.act(joins, "start", member="b")
     draw.traffic(numbers, streams=8, count=rng.randint(80, 260), begin=0.3)
     if rng.random() < 0.5:
         draw.act(rng.uniform(1.5, draw.until + 2), "stop", fault=True, member=rng.choice("ab"), back=0.5)
     if rng.random() < 0.3:
         draw.deaths(1)
+    if rng.random() < 0.5:  # and commits that take longer than a hand-over may
+        draw.act(
+            joins,
+            "rule",
+            fault=True,
+            apis=(rng.choice([24, 26, 28]),),
+            action="late-answer",
+            value=rng.choice([0.3, 0.6]),
+            count=rng.choice([2, 20]),
+        )
 
 
 @profile("static", 1)
