@@ -10,6 +10,7 @@ import os
 import platform
 import statistics
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
@@ -183,7 +184,7 @@ class _Update:
 
     def milliseconds(self, repeats: int, *, onednn: bool) -> float:
         """Least processor time of ``repeats`` updates: what the work takes when nothing gets in its way."""
-        with torch.backends.mkldnn.flags(enabled=onednn):
+        with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=onednn):
             self.run()
             taken = []
             for _ in range(repeats):

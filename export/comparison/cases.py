@@ -163,7 +163,7 @@ def _adding(quick: bool) -> Case:
     budgets = (
         {20: Budget(240, 30, 4), 40: Budget(240, 30, 4)}
         if quick
-        else {50: Budget(2000, 50, 10), 200: Budget(2500, 50, 10), 400: Budget(1500, 50, 10)}
+        else {50: Budget(2000, 50, 10), 200: Budget(2500, 50, 10), 400: Budget(1200, 50, 10)}
     )
     count = 2000 if quick else 16_000
     return Case(
@@ -184,7 +184,7 @@ def _copying(quick: bool) -> Case:
     budgets = (
         {5: Budget(240, 30, 4), 10: Budget(240, 30, 4)}
         if quick
-        else {10: Budget(2500, 50, 10), 30: Budget(2500, 50, 10), 100: Budget(1500, 50, 10)}
+        else {10: Budget(2500, 50, 10), 30: Budget(2500, 50, 10), 100: Budget(1000, 50, 10)}
     )
     count = 2000 if quick else 16_000
     steps = {lag: lag + 20 for lag in budgets}
@@ -259,7 +259,10 @@ def _digits(quick: bool, reading: Any) -> Case:
     return Case(
         f"digits {reading}",
         _config(
-            f"digits {reading}", "classify", ModelSection(hidden=16 if quick else 32, reduce="last"), TrainSection(rows=16)
+            f"digits {reading}",
+            "classify",
+            ModelSection(hidden=16 if quick else 32, reduce="last"),
+            TrainSection(rows=16),
         ),
         {steps: partial(digits, reading)},
         "nats per image",

@@ -15,7 +15,7 @@ from torch.nn import functional
 from streamer.errors import ConfigurationError
 
 from ..model import Forecaster, SequenceModel, build
-from .recurrence import recur
+from .recurrence import fused_lstm, recur
 
 States = tuple[Tensor, ...]
 
@@ -93,23 +93,29 @@ class Stack:
 
     def _layers(self, p: dict[str, Tensor], e: Tensor, states: States) -> tuple[Tensor, States]:
         """The recurrent core: [M,B,T,E] -> [M,B,T,D*H]."""
-        relu = self.config.nonlinearity == "relu"
         ends: list[States] = []
         for layer in range(self.config.layers):
             found = []
             for direction in range(self.config.directions):
                 name = f"_l{layer}{'_reverse' * direction}"
                 x = e.flip(2) if direction else e
-                gx = _linear(x.reshape(len(x), -1, x.shape[-1]), p["core.weight_ih" + name], p["core.bias_ih" + name])
-                gx = gx.view(*x.shape[:3], -1).permute(2, 0, 1, 3)
-                u, bias = p["core.weight_hh" + name].transpose(1, 2), p["core.bias_hh" + name].unsqueeze(1)
+                weights = [p[f"core.{kind}{name}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
                 mine = tuple(state[len(ends)] for state in states)
-                y, end = recur(self.config.kind, gx, u, bias, mine, relu=relu)
-                y = y.permute(1, 2, 0, 3)
+                y, end = self._layer(x, weights, mine)
                 found.append(y.flip(2) if direction else y)
                 ends.append(end)
             e = torch.cat(found, dim=-1) if len(found) > 1 else found[0]
         return e, tuple(torch.stack(each) for each in zip(*ends, strict=True))
+
+    def _layer(self, x: Tensor, weights: Sequence[Tensor], states: States) -> tuple[Tensor, States]:
+        """One layer in one direction: [M,B,T,E] -> [M,B,T,H]."""
+        if self.config.kind == "lstm":
+            return fused_lstm(x, weights, *states)
+        w, u, b, bias = weights
+        gx = _linear(x.reshape(len(x), -1, x.shape[-1]), w, b).view(*x.shape[:3], -1).permute(2, 0, 1, 3)
+        relu = self.config.nonlinearity == "relu"
+        y, ends = recur(self.config.kind, gx, u.transpose(1, 2), bias.unsqueeze(1), states[0], relu=relu)
+        return y.permute(1, 2, 0, 3), ends
 
     def _reduce(self, y: Tensor) -> Tensor:
         reduce, size = self.config.reduce, self.config.hidden

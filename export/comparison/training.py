@@ -30,8 +30,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam, as in torch."""
 
 
-PLATEAU = 0.95
-"""A model above this share of guessing has not begun to learn: it may use the whole budget, since some tasks are
+PLATEAU = 0.8
+"""A model above this share of guessing has hardly begun to learn: it may use the whole budget, since some tasks are
 learnt all at once after a long time without any gain."""
 
 
