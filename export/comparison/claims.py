@@ -89,14 +89,14 @@ def _accuracy(rows: Sequence[Row]) -> list[dict[str, Any]]:
             _decay(memory, "after"),
         ),
         _claim(
-            "a gated cell beats a feed-forward network over the last 8 events",
+            "a gated cell beats a feed-forward network over the last 8 events where the answer lies further back",
             "all",
-            [f for cell in GATED for f in _pairs(rows, cell, "feed-forward")],
+            [f for cell in GATED for f in _pairs(memory, cell, "feed-forward")],
         ),
         _claim(
-            "a plain RNN beats a feed-forward network over the last 8 events",
+            "a plain RNN beats a feed-forward network over the last 8 events where the answer lies further back",
             "all",
-            _pairs(rows, "rnn", "feed-forward"),
+            _pairs(memory, "rnn", "feed-forward"),
         ),
         _claim(
             "a bidirectional network is more accurate than a causal one, and answers only at the window's end",
@@ -143,9 +143,10 @@ def score(row: Row, length: str | None = None) -> Interval:
     return bootstrap(row["by_length"][longest_of(row) if length is None else length]["seeds"])
 
 
-def longest_of(row: Row) -> str:
-    """The row's longest length, as by_length has it."""
-    return str(max(row["by_length"], key=int))
+def longest_of(*rows: Row) -> str:
+    """The longest length that all these rows have, as by_length has it; of the first alone if they share none."""
+    shared = set(rows[0]["by_length"]).intersection(*(row["by_length"] for row in rows))
+    return str(max(shared or rows[0]["by_length"], key=int))
 
 
 def _same_width(rows: Iterable[Row], first: str, second: str) -> list[tuple[Row, Row]]:
@@ -178,12 +179,13 @@ def _pairs(rows: Sequence[Row], first: str, second: str, *, delay: bool = False)
     """First against second at the same width, at each task's longest length."""
     found = []
     for a, b in _same_width(rows, first, second):
-        length = longest_of(a)
-        on = f"{a['task']} {length}" if len(a["by_length"]) > 1 else a["task"]
-        figures: dict[str, float | Interval] = {first: score(a), second: score(b)}
-        if delay:
-            figures["delay in events"] = a["delay_events"]
-        found.append(Finding(on, figures, order(score(a), score(b))))
+        length = longest_of(a, b)
+        if length in b["by_length"]:
+            on = f"{a['task']} {length}" if len(a["by_length"]) > 1 else a["task"]
+            figures: dict[str, float | Interval] = {first: score(a, length), second: score(b, length)}
+            if delay:
+                figures["delay in events"] = a["delay_events"]
+            found.append(Finding(on, figures, order(score(a, length), score(b, length))))
     return found
 
 
@@ -192,8 +194,9 @@ def _against_reference(rows: Sequence[Row], variant: str) -> list[Finding]:
     reference = {row["task"]: row for row in rows if row["sizing"] == WIDTH and row["variant"] == REFERENCE}
     found = []
     for row in rows:
-        if row["sizing"] == RESIZED and row["variant"] == variant and row["task"] in reference:
-            a, b = score(row), score(reference[row["task"]], longest_of(row))
+        other = reference.get(row["task"])
+        if row["sizing"] == RESIZED and row["variant"] == variant and other and longest_of(row) in other["by_length"]:
+            a, b = score(row), score(other, longest_of(row))
             found.append(Finding(row["task"], {variant: a, REFERENCE: b}, order(a, b)))
     return found
 
@@ -256,10 +259,11 @@ def _decay(rows: Sequence[Row], moment: str) -> list[Finding]:
     found = []
     for cell in GATED:
         for rnn, gated in _same_width(rows, "rnn", cell):
-            a, b = (row["by_length"][longest_of(row)].get("gradients") for row in (rnn, gated))
+            length = longest_of(rnn, gated)
+            a, b = (row["by_length"].get(length, {}).get("gradients") for row in (rnn, gated))
             if a and b:
                 plain, kept = (bootstrap(each[moment]["factor_per_step"]) for each in (a, b))
-                on = f"{rnn['task']} {longest_of(rnn)}"
+                on = f"{rnn['task']} {length}"
                 found.append(Finding(on, {"rnn x per step": plain, f"{cell} x per step": kept}, order(plain, kept)))
     return found
 

@@ -18,6 +18,9 @@ from .statistics import Interval, bootstrap
 Row = Mapping[str, Any]
 COLOURS = {"feed-forward": "#777777", "rnn": "#d95f02", "lstm": "#1b6fb3", "gru": "#2a9d4a"}
 MARKS = {"": "o", " x 2": "s", "bi-": "D"}
+LINES = {"": "solid", " x 2": "dashdot", "bi-": "dashed"}
+_LEAST = -20
+"""Power of ten below which a gradient is drawn as nothing."""
 
 
 def draw(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
@@ -39,7 +42,8 @@ def draw(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
         "Validation score over the updates (median of the seeds, the band is their range), at the longest length. A "
         "line ends where every seed had stopped improving or the budget was used up."
     )
-    if any("times" in row for row in wide):
+    timed = {(row["task"], row["variant"]) for row in wide if "times" in row}
+    if any((task, "lstm") in timed for task, variant in timed if variant == "gru"):
         _times(folder / "times.png", wide)
         found["times.png"] = (
             "What a GRU costs beside an LSTM of the same width (below 1: the GRU is cheaper). Arithmetic alone would "
@@ -53,8 +57,8 @@ def colour(variant: str) -> str:
     return COLOURS[variant.removeprefix("bi-").removesuffix(" x 2")]
 
 
-def _mark(variant: str) -> str:
-    return MARKS["bi-" if variant.startswith("bi-") else " x 2" if variant.endswith(" x 2") else ""]
+def _form(variant: str) -> str:
+    return "bi-" if variant.startswith("bi-") else " x 2" if variant.endswith(" x 2") else ""
 
 
 def _scores(path: Path, rows: Sequence[Row]) -> None:
@@ -88,7 +92,7 @@ def _scores(path: Path, rows: Sequence[Row]) -> None:
 def _interval(axes: Axes, value: Interval, place: float, variant: str) -> None:
     if np.isfinite([value.low, value.high]).all():
         axes.plot([value.low, value.high], [place, place], color=colour(variant), linewidth=3, alpha=0.5)
-    axes.plot([value.mean], [place], marker=_mark(variant), color=colour(variant), markersize=5)
+    axes.plot([value.mean], [place], marker=MARKS[_form(variant)], color=colour(variant), markersize=5)
 
 
 def _memory(path: Path, rows: Sequence[Row]) -> None:
@@ -97,26 +101,32 @@ def _memory(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(13, 3.2 * len(tasks)))
     grid = figure.subplots(len(tasks), 3, squeeze=False)
     for line, task in zip(grid, tasks, strict=True):
-        for row in _with_gradients(rows, task):
-            found = row["by_length"][longest_of(row)]["gradients"]
+        having = _with_gradients(rows, task)
+        length, lowest = longest_of(*having), 0.0
+        for row in having:
+            found = row["by_length"][length]["gradients"]
             for axes, moment in zip(line[:2], ("before", "after"), strict=True):
                 curve = np.asarray(found[moment]["log10_norm"])
-                relative = np.maximum(curve - curve[0], -12)
+                relative = np.maximum(curve - curve[0], _LEAST)
+                lowest = min(lowest, float(relative.min()))
                 axes.plot(found[moment]["lags"], 10**relative, color=colour(row["variant"]), label=row["variant"])
-                axes.set(xlabel="lag (steps)", yscale="log", ylim=(1e-12, 1e3))
-                axes.set_title(f"{task} {longest_of(row)}: gradient {moment} training", fontsize="medium")
+                axes.set(xlabel="lag (steps)", yscale="log")
+                axes.set_title(f"{task} {length}: gradient {moment} training", fontsize="medium")
+        for axes in line[:2]:
+            axes.set_ylim(10 ** (lowest - 0.5), 10**2)
         line[0].set_ylabel("gradient's norm (lag 1 is 1)")
-        line[0].legend(fontsize="small")
+        line[0].legend(fontsize="small", loc="lower left")
         _by_length(line[2], [row for row in rows if row["task"] == task], task)
     figure.tight_layout()
     plots.save_figure(figure, path)
 
 
 def _by_length(axes: Axes, rows: Sequence[Row], task: str) -> None:
+    every = sorted({length for row in rows for length in row["by_length"]}, key=int)
     for offset, row in enumerate(rows):
-        lengths = sorted(row["by_length"], key=int)
+        lengths = [length for length in every if length in row["by_length"]]
         shares = [share(row, length) for length in lengths]
-        places = [i + 0.06 * (offset - len(rows) / 2) for i in range(len(lengths))]
+        places = [every.index(length) + 0.06 * (offset - (len(rows) - 1) / 2) for length in lengths]
         line = "solid" if row["variant"] in CELLS else "dotted"
         axes.plot(
             places,
@@ -129,7 +139,8 @@ def _by_length(axes: Axes, rows: Sequence[Row], task: str) -> None:
         for place, s in zip(places, shares, strict=True):
             if np.isfinite([s.low, s.high]).all():
                 axes.plot([place, place], [s.low, s.high], color=colour(row["variant"]), linewidth=3, alpha=0.4)
-        axes.set_xticks(range(len(lengths)), lengths)
+    axes.set_xticks(range(len(every)), every)
+    axes.set_xlim(-0.5, len(every) - 0.5)
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle="dashed")
     axes.set(xlabel="length or lag (steps)", ylabel="loss / guessing", ylim=(0, None))
     axes.set_title(f"{task}: score", fontsize="medium")
@@ -143,20 +154,26 @@ def _curves(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(4.4 * columns, 3 * lines))
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, task in zip(grid, tasks, strict=False):
-        for row in (row for row in rows if row["task"] == task):
-            found = row["by_length"][longest_of(row)]
+        mine = [row for row in rows if row["task"] == task]
+        length = longest_of(*mine)
+        for row in (row for row in mine if length in row["by_length"]):
+            found = row["by_length"][length]
             curves = [np.asarray(curve) for curve in found["curves"] if len(curve)]
             if not curves:
                 continue
             longest = max(curves, key=len)[:, 0]
             held = np.stack([np.interp(longest, c[:, 0], c[:, 1]) for c in curves]) / found["baseline"]
-            style = {"": "solid", " x 2": "dashdot", "bi-": "dashed"}
-            kind = "bi-" if row["variant"].startswith("bi-") else " x 2" if row["variant"].endswith(" x 2") else ""
             middle = np.median(held, axis=0)
-            axes.plot(longest, middle, color=colour(row["variant"]), linestyle=style[kind], label=row["variant"])
+            axes.plot(
+                longest,
+                middle,
+                color=colour(row["variant"]),
+                linestyle=LINES[_form(row["variant"])],
+                label=row["variant"],
+            )
             axes.fill_between(longest, held.min(axis=0), held.max(axis=0), color=colour(row["variant"]), alpha=0.15)
         axes.set_ylim(0, 1.4)
-        axes.set_title(f"{task} {_lengths(rows, task)[-1]}", fontsize="medium")
+        axes.set_title(f"{task} {length}", fontsize="medium")
         axes.set_xlabel("updates", fontsize="small")
         axes.tick_params(labelsize="small")
         axes.legend(fontsize="x-small")
@@ -170,27 +187,22 @@ def _curves(path: Path, rows: Sequence[Row]) -> None:
 def _times(path: Path, rows: Sequence[Row]) -> None:
     same = {(row["task"], row["variant"]): row for row in rows if "times" in row}
     tasks = [t for t, name in same if name == "gru" and (t, "lstm") in same]
-    kinds = {
-        "arithmetic": lambda row: None,
-        "PyTorch, training": lambda row: row["times"]["update_ms"],
-        "without oneDNN": lambda row: row["times"]["update_ms_without_onednn"],
-        "ONNX Runtime, 1 row": lambda row: row["times"]["onnx_us"]["1"],
-        "64 rows": lambda row: row["times"]["onnx_us"]["64"],
-        "256 rows": lambda row: row["times"]["onnx_us"]["256"],
-    }
-    figure = Figure(figsize=(9, 4))
+    measured = {"PyTorch, training": "update_ms", "without oneDNN": "update_ms_without_onednn"}
+    batches = {"ONNX Runtime, 1 row": "1", "64 rows": "64", "256 rows": "256"}
+
+    def pick(row: Row, kind: str) -> Sequence[float]:
+        if kind in measured:
+            return row["times"][measured[kind]]  # type: ignore[no-any-return]
+        return row["times"]["onnx_us"][batches[kind]] if kind in batches else [row["flops_per_event"]] * 2
+
+    figure = Figure(figsize=(10, 4))
     axes = figure.subplots()
     shades = ["#222222", "#1b6fb3", "#8ab8dc", "#8c510a", "#d8a15c", "#f0d3a8"]
-    for k, (kind, pick) in enumerate(kinds.items()):
+    for k, kind in enumerate(("arithmetic", *measured, *batches)):
         for i, task in enumerate(tasks):
-            gru, lstm = same[task, "gru"], same[task, "lstm"]
-            values = pick(gru)
+            pairs = zip(pick(same[task, "gru"], kind), pick(same[task, "lstm"], kind), strict=True)
+            found = bootstrap([gru / lstm for gru, lstm in pairs], median=True)
             place = i + 0.12 * (k - 2.5)
-            if values is None:
-                exact = gru["flops_per_event"] / lstm["flops_per_event"]
-                found = Interval(exact, exact, exact)
-            else:
-                found = bootstrap([a / b for a, b in zip(values, pick(lstm), strict=True)], median=True)
             if np.isfinite([found.low, found.high]).all():
                 axes.plot([place, place], [found.low, found.high], color=shades[k], linewidth=3, alpha=0.6)
             axes.plot([place], [found.mean], marker="o", color=shades[k], markersize=5, label=kind if i == 0 else None)
@@ -207,4 +219,6 @@ def _lengths(rows: Sequence[Row], task: str) -> list[str]:
 
 
 def _with_gradients(rows: Sequence[Row], task: str) -> list[Row]:
-    return [row for row in rows if row["task"] == task and "gradients" in row["by_length"][longest_of(row)]]
+    """Rows of a task whose gradients are known, at a length that all of them have."""
+    mine = [row for row in rows if row["task"] == task and row["variant"] in CELLS]
+    return [row for row in mine if "gradients" in row["by_length"].get(longest_of(*mine), {})]

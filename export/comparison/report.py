@@ -11,12 +11,12 @@ from . import pictures
 from .cases import RATES, RESIZED, WIDTH
 from .claims import REMEMBERED, longest_of, score, share
 from .published import PUBLISHED
-from .statistics import bootstrap
+from .statistics import FAILS, HOLDS, MISSING, UNDECIDED, bootstrap
 
 Row = Mapping[str, Any]
 FIGURES = "figures"
 """Folder beside REPORT.md with its plots and compare.json."""
-MOST_IN_A_CELL = 12
+MOST_IN_A_CELL = 16
 QUICK = (
     "**A quick run: it shows that everything works, and is no evidence.** Its sequences are short, its trainings end "
     "long before they have learnt what they could, and its intervals come from too few seeds."
@@ -36,7 +36,9 @@ def write(out: Path, report: Mapping[str, Any], command: str) -> None:
         lines += [QUICK, ""]
     if report.get("missing"):
         lines += ["**Not complete.** Missing: " + "; ".join(report["missing"]) + ".", ""]
-    lines += [f"**Left out.** {text}" for text in report.get("left_out", [])]
+    for text in report.get("left_out", []):
+        lines += [f"**Left out.** {text}", ""]
+    lines += ["## In short", "", *_short(report["claims"])]
     lines += ["", "## Claims", "", *_claims(report["claims"])]
     lines += ["", "## How it was made", "", *_method(report)]
     for name, text in shown.items():
@@ -48,6 +50,16 @@ def write(out: Path, report: Mapping[str, Any], command: str) -> None:
     temporary = out / "REPORT.md.part"
     temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     os.replace(temporary, out / "REPORT.md")
+
+
+def _short(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The claims by their verdict."""
+    lines = []
+    for outcome in (HOLDS, FAILS, UNDECIDED, MISSING):
+        mine = [claim["claim"] for claim in claims if claim["verdict"] == outcome]
+        if mine:
+            lines += [f"- **{outcome}:** " + "; ".join(mine) + "."]
+    return lines
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -94,10 +106,10 @@ def _method(report: Mapping[str, Any]) -> list[str]:
         "score has not gained 0.1 to 0.5 % of what guessing scores for a while. The weights of the best validation "
         "score are judged on the test part. The tables say how many seeds stopped by themselves; where few did, more "
         "updates would change the score.",
-        f"- **Learning rate per variant.** {rates}: each has the whole budget with {setting['rate_seeds']} seeds, the "
+        f"- **Learning rate per variant.** {rates}: each has the whole budget with {_seeds(setting['rate_seeds'])}, the "
         "best mean validation score decides, and the other seeds see only the rate chosen. Rates at the edge of the "
         "grid are marked with *: a rate beyond it may be better still.",
-        f"- **{len(report['seeds'])} seeds.** A seed draws the weights, the order of batches and, of generated tasks and "
+        f"- **{_seeds(len(report['seeds'])).capitalize()}.** A seed draws the weights, the order of batches and, of generated tasks and "
         "digits, the data and its split. Intervals are 95 % percentile bootstrap intervals of the mean over seeds. With "
         "five seeds such an interval is too narrow (it covers the mean in about 85 of 100 cases); two of them that do "
         "not overlap are nevertheless a demanding test.",
@@ -110,6 +122,10 @@ def _method(report: Mapping[str, Any]) -> list[str]:
         "compared within a round; the interval is that of the median over the rounds. Peak memory is what three updates "
         "took beyond the loaded program; state is what a service keeps per stream.",
     ]
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _task(task: str, rows: Sequence[Row]) -> list[str]:
@@ -189,7 +205,7 @@ def _published(rows: Sequence[Row]) -> list[str]:
 
 def _causes(rows: Sequence[Row]) -> list[str]:
     """What the times say about the cell, and what about the program."""
-    pairs = {}
+    pairs: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row["sizing"] == WIDTH and "times" in row and row["variant"] in ("lstm", "gru"):
             pairs.setdefault(row["task"], {})[row["variant"]] = row

@@ -46,7 +46,7 @@ class Stack:
         made = build(self.config)
         flat = (self.theta if theta is None else theta[None].expand(len(self), -1))[index].detach()
         sizes = [shape.numel() for shape in self.shapes]
-        weights = {n: v.view(s) for n, v, s in zip(self.names, flat.split(sizes), self.shapes, strict=True)}
+        weights = {n: v.view(s) for n, v, s in zip(self.names, torch.split(flat, sizes), self.shapes, strict=True)}
         made.load_state_dict({**weights, "mean": self.mean[index], "std": self.std[index]}, strict=False)
         return made.eval()
 
@@ -66,7 +66,7 @@ class Stack:
 
     def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
         """x [M,B,T,F] -> the head's result [M,B,T,O] (or [M,B,O] with ``reduce``), and the next states."""
-        parts = self.theta.split([shape.numel() for shape in self.shapes], dim=1)
+        parts = torch.split(self.theta, [shape.numel() for shape in self.shapes], dim=1)
         p = {n: v.view(-1, *s) for n, v, s in zip(self.names, parts, self.shapes, strict=True)}
         z = self.scale(x)
         e = self._embed(p["encoder.table.weight"], z) if self.config.vocabulary else z
@@ -142,7 +142,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def matrix_weights(model: SequenceModel) -> int:
     """Weights that every event is multiplied with; an embedding is a look-up, and a head after ``reduce`` runs once."""
-    core = sum(p.numel() for name, p in model.core.named_parameters() if "bias" not in name)
+    core = sum(int(p.numel()) for name, p in model.core.named_parameters() if "bias" not in name)
     head = 0 if model.head is None or model.reduce is not None else _linear_weights(model.head)
     return core + head
 

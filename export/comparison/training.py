@@ -187,7 +187,8 @@ def guessing(config: TrainConfig, split: Split) -> float:
     """Roughly what the task's trivial answer scores on validation: the scale that gains are measured in."""
     held = examples(config.task, split.validation, per_window=config.model.reduce is not None)
     if config.task == "forecast":
-        return float(np.mean([np.square((e.target - e.x) / split.train.x[0].std(axis=0)).mean() for e in held[:50]]))
+        std = split.train.x[0].std(axis=0)
+        return float(np.mean([np.square((np.asarray(e.target, np.float32) - e.x) / std).mean() for e in held[:50]]))
     targets = np.concatenate([np.atleast_1d(e.target) for e in held])
     if config.task == "regress":
         return float(targets.var())
@@ -207,10 +208,7 @@ class _Adam:
     def step(self, loss: Tensor) -> None:
         """One update; a model whose gradient is no number stays where it is and is marked."""
         theta = self.stack.theta
-        theta.grad = None
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        gradient = theta.grad
-        assert gradient is not None
+        (gradient,) = torch.autograd.grad(loss.sum(), theta)
         norm = gradient.norm(dim=1)
         self.diverged |= ~torch.isfinite(norm)
         if self.diverged.any():

@@ -73,8 +73,8 @@ class Job:
         """Floating point operations of the whole budget, roughly: the time left is estimated from it."""
         steps = self.case.steps.get(self.length, self.length)
         models = len(self.case.rates) * setting.rate_seeds + len(setting.seeds) - setting.rate_seeds
-        weights = self.config.model.hidden**2 * 6 * VARIANTS[self.variant].get("layers", 1)
-        gates = GATES.get(VARIANTS[self.variant]["kind"], 0.25)
+        weights = 6 * self.config.model.layers * self.config.model.hidden**2
+        gates: float = GATES.get(self.config.model.kind, 0.25)
         return self.trainings(setting) * steps * models * (_STEP_COST + self.config.training.rows * weights * gates)
 
 

@@ -225,7 +225,7 @@ def test_a_real_text_is_cut_into_pieces_that_are_warmed_up_by_what_was_before(da
         assert len({len(x) for x in part.x}) == 1, "a stack needs streams of one length"
         spelt = ["".join(split.train.classes[int(i)] for i in x[:, 0]) for x in part.x]
         place = text.index(spelt[0])
-        assert place >= 0.9 * len(text) - 64, "nothing of it was trained on"
+        assert place >= int(0.9 * len(text)) - 64, "nothing of it was trained on"
         assert spelt[1][64:].startswith(text[place + len(spelt[0]) : place + len(spelt[0]) + 100])
         assert part.counted_from == [64] * len(part)
 

@@ -60,7 +60,7 @@ def test_the_rules_say_what_the_report_says_they_do(found: Any) -> None:
 
 
 def row(task: str, variant: str, seeds: list[float], **values: Any) -> dict[str, Any]:
-    length = {"seeds": seeds, "baseline": 1.0}
+    lengths = {n: {"seeds": seeds, "baseline": 1.0} for n in ("10", "200")}
     return {
         "task": task,
         "variant": variant,
@@ -69,7 +69,7 @@ def row(task: str, variant: str, seeds: list[float], **values: Any) -> dict[str,
         "parameters": 100,
         "flops_per_event": 200,
         "state_bytes": 8,
-        "by_length": {"10": length, "200": length},
+        "by_length": lengths,
         "delay_events": 0.0,
         **values,
     }
@@ -123,3 +123,13 @@ def test_looking_ahead_is_compared_with_the_same_cell_and_told_with_its_delay() 
     claim = next(claim for claim in claims(overlapping) if claim["claim"].startswith("a bidirectional"))
     assert claim["verdict"] == UNDECIDED
     assert claim["holds"] is None
+
+
+def test_cells_are_compared_at_a_length_that_both_were_trained_at() -> None:
+    short = {"10": {"seeds": [0.1, 0.11], "baseline": 1.0}}
+    rows = [row("copying", "lstm", [0.1, 0.11], by_length=short), row("copying", "gru", [0.9, 0.91])]
+    rows[1]["by_length"]["10"] = {"seeds": [0.05, 0.06], "baseline": 1.0}
+    claim = next(claim for claim in claims(rows) if claim["claim"].startswith("an LSTM is more accurate"))
+    assert claim["findings"][0]["figures"]["lstm"][0] == pytest.approx(0.105)
+    assert claim["findings"][0]["figures"]["gru"][0] == pytest.approx(0.055)
+    assert claim["verdict"] == FAILS
