@@ -163,7 +163,7 @@ def _adding(quick: bool) -> Case:
     budgets = (
         {20: Budget(240, 30, 4), 40: Budget(240, 30, 4)}
         if quick
-        else {50: Budget(2000, 50, 10), 200: Budget(2500, 50, 10), 400: Budget(1200, 50, 10)}
+        else {50: Budget(1500, 50, 10), 200: Budget(2500, 100, 5), 400: Budget(1200, 100, 5)}
     )
     count = 2000 if quick else 16_000
     return Case(
@@ -184,7 +184,7 @@ def _copying(quick: bool) -> Case:
     budgets = (
         {5: Budget(240, 30, 4), 10: Budget(240, 30, 4)}
         if quick
-        else {10: Budget(2500, 50, 10), 30: Budget(2500, 50, 10), 100: Budget(1000, 50, 10)}
+        else {10: Budget(2000, 50, 10), 30: Budget(1500, 50, 10), 100: Budget(800, 50, 10)}
     )
     count = 2000 if quick else 16_000
     steps = {lag: lag + 20 for lag in budgets}
@@ -211,7 +211,7 @@ def _characters(quick: bool, text: Path | None) -> Case:
     classes = split.train.classes or ()
     model = ModelSection(hidden=24 if quick else 48, vocabulary=len(classes), embedding=16)
     training = TrainSection(rows=16, steps=50, segment_steps=1000)
-    budget = Budget(120, 30, 3) if quick else Budget(1500, 100, 4, gain=0.001)
+    budget = Budget(120, 30, 3) if quick else Budget(1000, 100, 3, gain=0.001)
     return Case(
         "characters",
         _config("characters", "next_category", model, training),
@@ -255,7 +255,7 @@ def read_text(path: Path, quick: bool) -> Split:
 
 def _digits(quick: bool, reading: Any) -> Case:
     steps = 8 if reading == "rows" else 64
-    budget = Budget(120, 30, 3) if quick else Budget(2000, 50, 8)
+    budget = Budget(120, 30, 3) if quick else Budget(2000 if reading == "rows" else 1200, 50, 8)
     return Case(
         f"digits {reading}",
         _config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,16 +186,17 @@ def _costs(rows: Sequence[Row]) -> list[str]:
 
 
 def _published(rows: Sequence[Row]) -> list[str]:
-    lines = ["| task | published | theirs | ours, longest length | what differs |", "|---|---|---|---|---|"]
+    lines = ["| task | published | theirs | ours | what differs |", "|---|---|---|---|---|"]
     for entry in PUBLISHED:
         mine = [row for row in rows if row["task"] == entry.task and row["sizing"] == WIDTH]
         cells = {row["variant"]: row for row in mine if row["variant"] in (*entry.figures, "lstm")}
         if not cells:
             continue
-        ours = []
+        length = longest_of(*cells.values())
+        ours = [f"at {length}:"] if len(next(iter(cells.values()))["by_length"]) > 1 else []
         for name, row in cells.items():
-            figures = row["by_length"][longest_of(row)]["figures"]
-            ours.append(f"{name} {bootstrap(figures[entry.ours])}")
+            if length in row["by_length"]:
+                ours.append(f"{name} {bootstrap(row['by_length'][length]['figures'][entry.ours])}")
         theirs = "<br>".join(f"{name} {value:.3g}" for name, value in entry.figures.items())
         lines.append(
             f"| {entry.task} ({entry.measure}) | {entry.source} | {theirs} | {'<br>'.join(ours)} | {entry.differs} |"
@@ -213,31 +214,32 @@ def _causes(rows: Sequence[Row]) -> list[str]:
     if not pairs:
         return ["Not measured."]
 
-    def span(key: str) -> str:
-        found = []
-        for pair in pairs.values():
-            both = [bootstrap(pair[name]["times"][key], median=True).mean for name in ("gru", "lstm")]
-            found.append(both[0] / both[1])
+    def span(pick: Callable[[Row], Sequence[float]]) -> str:
+        found = [
+            bootstrap([a / b for a, b in zip(pick(pair["gru"]), pick(pair["lstm"]), strict=True)], median=True).mean
+            for pair in pairs.values()
+        ]
         return f"{min(found):.2f} to {max(found):.2f}"
 
-    arithmetic = [pair["gru"]["flops_per_event"] / pair["lstm"]["flops_per_event"] for pair in pairs.values()]
-    slower = {}
-    for name in ("lstm", "gru"):
-        ratios = []
-        for pair in pairs.values():
-            with_it, without = (
-                bootstrap(pair[name]["times"][key], median=True).mean
-                for key in ("update_ms", "update_ms_without_onednn")
-            )
-            ratios.append(without / with_it)
-        slower[name] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    def slower(name: str) -> str:
+        times = [pair[name]["times"] for pair in pairs.values()]
+        each = [zip(t["update_ms_without_onednn"], t["update_ms"], strict=True) for t in times]
+        found = [bootstrap([a / b for a, b in both], median=True).mean for both in each]
+        return f"{min(found):.2f} to {max(found):.2f}"
+
+    def onnx(batch: str) -> str:
+        return span(lambda row: row["times"]["onnx_us"][batch])
+
     return [
-        f"Counted in floating point operations (two for each weight that an event is multiplied with; element-wise "
-        f"operations are left out) a GRU costs {min(arithmetic):.2f} to {max(arithmetic):.2f} of an LSTM of the same "
-        f"width. Its training update in PyTorch takes {span('update_ms')} of the LSTM's time; with oneDNN off it takes "
-        f"{span('update_ms_without_onednn')}. The cause: on a CPU PyTorch trains an LSTM with a fused kernel of oneDNN, "
-        f"and has none for the GRU and the plain RNN. Switching oneDNN off makes the LSTM's update "
-        f"{slower['lstm']} times as long and the GRU's {slower['gru']} times. So the training time in PyTorch says "
-        "more of the kernel than of the cell. ONNX Runtime has an own kernel for each cell; there the difference comes "
-        "closer to the arithmetic, and at one row per call what a call costs hides it.",
+        "Counted in floating point operations (two for each weight that an event is multiplied with; element-wise "
+        f"operations are left out) a GRU costs {span(lambda row: [row['flops_per_event']])} of an LSTM of the same width.",
+        "",
+        f"- **PyTorch, training.** A GRU's update takes {span(lambda row: row['times']['update_ms'])} of the LSTM's time; "
+        f"with oneDNN off {span(lambda row: row['times']['update_ms_without_onednn'])}. The cause: on a CPU PyTorch "
+        "trains an LSTM with a fused kernel of oneDNN, and has none for the GRU and the plain RNN. Switching oneDNN off "
+        f"makes the LSTM's update {slower('lstm')} times as long and the GRU's {slower('gru')} times. So the training "
+        "time in PyTorch says more of the kernel than of the cell.",
+        f"- **ONNX Runtime** has a kernel of its own for each cell. There a GRU takes {onnx('1')} (1 row), {onnx('64')} (64 "
+        f"rows) and {onnx('256')} (256 rows) of the LSTM's time. At one row per call the cost of a call hides the cell; at "
+        "many rows, what lies above the arithmetic is the kernel's.",
     ]

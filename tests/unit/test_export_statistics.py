@@ -133,3 +133,14 @@ def test_cells_are_compared_at_a_length_that_both_were_trained_at() -> None:
     assert claim["findings"][0]["figures"]["lstm"][0] == pytest.approx(0.105)
     assert claim["findings"][0]["figures"]["gru"][0] == pytest.approx(0.055)
     assert claim["verdict"] == FAILS
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "outcome"),
+    [([0.2, 0.3], [0.9, 1.0], HOLDS), ([0.99, 1.0], [1.01, 1.02], UNDECIDED), ([0.5, 0.6], [0.1, 0.2], FAILS)],
+    ids=["it forgets", "it never learnt anything", "it remembers better from afar"],
+)
+def test_only_what_was_learnt_can_be_forgotten(near: list[float], far: list[float], outcome: str) -> None:
+    lengths = {"10": {"seeds": near, "baseline": 1.0}, "100": {"seeds": far, "baseline": 1.0}}
+    verdicts = found(row("copying", "rnn", [], by_length=lengths))
+    assert verdicts["a plain RNN forgets more the longer the distance"] == outcome
