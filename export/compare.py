@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
         own = arguments.config
         cases = [user_case(own)] if own else built_in(names, quick=arguments.quick, text=text)
         _lend_memory()
-        command = "python -m export compare " + " ".join(argv)
+        command = "python -m export compare " + " ".join(word for word in argv if word != "--report")
         report = compare(
             cases,
             arguments.out,

@@ -37,7 +37,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
             "steps before (gradient's norm, relative to one step before; mean over the seeds), before and after training. "
             "Right: what that means for the score, by distance. Before training a GRU forgets fastest of all, since its "
             "update gate starts half open, while an LSTM's forget gate is biased to remember: what counts is what training "
-            "makes of the gates."
+            "makes of the gates. Norms below 1e-20 are drawn as nothing."
         )
     _curves(folder / "curves.png", wide)
     found["curves.png"] = (

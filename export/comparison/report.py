@@ -35,7 +35,8 @@ def write(out: Path, report: Mapping[str, Any], command: str) -> None:
     if report["quick"]:
         lines += [QUICK, ""]
     if report.get("missing"):
-        lines += ["**Not complete.** Missing: " + "; ".join(report["missing"]) + ".", ""]
+        missing = "; ".join(report["missing"])
+        lines += [f"**Not complete.** The command was stopped before it had trained: {missing}.", ""]
     for text in report.get("left_out", []):
         lines += [f"**Left out.** {text}", ""]
     lines += ["## In short", "", *_short(report["claims"])]

@@ -141,7 +141,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path, monkeypa
     partly = run([case()], tmp_path, ["rnn", "gru"], only_report=True)
     assert {row["variant"] for row in partly["rows"]} == {"rnn"}
     assert "adding 5: gru, equal hidden" in partly["missing"]
-    assert "**Not complete.** Missing: " in (tmp_path / "REPORT.md").read_text()
+    assert "**Not complete.** The command was stopped before it had trained: " in (tmp_path / "REPORT.md").read_text()
     monkeypatch.setattr(work, "train", lambda job, *rest: done.append((job.variant, job.length)) or real(job, *rest))
     report = run([case()], tmp_path, ["rnn", "gru"])
     assert ("rnn", 5) not in done, "the plain RNN was trained before"
