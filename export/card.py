@@ -17,8 +17,7 @@ from streamer.errors import ConfigurationError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
-from .comparison_report import machine
-from .measure import microseconds_per_event
+from .measure import machine, microseconds_per_event
 from .verify import verify
 
 

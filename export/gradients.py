@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,13 +40,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 GAIN = 1.5
 
 
-def gradient_by_lag(model: SequenceModel, sequences: Sequence[Example]) -> NDArray[np.float64]:
+def gradient_by_lag(
+    model: SequenceModel, sequences: Sequence[Example], *, of: Literal["loss", "answer"] = "loss"
+) -> NDArray[np.float64]:
     """Mean norm of d(loss of the last step)/d(state after step T - lag), for lags 1 to T; sequences of one length.
 
-    The state is h, or h and c together: all that a step hands to the next.
+    The state is h, or h and c together: all that a step hands to the next. ``of="answer"`` differentiates what the
+    model answers at the last step instead (its value, or the log-probability of the true class): a well trained model
+    has a small loss, and its gradient would be small for that reason alone.
     """
     x = torch.from_numpy(np.stack([example.x for example in sequences]))
-    target = torch.from_numpy(np.asarray([example.target for example in sequences], np.float32))
+    target = torch.from_numpy(np.stack([np.atleast_1d(example.target)[-1] for example in sequences]))
     z = model.scale(x)
     e = z if model.encoder is None else model.encoder(z)
     states = tuple(state.requires_grad_() for state in model.initial_states(len(x)))
@@ -60,14 +64,21 @@ def gradient_by_lag(model: SequenceModel, sequences: Sequence[Example]) -> NDArr
         trail.append(states)
     last = states[0][-1]
     output = last if model.head is None else model.head(last)
-    loss = (output[..., 0] - target).square().sum()
     model.zero_grad()
-    loss.backward()
+    _objective(output, target, of).backward()  # type: ignore[no-untyped-call]
     norms = []
     for step in reversed(trail[:-1]):
         total = torch.stack([_grad(state).square().sum(dim=(0, 2)) for state in step]).sum(dim=0).sqrt()
         norms.append(float(total.mean()))
     return np.asarray(norms)
+
+
+def _objective(output: Tensor, target: Tensor, of: str) -> Tensor:
+    """What is differentiated, as a sum over the sequences."""
+    if output.shape[-1] > 1:
+        chosen = torch.log_softmax(output, dim=-1).gather(1, target.to(torch.int64)[:, None])
+        return chosen.sum() if of == "answer" else -chosen.sum()
+    return output.sum() if of == "answer" else (output[..., 0] - target.to(output)).square().sum()
 
 
 def decay_per_step(norms: NDArray[np.float64]) -> float:

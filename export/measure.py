@@ -1,4 +1,4 @@
-"""One trained model's figures: time, memory, size, speed in ONNX Runtime. Each is measured in a process of its own.
+"""What a model costs: processor time, memory, size, speed in ONNX Runtime. Each is measured in a process of its own.
 
 Times are processor time of one thread: what else the machine does meanwhile must not decide which cell is faster.
 """
@@ -6,9 +6,13 @@ Times are processor time of one thread: what else the machine does meanwhile mus
 from __future__ import annotations
 
 import multiprocessing
+import os
+import platform
 import statistics
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import process_time
@@ -25,33 +29,40 @@ from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
 from . import emit
-from .data import Split
+from .comparison.stacked import matrix_weights
+from .data import Split, buckets, chunks
 from .graph import export_model, write
 from .model import SequenceModel
-from .train import TrainConfig, train_seed
+from .tasks import chunk_loss, examples
+from .train import TrainConfig, make_model
 
 BATCHES = (1, 64, 256)
 _WINDOW_STEPS = 32
 _REPEATS = 30
 
 
-def trained_figures(config: TrainConfig, make: Callable[[int], Split], seed: int, *, speed: bool) -> dict[str, Any]:
-    """Train in a child process; ``speed``: export and time the model too. Raises what the training raised."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, config, make, seed, speed))
-    child.start()
-    sender.close()
+def timed(
+    configs: Mapping[str, TrainConfig], make: Callable[[int], Split], *, rounds: int, repeats: int = 3
+) -> dict[str, dict[str, Any]]:
+    """What each configuration costs, as ``figures`` below: in child processes, so that nothing else is measured.
+
+    The times of all are taken in turn, ``rounds`` times: what disturbs a round disturbs all of them. Times are those of
+    one training update on the task's own batch, and of one event in ONNX Runtime. Raises what the child raised.
+    """
+    found = {name: _in_child(partial(_sizes, config, make)) for name, config in configs.items()}
+    times = _in_child(partial(_times, configs, make, rounds, repeats))
+    return {name: {**figures, **times[name]} for name, figures in found.items()}
+
+
+def machine() -> str:
+    """Processor and core count, as far as the system tells."""
+    name = platform.processor() or platform.machine()
     try:
-        found = receiver.recv()
-    except EOFError:
-        found = ConfigurationError(f"the process that trained {config.name} ended without a result (out of memory?)")
-    finally:
-        child.join()
-    if isinstance(found, Exception):
-        raise found
-    result: dict[str, Any] = found
-    return result
+        text = Path("/proc/cpuinfo").read_text()
+        name = next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor without a name: the architecture has to do
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def microseconds_per_event(model: Model) -> dict[str, float]:
@@ -119,39 +130,114 @@ def write_window_step(model: SequenceModel, path: Path) -> None:
     write(document, Contract.from_fields(fields, source="the comparison"), path)
 
 
-def _child(sender: Connection, config: TrainConfig, make: Callable[[int], Split], seed: int, speed: bool) -> None:
+def _in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of ``work`` in a process of its own (it sees what this one has), or the error that it raised."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, work))
+    child.start()
+    sender.close()
     try:
-        sender.send(_figures(config, make, seed, speed))
+        found = receiver.recv()
+    except EOFError:
+        found = ConfigurationError("the process that measures ended without a result (out of memory?)")
+    finally:
+        child.join()
+    if isinstance(found, Exception):
+        raise found
+    result: dict[str, Any] = found
+    return result
+
+
+def _child(sender: Connection, work: Callable[[], dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    try:
+        sender.send(work())
     except (StreamerError, MemoryError) as error:
         sender.send(error)
     finally:
         sender.close()
 
 
-def _figures(config: TrainConfig, make: Callable[[int], Split], seed: int, speed: bool) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    split = make(seed)
-    before, started = _reset_peak_bytes(), process_time()
-    trained = train_seed(config, split, seed, out=None)
-    seconds, peak = process_time() - started, _peak_bytes() - before
-    test = trained.figures["test"]
-    found: dict[str, Any] = {
-        "score": test["loss"],
-        "baseline": test["baseline_loss"],
-        "parameters": trained.model.parameter_count,
-        "seconds_per_epoch": seconds / len(trained.history.epochs),
+class _Update:
+    """One training update of a model on a batch of its task, again and again."""
+
+    def __init__(self, config: TrainConfig, split: Split) -> None:
+        torch.manual_seed(0)
+        self.model, self.task = make_model(config, split.train), config.task
+        sequences = examples(config.task, split.train, per_window=self.model.reduce is not None)
+        rows, steps = config.training.rows, config.training.steps
+        stepwise = self.model.mode == "step"
+        self.batch = next(
+            chunks(sequences, rows=rows, steps=steps) if stepwise else buckets(sequences, rows=rows, rng=None)
+        )
+        self.states = SequenceModel.initial_states(self.model, len(self.batch.lanes)) if stepwise else ()
+        events = sum(len(example.x) for example in sequences)
+        self.per_epoch = max(1.0, events / int(self.batch.lengths.sum()))
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+
+    def run(self) -> None:
+        loss = chunk_loss(self.model, self.task, self.batch, self.states)
+        self.optimiser.zero_grad(set_to_none=True)
+        (loss.total / max(1, loss.count)).backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+
+    def milliseconds(self, repeats: int, *, onednn: bool) -> float:
+        """Least processor time of ``repeats`` updates: what the work takes when nothing gets in its way."""
+        with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=onednn):
+            self.run()
+            taken = []
+            for _ in range(repeats):
+                started = process_time()
+                self.run()
+                taken.append(process_time() - started)
+        return min(taken) * 1e3
+
+
+def _sizes(config: TrainConfig, make: Callable[[int], Split]) -> dict[str, Any]:
+    split = make(0)
+    before = _reset_peak_bytes()
+    update = _Update(config, split)
+    for _ in range(3):
+        update.run()
+    peak, model = _peak_bytes() - before, update.model
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_for_speed(model.eval(), path)
+        size = path.stat().st_size
+    return {
+        "parameters": model.parameter_count,
+        "flops_per_event": 2 * matrix_weights(model),
         "peak_memory_bytes": max(0, peak),
-        "state_bytes": sum(4 * state.numel() for state in trained.model.initial_states(1))
-        if trained.model.mode == "step"
-        else 0,
-        "figures": test,
+        "model_bytes": size,
+        "state_bytes": sum(4 * state.numel() for state in model.initial_states(1)) if model.mode == "step" else 0,
+        "updates_per_epoch": update.per_epoch,
     }
-    if speed:
-        with tempfile.TemporaryDirectory() as folder:
+
+
+def _times(
+    configs: Mapping[str, TrainConfig], make: Callable[[int], Split], rounds: int, repeats: int
+) -> dict[str, dict[str, Any]]:
+    split = make(0)
+    updates = {name: _Update(config, split) for name, config in configs.items()}
+    served = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, update in updates.items():
             path = Path(folder) / "model.onnx"
-            export_for_speed(trained.model, path)
-            found["model_bytes"] = path.stat().st_size
-            found["microseconds_per_event"] = microseconds_per_event(Model.load(path))
+            update.model.eval()
+            export_for_speed(update.model, path)
+            update.model.train()
+            served[name] = Model.load(path)
+    found: dict[str, dict[str, Any]] = {
+        name: {"update_ms": [], "update_ms_without_onednn": [], "onnx_us": {str(rows): [] for rows in BATCHES}}
+        for name in configs
+    }
+    for _ in range(rounds):
+        for name, update in updates.items():
+            found[name]["update_ms"].append(update.milliseconds(repeats, onednn=True))
+            found[name]["update_ms_without_onednn"].append(update.milliseconds(repeats, onednn=False))
+            for rows, microseconds in microseconds_per_event(served[name]).items():
+                found[name]["onnx_us"][rows].append(microseconds)
     return found
 
 

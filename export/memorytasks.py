@@ -49,8 +49,8 @@ def copying(lag: int, count: int, seed: int) -> Streams:
     return sequences(("symbol",), list(x), list(y), [str(i) for i in range(SYMBOLS + 2)])
 
 
-def split_of(task: str, length: int, count: int, seed: int) -> Split:
-    """Independent draws for training (``count``), validation and test (a tenth each, at least 200)."""
+def split_of(task: str, length: int, count: int, seed: int, held: int | None = None) -> Split:
+    """Independent draws for training (``count``), validation and test (``held`` each: a tenth, at least 200)."""
     make = adding if task == "adding" else copying
-    held = max(200, count // 10)
+    held = max(200, count // 10) if held is None else held
     return Split(make(length, count, seed), make(length, held, seed + 1000), make(length, held, seed + 2000))

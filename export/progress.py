@@ -32,3 +32,31 @@ def epochs_progress(title: str, total: int, done: int = 0) -> Iterator[Callable[
             progress.update(task, advance=1, note=note)
 
         yield advance
+
+
+@contextmanager
+def work_progress(title: str, total: float) -> Iterator[Callable[[float, str], None]]:
+    """A bar over ``total`` units of work; call the result with the units done since the last call and a note.
+
+    The time left follows from the work left, so that items may differ in size.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda amount, note: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def advance(amount: float, note: str) -> None:
+            progress.update(task, advance=amount, note=note)
+
+        yield advance
