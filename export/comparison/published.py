@@ -27,13 +27,8 @@ PUBLISHED = (
         "squared error",
         {"rnn": 0.177, "lstm": 0.164, "gru": 5.3e-5},
         "loss",
-<<<<<<< HEAD
-        "their sequences are longer (600 steps) and their models larger (about 70,000 parameters), trained on many "
-        "more updates; the order GRU before LSTM before plain RNN is what can be compared",
-=======
         "their sequences are longer (600 steps) and their models larger (about 70,000 parameters), and trained "
         "longer; the order GRU before LSTM before plain RNN is what can be compared",
->>>>>>> compare
     ),
     Published(
         "copying",

@@ -107,12 +107,9 @@ def _method(report: Mapping[str, Any]) -> list[str]:
         "score has not gained 0.1 to 0.5 % of what guessing scores for a while. The weights of the best validation "
         "score are judged on the test part. The tables say how many seeds stopped by themselves; where few did, more "
         "updates would change the score.",
-<<<<<<< HEAD
-=======
         "- **Small budgets.** They are what one core computes in an hour or two, and a longer sequence may have a smaller one "
         "than a shorter, since it costs more. A cell that has learnt nothing at a length has learnt nothing in that "
         "budget: that it never could is not said.",
->>>>>>> compare
         f"- **Learning rate per variant.** {rates}: each has the whole budget with {_seeds(setting['rate_seeds'])}, the "
         "best mean validation score decides, and the other seeds see only the rate chosen. Rates at the edge of the "
         "grid are marked with *: a rate beyond it may be better still.",
