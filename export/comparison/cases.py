@@ -208,8 +208,8 @@ def _characters(quick: bool, text: Path | None) -> Case:
     if text is None:
         raise ConfigurationError("the task characters needs a text: give --text FILE (at least 1 MB)")
     split = read_text(text, quick)
-    classes = split.train.classes or ()
-    model = ModelSection(hidden=24 if quick else 48, vocabulary=len(classes), embedding=16)
+    (character,) = split.train.feature_tables
+    model = ModelSection(hidden=24 if quick else 48, vocabulary=len(character.vocabulary), embedding=16)
     training = TrainSection(rows=16, steps=50, segment_steps=1000)
     budget = Budget(120, 30, 3) if quick else Budget(1000, 100, 3, gain=0.001)
     return Case(
@@ -248,6 +248,7 @@ def read_text(path: Path, quick: bool) -> Split:
                 None,
                 part.classes,
                 [_TEXT_WARM_UP] * _TEXT_PIECES,
+                tables=part.tables,
             )
         )
     return Split(whole.train, *parts)

@@ -220,10 +220,10 @@ def data_text(data_dir: Path) -> Path:
 def test_a_real_text_is_cut_into_pieces_that_are_warmed_up_by_what_was_before(data_text: Path) -> None:
     split = read_text(data_text, quick=False)
     text = data_text.read_text(encoding="utf-8")
-    assert split.train.classes is not None
+    (character,) = split.train.feature_tables
     for part in (split.validation, split.test):
         assert len({len(x) for x in part.x}) == 1, "a stack needs streams of one length"
-        spelt = ["".join(split.train.classes[int(i)] for i in x[:, 0]) for x in part.x]
+        spelt = ["".join(character.vocabulary[int(i)] for i in x[:, 0]) for x in part.x]
         place = text.index(spelt[0])
         assert place >= int(0.9 * len(text)) - 64, "nothing of it was trained on"
         assert spelt[1][64:].startswith(text[place + len(spelt[0]) : place + len(spelt[0]) + 100])
