@@ -82,6 +82,15 @@ class TxnOffsetCommit(Request[_TxnOffsetCommitStruct]):
         return request_struct_class(*self._fields, {})
 
 
+_BROKERS = CompactArray(
+    ("node_id", Int32),
+    ("host", CompactString("utf-8")),
+    ("port", Int32),
+    ("rack", CompactString("utf-8")),
+    ("tags", TaggedFields),
+)
+
+
 class _TopicIdResponse(Response):
     """Ends where what we want ends: partitions follow, and decoding them would cost more than the round trip."""
 
@@ -89,16 +98,7 @@ class _TopicIdResponse(Response):
     API_VERSION = 12
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString("utf-8")),
-                ("port", Int32),
-                ("rack", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
+        ("brokers", _BROKERS),
         ("cluster_id", CompactString("utf-8")),
         ("controller_id", Int32),
         ("topics", UnsignedVarInt32),  # the array's length + 1: one topic was asked for
@@ -109,11 +109,48 @@ class _TopicIdResponse(Response):
     )
 
 
+class _TopicMetadataResponse(Response):
+    API_KEY = 3
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", _BROKERS),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("topic", CompactString("utf-8")),
+                ("id_high", Int64),
+                ("id_low", Int64),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
 class _TopicIdStruct(RequestStruct):
     API_KEY = 3
     API_VERSION = 12
     FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _TopicIdResponse
+    RESPONSE_TYPE: type[Response] = _TopicIdResponse
     SCHEMA = Schema(
         (
             "topics",
@@ -130,6 +167,10 @@ class _TopicIdStruct(RequestStruct):
     )
 
 
+class _TopicMetadataStruct(_TopicIdStruct):
+    RESPONSE_TYPE = _TopicMetadataResponse
+
+
 class TopicId(Request[_TopicIdStruct]):
     """Metadata v12 of one topic: the version that tells topic ids, which aiokafka does not ask for."""
 
@@ -140,3 +181,16 @@ class TopicId(Request[_TopicIdStruct]):
 
     def build(self, request_struct_class: type[_TopicIdStruct]) -> _TopicIdStruct:
         return request_struct_class([(0, 0, self._topic, {})], False, False, {})
+
+
+class TopicMetadata(Request[_TopicMetadataStruct]):
+    """The same as a whole. ``rights``: with what this client may do to the topic."""
+
+    API_KEY: ClassVar[int] = 3
+
+    def __init__(self, topic: str, *, rights: bool = False) -> None:
+        self._topic = topic
+        self._rights = rights
+
+    def build(self, request_struct_class: type[_TopicMetadataStruct]) -> _TopicMetadataStruct:
+        return request_struct_class([(0, 0, self._topic, {})], False, self._rights, {})

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from aiokafka import errors as kafka_errors
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
-    Boolean,
     CompactArray,
     CompactString,
     Int16,
@@ -18,84 +17,12 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+from streamer.kafka.requests import TopicMetadata
+
 _BITS = {"READ": 3, "WRITE": 4, "CREATE": 5, "DESCRIBE": 8, "DESCRIBE_CONFIGS": 10}
 """Kafka's numbers of operations"""
 _UNKNOWN = -(2**31)
 """A broker that does not tell."""
-
-
-class _RightsResponse(Response):
-    API_KEY = 3
-    API_VERSION = 12
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString("utf-8")),
-                ("port", Int32),
-                ("rack", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("topic", CompactString("utf-8")),
-                ("id_high", Int64),
-                ("id_low", Int64),
-                ("internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("in_sync", CompactArray(Int32)),
-                        ("offline", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _RightsStruct(RequestStruct):
-    API_KEY = 3
-    API_VERSION = 12
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _RightsResponse
-    SCHEMA = Schema(
-        (
-            "topics",
-            CompactArray(
-                ("id_high", Int64), ("id_low", Int64), ("topic", CompactString("utf-8")), ("tags", TaggedFields)
-            ),
-        ),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _Rights(Request[_RightsStruct]):
-    API_KEY: ClassVar[int] = 3
-
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
-
-    def build(self, request_struct_class: type[_RightsStruct]) -> _RightsStruct:
-        return request_struct_class([(0, 0, self._topic, {})], False, True, {})
 
 
 _REPLICA = CompactArray(
@@ -166,7 +93,7 @@ class _Quorum(Request[_QuorumStruct]):
 async def missing_rights(client: Any, topic: str, wanted: Collection[str]) -> list[str]:
     """Of the rights ``wanted`` on an existing topic those that this client does not have. Empty where nobody tells."""
     try:
-        answer = await client.send(client.get_random_node(), _Rights(topic))
+        answer = await client.send(client.get_random_node(), TopicMetadata(topic, rights=True))
     except NotImplementedError:  # a broker before 2.8
         return []
     for code, *_, operations, _tags in answer.topics:

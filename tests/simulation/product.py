@@ -19,7 +19,6 @@ from streamer.modelfile.contract import Contract
 from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
 from streamer.service.wiring import build, prepare
 from streamer.settings import Settings
-from tests.simulation import metadata
 from tests.simulation.chains import CHAINS, MODULUS, Chain
 
 __all__ = ["StreamerError"]
@@ -27,7 +26,7 @@ __all__ = ["StreamerError"]
 
 def request_modules() -> list[ModuleType]:
     """Modules with request structures that the client does not have."""
-    return [own_requests, metadata]  # of two for one version the last is what the broker answers with
+    return [own_requests]  # of two for one version the last by name is what the broker answers with
 
 
 def txn_offset_commit(

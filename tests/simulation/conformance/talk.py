@@ -25,9 +25,9 @@ from aiokafka.protocol.transaction import (
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
+from streamer.kafka.requests import TopicMetadata
 from tests.simulation import codecs, product
 from tests.simulation.logs import Record, build
-from tests.simulation.metadata import TopicMetadata
 
 TRANSIENT = (14, 15, 16)
 CONCURRENT = 51
