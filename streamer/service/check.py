@@ -135,6 +135,7 @@ class _Check:
         self._sample = min(sample, settings.batch.max_poll_records)
         self._say = say
         self._rights_missing: dict[str, list[str]] = {}
+        self._id_denied = False
         self._committed: dict[int, int | None] = {}
 
     async def run(self) -> None:
@@ -212,6 +213,8 @@ class _Check:
                 what: [] if what in absent else await topics.missing_rights(name, _RIGHTS[what])
                 for what, name in names.items()
             }
+            if settings.changelog_topic is not None:
+                self._id_denied = await topics.transactional_id_denied(settings.kafka.group)
             work_offsets = topics.committed(settings.kafka.group, found.name, found.partitions)
             self._committed = await self._patiently(work_offsets, f"the coordinator of group {settings.kafka.group}")
             return found
@@ -222,6 +225,14 @@ class _Check:
         judgement = judged(self._settings, models, found)
         self._report.problems += [ConfigurationError(each) for each in judgement.errors]
         self._report.warnings += judgement.warnings
+        if self._id_denied:
+            prefix = self._settings.kafka.group
+            self._report.problems.append(
+                KafkaRefusedError(
+                    f"permission denied: no right to transactional ids that begin with {prefix!r}. Grant WRITE and DESCRIBE on "
+                    "them to this client's principal."
+                )
+            )
         names = topic_names(self._settings)
         for what, rights in self._rights_missing.items():
             if rights:

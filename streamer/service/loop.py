@@ -373,6 +373,7 @@ class Service:
             state_bytes=slots.used_bytes,
             windows_open=sum(each.open_windows for each in open_windows),
             rollouts_open=processor.lanes.generators.open,
+            clock_ahead_ms=self._committer.clock.ahead_ms,
             other_machines={n: other for n, other in self._takeover.other_machines.items() if n in partitions},
         )
 

@@ -82,7 +82,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
 def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
     """What was found out about topics and clocks, as sentences."""
     windows = {name: rule.longest_ms for name, _, rule in models if rule is not None}
-    judgement = judge(settings, found.configs, windows, state_bytes(models))
+    judgement = judge(settings, found.configs, windows, state_bytes(models), found.replicas)
     clock = clocks.told(found.clock_ahead_ms)
     return Judgement(judgement.errors, (*judgement.warnings, *([clock] if clock else [])))
 
