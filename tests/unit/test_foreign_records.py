@@ -11,8 +11,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
+from streamer.kafka.fetching import _Buffers
 from streamer.kafka.input import to_columns
-from streamer.kafka.internals import _Buffers
 
 
 def batch(base: int, records: list[tuple[bytes, list[tuple[str, bytes | None]]]], odd: dict[bytes, bytes]) -> bytes:

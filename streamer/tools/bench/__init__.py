@@ -10,13 +10,11 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,17 +25,17 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from streamer.errors import ConfigurationError, KafkaUnavailableError
+from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
 from streamer.tools.bench import windows as window_bench
 from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload
 from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, spread, watch_growth
 from streamer.tools.bench.reference import lstm_outputs
+from streamer.tools.bench.worker import STOP_TIMEOUT_S, Worker
 
 MODEL = Path(__file__).with_name("model") / "model.onnx"
 TOLERANCE = 1e-5
 _SAMPLED = 32
-_STOP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class Bench:
                 )  # fmt: skip
             finally:
                 sender.terminate()
-                sender.wait(_STOP_TIMEOUT_S)
+                sender.wait(STOP_TIMEOUT_S)
             cores = (cpu_seconds(worker.pids) - mark["cpu"]) / (time.monotonic() - mark["at"])
             rss = rss_bytes(worker.pids)
         p50, p95, p99 = np.percentile(found, [50, 95, 99]).tolist()
@@ -270,67 +268,6 @@ class Bench:
                 yield worker
             finally:
                 worker.stop()
-
-
-class Worker:
-    """The processes under test, with their log in a file."""
-
-    def __init__(self, commands: Sequence[Sequence[str]], folder: Path) -> None:
-        self._logs = [folder / f"worker-{index}.log" for index in range(len(commands))]
-        self._children = []
-        for command, log in zip(commands, self._logs, strict=True):
-            with log.open("wb") as file:
-                child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - our own modules
-            self._children.append(child)
-        self.pids = [child.pid for child in self._children]
-
-    def alive(self) -> None:
-        """Raises KafkaUnavailableError when a process has ended."""
-        for child, log in zip(self._children, self._logs, strict=True):
-            if child.poll() is not None:
-                raise KafkaUnavailableError(
-                    f"the process under test ended with {child.returncode}: {log.read_text()[-2000:]}"
-                )
-
-    def ready(self, bootstrap: str, target: str) -> None:
-        """Returns when every service says that it is live (the naive loop, that says nothing, gets ten seconds)."""
-        del bootstrap, target
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            self.alive()
-            if all(b"live" in log.read_bytes() for log in self._logs) or deadline - time.monotonic() < 50:
-                return
-            time.sleep(0.1)
-
-    def metrics(self) -> dict[str, float]:
-        """Sums of the services' samples by name and labels; empty for the naive loop."""
-        total: dict[str, float] = {}
-        for log in self._logs:
-            url = next((_url(line) for line in log.read_text().splitlines() if "http://" in line), None)
-            if url is None:
-                continue
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310 - http only, from our own log
-                for line in answer.read().decode().splitlines():
-                    if line and not line.startswith("#"):
-                        name, _, value = line.rpartition(" ")
-                        total[name] = total.get(name, 0.0) + float(value)
-        return total
-
-    def stop(self) -> None:
-        for child in self._children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-        for child in self._children:
-            try:
-                child.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-
-def _url(line: str) -> str:
-    rest = line[line.index("http://") :]
-    return rest.split('"')[0].split()[0].rstrip("/,").removesuffix("/metrics")
 
 
 def _sender(options: Options, topic: str, plan: Plan) -> dict[str, Any]:
