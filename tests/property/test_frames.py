@@ -20,28 +20,9 @@ from onnx_models import INT32, graph_model, lstm, lstm_fields, save
 from simulated import POISON, ChainModel, advance
 
 from streamer.core import EventBatch, Op, RecordBatch, StepAnswers
-from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
 FEATURES = 3
-
-
-class Frames(ChainModel):
-    """The chain, for records of several steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        fields = Contract.from_fields(
-            {**_plain(self.contract), "input": {**_plain(self.contract)["input"], "steps": "many"}}
-        )
-        self.contract = fields
-        self.states = fields.states
-
-
-def _plain(contract: Contract) -> dict[str, Any]:
-    import msgspec
-
-    return dict(msgspec.to_builtins(contract))
 
 
 Record = tuple[str, "list[Any] | Op"]
@@ -189,7 +170,7 @@ def test_a_record_runs_whole_or_not_at_all_also_after_crashes(
 ) -> None:
     """At each cut the epoch is committed, or lost with the process; who comes next replays from the changelog."""
     rng, log = random.Random(seed), Changelog()
-    model: Any = Frames()
+    model: Any = ChainModel(steps="many")
     found: dict[int, list[float] | None] = {}
 
     def fresh() -> Any:

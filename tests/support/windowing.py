@@ -224,13 +224,13 @@ def settled(rule: WindowRule, rows: Sequence[Row], features: int = 1) -> tuple[W
 class FoldModel:
     """A window model: y = the chain of ``simulated`` over the window's events, so contents and order both show."""
 
-    def __init__(self, sha256: str = "cd" * 32, *, per: str = "window") -> None:
+    def __init__(self, sha256: str = "cd" * 32, *, per: str = "window", steps: str = "one") -> None:
         shape: list[int | str] = ["batch", 1] if per == "window" else ["batch", "time", 1]
         self.contract = Contract.from_fields(
             {
                 "name": "fold",
                 "mode": "window",
-                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "input": {"name": "x", "shape": ["batch", "time", 1], "steps": steps},
                 "lengths": "lengths",
                 "outputs": [{"name": "y", "shape": shape, "kind": "value", "per": per}],
             }
