@@ -130,6 +130,9 @@ class Reference:
         step, self.last = Step(), offset
         if what is Op.END:
             self._close(stream, "end", offset, step)
+        elif not isinstance(what, Op) and self.rule.kind == "record":
+            step.closed.append(_closed(stream, time, time, "record", [(time, offset)]))
+            self._move(time - self.rule.disorder_ms, offset, step)
         elif not isinstance(what, Op):
             step.late = self._place(offset, stream, time, step)
             while self.open_windows > self.rule.max_open_windows:
