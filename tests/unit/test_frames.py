@@ -14,6 +14,7 @@ from decoding import NOW_MS, records
 from durable import begin, make_processor, settle
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import make_settings
 from simulated import POISON, ChainModel, advance
 from windowing import FoldModel, fold, several, timed
 
@@ -26,6 +27,7 @@ from streamer.records.encode import Encoder
 from streamer.records.formats import Fields
 from streamer.records.keys import Keys
 from streamer.records.spelling import Spelling
+from streamer.service.prepare import codec_of, fingerprint
 from streamer.service.sink import Sink
 from streamer.settings.fields import parse_place
 from streamer.windows import EachRecord, WindowRule
@@ -455,3 +457,14 @@ def test_the_empty_fetch_moves_on() -> None:
     )
     settle(processor, only_rejects)
     assert partition.next_offset == 5
+
+
+def test_the_bound_of_steps_decides_where_records_hold_several() -> None:
+    """It may not change while events are in flight; what was written before there were such records is as it was."""
+    few, many = (make_settings("h:1", "in", "g", input={"max_record_steps": most}) for most in (10, 20))
+    one: Any = [("chain", ChainModel(), None)]
+    several_steps: Any = [("chain", ChainModel(steps="many"), None)]
+    assert fingerprint(few, one) == fingerprint(many, one)
+    assert len({fingerprint(few, one), fingerprint(few, several_steps), fingerprint(many, several_steps)}) == 3
+    codec = codec_of(few, several_steps)
+    assert decoded(codec, [b'{"x":[%s1]}' % (b"1," * 10)])[0][0] == "too_large"
