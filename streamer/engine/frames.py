@@ -36,10 +36,7 @@ class Frames:
         """``batch`` has rows of events, one or several for each of its streams; what is yielded has rows of steps."""
         counts = np.where(batch.rows >= 0, self._steps[batch.rows], 0)
         lengths = counts.sum(axis=1)
-        bounds = self._bounds
-        for chosen in plan_windows(
-            lengths.tolist(), max_rows=bounds.max_rows, max_cells=bounds.max_window_cells, ragged=self._ragged
-        ):
+        for chosen in self._grouped(lengths):
             taken, mine = batch.rows[chosen], lengths[chosen]
             records = taken[taken >= 0]  # one stream after the other, in order
             valid = np.arange(int(mine.max())) < mine[:, None]
@@ -47,6 +44,14 @@ class Frames:
             rows[valid] = step_rows(self._steps, records)
             owners[valid] = np.repeat(records, self._steps[records])
             yield Batch(batch.slots[chosen], rows, mine.astype(np.int32), owners)
+
+    def _grouped(self, lengths: I64) -> list[I64]:
+        bounds, longest = self._bounds, int(lengths.max())
+        if longest == int(lengths.min()) and longest * len(lengths) <= bounds.max_window_cells:
+            return [np.arange(len(lengths))]  # the scheduler keeps to max_rows already
+        return plan_windows(
+            lengths.tolist(), max_rows=bounds.max_rows, max_cells=bounds.max_window_cells, ragged=self._ragged
+        )
 
 
 def by_record(batch: Batch) -> list[Batch]:
