@@ -18,8 +18,11 @@ from simulated import ChainModel, advance
 from streamer.core import F32
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
+from streamer.service.check import Report, examine
 from streamer.service.loop import Service
 from streamer.service.wiring import Parts, build, prepare
+from streamer.settings import Settings
+from streamer.tools.inspect import inspect
 from streamer.windows import WindowRule
 
 FEATURES, STREAMS = 3, 5
@@ -133,3 +136,22 @@ async def test_texts_are_steps(kafka, topic_name, create_topics, value_format: s
     assert [read.document["y"] for read in await read_all(kafka, f"{topic}.out", at_least=4)] == expected
     (letter,) = await read_all(kafka, f"{topic}.dlq", at_least=1)
     assert letter.headers["streamer-error"] == b"missing_feature"
+
+
+async def test_check_tries_them_and_inspect_shows_them(kafka, topic_name, create_topics, models, tmp_path) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    good = [json.dumps({"x": x.tolist()}).encode() for _, x in frames()[:4]]
+    await produce(kafka, topic, [(0, b"s", value, []) for value in (*good, b'{"x":[[1,2]]}')])
+    (_, causal, _), (_, ahead, _) = models
+    settings = make_settings(kafka, topic, topic_name("group")).model_dump()
+    window = {"path": str(ahead.path), "window": {"kind": "record"}}
+    settings["model"] = {"causal": {"path": str(causal.path)}, "ahead": window}
+    report = Report()
+    await examine(Settings(**settings), report, sample=10)
+    assert report.problems == []
+    assert report.sample is not None
+    assert (report.sample["records"], report.sample["events"], report.sample["answers"]) == (5, 4, 8)
+    assert list(report.sample["rejected"]) == ["wrong_width"]
+    assert report.sample["windows"] == 4
+    assert inspect(causal.path, measure=False)["contract"]["input"]["steps"] == "many"
