@@ -8,6 +8,7 @@ from math import isfinite
 import numpy as np
 
 from streamer.core import F32, I64, Batch, Flags, ModelCall, X
+from streamer.engine.frames import by_record
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
@@ -48,7 +49,7 @@ class StepLane(Lane):
         self._idle_ttl_ms = idle_ttl_ms
 
     def outputs(self, rows: int) -> list[F32]:
-        """Room for the outputs of ``rows`` events, each [rows, O]."""
+        """Room for the outputs of ``rows`` steps, each [rows, O]."""
         return [np.empty((rows, size), np.float32) for size in self.model.contract.output_sizes]
 
     def begins_anew(self, slots: I64, times_ms: I64, events: Flags | None) -> Flags | None:
@@ -86,7 +87,7 @@ class StepLane(Lane):
 
     def call(self, x: X, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]) -> None:
         """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F]. A call that fails changed nothing, and
-        is halved until the row is found that the model does not take: that one is in ``refused``, the others have run."""
+        is halved until the event is found that the model does not take: that one is in ``refused``, the others have run."""
         rows = batch.rows
         single = rows.shape[1] == 1
         taken = x[rows[:, 0]][:, None, :] if single else x[np.maximum(rows, 0)] * (rows >= 0)[:, :, None]
@@ -120,7 +121,15 @@ class StepLane(Lane):
             half = count // 2
             for part in (slice(0, half), slice(half, count)):
                 longest = int(batch.lengths[part].max())
-                piece = Batch(batch.slots[part], batch.rows[part, :longest], batch.lengths[part])
+                records = None if batch.records is None else batch.records[part, :longest]
+                piece = Batch(batch.slots[part], batch.rows[part, :longest], batch.lengths[part], records)
+                self.call(x, piece, outputs, refused, calls)
+        elif batch.records is not None:
+            pieces = by_record(batch)
+            if len(pieces) == 1:  # no half of a record is ever in the state
+                refused[int(batch.records[0, 0])] = str(error)
+                return
+            for piece in pieces:
                 self.call(x, piece, outputs, refused, calls)
         elif steps > 1:
             for step in range(int(batch.lengths[0])):

@@ -322,6 +322,11 @@ def check_models(models: Sequence[Served]) -> None:
     dtypes = {name: model.contract.input.dtype for name, model, _ in models}
     if len(set(dtypes.values())) > 1:
         raise ConfigurationError(f"models on one input must take the same dtype, these take {dtypes}")
+    if len({model.contract.many_steps for _, model, _ in models}) > 1:
+        raise ConfigurationError(
+            'models on one input must take records of the same kind, but only one has input.steps = "many" in its '
+            "contract: export them alike"
+        )
     for name, model, rule in models:
         if rule is None and model.contract.mode == "window":
             raise ConfigurationError(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, StepAnswers
+from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, StepAnswers, step_rows
+from streamer.engine.frames import Frames
 from streamer.engine.lane import StepLane
 from streamer.engine.partition import Lanes
 from streamer.engine.scheduler import Restart, plan_steps
@@ -37,16 +38,18 @@ class StepRun:
         self._lane: StepLane = lanes.stepping[number]
         self._work = work
         self._bounds = bounds
+        self._frames = None if work.steps is None else Frames(work.steps, bounds, ragged=self._lane.model.ragged)
 
     def run(self, calls: list[ModelCall]) -> Iterator[None]:
         """One model call per iteration, told in ``calls``; answers, refusals and states are settled when it ends."""
         lane, work = self._lane, self._work
         due = self._due()
-        outputs, refused = lane.outputs(len(work.offsets)), dict[int, str]()
+        outputs, refused = lane.outputs(len(work.x)), dict[int, str]()
         for item in self._plan(due):
             if isinstance(item, Batch):
-                lane.call(work.x, item, outputs, refused, calls)
-                yield
+                for batch in (item,) if self._frames is None else self._frames.calls(item):
+                    lane.call(work.x, batch, outputs, refused, calls)
+                    yield
             elif isinstance(item, Restart):
                 lane.arena.reset(work.slots[item.rows])
             else:
@@ -77,6 +80,8 @@ class StepRun:
         """Items over the rows of the work."""
         model, bounds, work = self._lane.model, self._bounds, self._work
         steps = bounds.max_steps if model.max_steps is None else min(bounds.max_steps, model.max_steps)
+        if self._frames is not None:
+            steps = self._frames.records_per_call(steps)
         rows, ops, anew = due.rows, due.ops, due.anew
         if due.decided is not None:
             # what was refused when it was news did nothing, but for a state that began anew with it
@@ -154,12 +159,14 @@ class StepRun:
 
     def _answer(self, part: Part, outputs: Sequence[F32], answered: Flags | None) -> None:
         batch, lane = part.batch, self._lane
-        y = [output[part.begin : part.end] for output in outputs]
+        span = slice(part.begin, part.end) if self._frames is None else self._frames.span(part.begin, part.end)
+        y = [output[span] for output in outputs]
         if answered is not None and not answered.all():
             rows = np.flatnonzero(answered)
             if not len(rows):
                 return
-            batch, y = batch.select(rows), [output[rows] for output in y]
+            at = rows if batch.steps is None else step_rows(batch.steps, rows)
+            batch, y = batch.select(rows), [output[at] for output in y]
         part.partition.tally.scores += lane.scores(y)
         part.partition.answers.append(
             StepAnswers(
@@ -171,6 +178,7 @@ class StepRun:
                 headers=batch.headers,
                 times_ms=batch.times_ms,
                 y=y,
+                steps=batch.steps,
             )
         )
 

@@ -13,7 +13,7 @@ from streamer.engine.windowing import Closing, OpenWindows
 from streamer.errors import ModelRunError
 from streamer.modelfile.model import Model
 from streamer.records.keys import Keys
-from streamer.windows import WindowRule, Windows
+from streamer.windows import EachRecord, WindowRule, Windows
 from streamer.words import Reason
 
 Verdict = list[F32] | str
@@ -34,14 +34,20 @@ class WindowLane(Lane):
         self, watermark: int, *, replaying: bool, through: dict[bytes, int], idle: Sequence[tuple[int, int]], since: int
     ) -> OpenWindows:
         """The windows of a partition that is taken over at its replay point."""
-        windows = Windows(
-            self.rule,
-            self.model.contract.features,
-            dtype=self.model.contract.input.dtype,
-            length_multiple=self.model.length_multiple,
-            watermark=watermark,
-            replaying=replaying,
-        )
+        contract, multiple = self.model.contract, self.model.length_multiple
+        windows: Windows | EachRecord
+        if self.rule.kind == "record":
+            windows = EachRecord(self.rule, length_multiple=multiple, watermark=watermark, replaying=replaying)
+        else:
+            windows = Windows(
+                self.rule,
+                contract.features,
+                dtype=contract.input.dtype,
+                several=contract.many_steps,
+                length_multiple=multiple,
+                watermark=watermark,
+                replaying=replaying,
+            )
         return OpenWindows(windows, through, idle, since)
 
     def run(

@@ -36,6 +36,8 @@ class Work:
     keys: list[bytes]
     ops: U8 | None
     windows: list[tuple[Partition, Closing]]
+    steps: I64 | None = None
+    """[N] steps of each row, ``x`` then has a row per step; None: one each"""
     refused: dict[int, Refused] = field(default_factory=dict)
     """Row -> why a rollout was not opened"""
 
@@ -63,6 +65,7 @@ class Work:
             keys=batches[0].keys if len(batches) == 1 else [key for batch in batches for key in batch.keys],
             ops=ops,
             windows=windows,
+            steps=_joined([b.steps for b in batches], np.int64) if batches and batches[0].steps is not None else None,
         )
 
     def part_of(self, row: int) -> Part:

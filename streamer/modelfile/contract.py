@@ -46,6 +46,8 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """One per value of an event: a name (a number), or a table that says what the value means."""
     dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
     """Of the graph input; whole numbers for ids of words."""
+    steps: Literal["one", "many"] = "one"
+    """Of a record: one: it is one step of its stream; many: T >= 1 steps of F features, in one call (a text always is)."""
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -174,6 +176,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     def feature_tables(self) -> tuple[Feature, ...]:
         """What each of the F values of an event means; where only names are declared, or nothing: numbers."""
         return tuple(as_feature(each) for each in self.input.features or [f"x{i}" for i in range(self.features)])
+
+    @cached_property
+    def many_steps(self) -> bool:
+        """A record holds several steps of its stream: said, or one is a text."""
+        return self.input.steps == "many" or any(feature.kind == "text" for feature in self.feature_tables)
 
     @property
     def output_sizes(self) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import Columns, Fields, format_of
+from streamer.records.formats.several import joined, no_steps
 from streamer.records.keys import Keys
 from streamer.records.times import YEAR_2000_MS, TimeRule
 from streamer.records.unusable import Unusable, plain, unforeseen
@@ -42,6 +43,7 @@ class Codec:
         *,
         missing: float | None = None,
         max_record_bytes: int = 1_048_576,
+        max_record_steps: int = 4_096,
         max_key_bytes: int = MAX_KEY_BYTES,
         max_future_ms: int | None = None,
         min_time_ms: int = YEAR_2000_MS,
@@ -57,20 +59,28 @@ class Codec:
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
+        self._several = contract.many_steps
         self.keys = Keys(KeyForm(key))
         self._ops_known = {**_OPS, b"generate": Op.GENERATE} if generates else _OPS
         self._max_record_bytes, self._max_key_bytes = max_record_bytes, max_key_bytes
         self._times = TimeRule(TimeUnit(time_unit), min_time_ms, max_future_ms)
         filled = None if missing is None else _missing(missing, exact)
         self._format = format_of(
-            value_format, contract.feature_tables, exact, filled, TimeUnit(time_unit), fields or Fields()
+            value_format,
+            contract.feature_tables,
+            exact,
+            filled,
+            TimeUnit(time_unit),
+            fields or Fields(),
+            max_record_steps if self._several else None,
         )
         self._careful = careful
 
     def decode(self, records: RecordBatch) -> EventBatch:
         """All records of ``records`` become rows of the event batch or of its rejects, in order. N >= 1.
 
-        ``x`` has the contract's dtype, ``keys`` are streams: the text form of the keys."""
+        ``x`` has the contract's dtype, ``keys`` are streams: the text form of the keys. Of records of several steps ``x``
+        is [sum of the steps, F]."""
         stamps = np.array(records.timestamps_ms, np.int64)
         ops, bad = self._ops(records)
         streams = self._usable(records, ops, bad)
@@ -136,9 +146,13 @@ class Codec:
             )
         return stream
 
+    def _nothing(self, rows: int) -> Numbers:
+        """Of rows that mean nothing, or not yet: [N, F], or of several steps [N] of arrays."""
+        return no_steps(rows) if self._several else np.zeros((rows, self.features), self.dtype)
+
     def _some(self, records: RecordBatch, stamps: I64, ops: Mapping[int, Op], bad: Bad) -> tuple[Numbers, I64]:
         """With commands, whose rows are zeros, and with rows in ``bad``, which mean nothing."""
-        x = np.zeros((len(records), self.features), self.dtype)
+        x = self._nothing(len(records))
         times = stamps.copy()
         rows = [row for row in range(len(records)) if row not in bad and row not in ops]
         if rows:
@@ -158,10 +172,10 @@ class Codec:
     def _events(
         self, values: Sequence[bytes], stamps: I64, headers: Mapping[int, Headers], bad: Bad
     ) -> tuple[Numbers, I64]:
-        """Features [N, F] and times [N] of values; rows in ``bad`` mean nothing."""
+        """Features [N, F], or [N] of arrays [T, F], and times [N] of values; rows in ``bad`` mean nothing."""
         columns = None if self._careful else self._columns(values, headers)
         if columns is None:
-            columns = Columns(np.zeros((len(values), self.features), self.dtype), None, list(range(len(values))))
+            columns = Columns(self._nothing(len(values)), None, list(range(len(values))))
         times, unsure = self._times.column(columns.times, stamps)
         bad |= columns.bad
         doubtful = [row for row in sorted({*columns.doubtful, *unsure}) if row not in bad]
@@ -182,7 +196,7 @@ class Codec:
         except Exception:  # what nobody foresaw: each record is judged alone, and one of them will say what it was
             return None
 
-    def _event(self, value: bytes, headers: Headers, stamp_ms: int) -> tuple[Sequence[int | float], int]:
+    def _event(self, value: bytes, headers: Headers, stamp_ms: int) -> tuple[Sequence[int | float] | Numbers, int]:
         """The definition: what a value means, alone. Unusable: no event."""
         try:
             numbers, given = self._format.row(value, headers)
@@ -202,6 +216,9 @@ class Codec:
             index = np.array(kept, np.int64)
             offsets, times, x = offsets[index], times[index], x[index]
             streams, stamps = [streams[row] for row in kept], [stamps[row] for row in kept]
+        steps: I64 | None = None
+        if self._several:
+            x, steps = joined(x, self.features, self.dtype)
         last = len(records) - 1
         batch = EventBatch(
             partition=records.partition,
@@ -214,6 +231,7 @@ class Codec:
             records=records,
             next_offset=records.offsets[last] + 1,
             rejects=[records.reject(row, bad[row].reason, plain(bad[row].detail)) for row in sorted(bad)],
+            steps=steps,
             checksum=zlib.crc32(records.values[last] or b"", zlib.crc32(records.keys[last] or b"")),
         )
         if ops or records.headers:

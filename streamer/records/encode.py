@@ -32,6 +32,10 @@ class Encoder:
         self._names = ["y" if single else output.name for output in contract.outputs]
         self._tail = b',"model":%b}' % msgspec.json.encode(f"{model_name}@{contract.version}")
         self._templates: dict[tuple[int, ...], bytes] = {}
+        self._of_a_step = [
+            (msgspec.json.encode(name), msgspec.json.encode(self._label_name(name)), _numbers(output, output.size))
+            for name, output in zip(self._names, self._outputs, strict=True)
+        ]
 
     def steps(self, keys: Sequence[bytes], times_ms: I64, outputs: Sequence[F32]) -> list[bytes]:
         """One value per row of ``outputs`` (each [N, O_k], finite)."""
@@ -43,6 +47,21 @@ class Encoder:
                 columns.append([labels[index] for index in y.argmax(axis=1).tolist()])
         return [template % row for row in zip(*columns, strict=True)]
 
+    def several(self, key: bytes, time_ms: int, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+        """The value of a record of T steps, ``outputs`` each [T, O_k]: what ``steps`` writes for one, in a list.
+
+        ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the steps each, in order."""
+        pieces = [b'{"stream":"%b","ts":%d' % (escape([key])[0], time_ms)]
+        for (name, label, step), labels, whole in zip(self._of_a_step, self._labels_of, outputs, strict=True):
+            y = whole if part is None else whole[_cut(len(whole), part)]
+            pieces.append(b",%b:[%b]" % (name, b",".join([step % tuple(row) for row in y.tolist()])))
+            if labels:
+                found = b",".join([labels[index] for index in y.argmax(axis=1).tolist()])
+                pieces.append(b",%b:[%b]" % (label, found))
+        if part is not None:
+            pieces.append(b',"slice":[%d,%d]' % part)
+        return b"".join(pieces) + self._tail
+
     @property
     def per_event(self) -> bool:
         """Whether an output of a window has a row per event, so that its answer can be written in slices."""
@@ -53,9 +72,7 @@ class Encoder:
 
         ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the events each, in order; what is not per
         event is in all of them."""
-        cut = slice(None)
-        if part is not None:
-            cut = slice(*(len(window.x) * border // part[1] for border in (part[0], part[0] + 1)))
+        cut = slice(None) if part is None else _cut(len(window.x), part)
         fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
         for name, output, named, y in zip(self._names, self._outputs, self._labels_of, outputs, strict=True):
             flat = y.reshape(len(y), -1)[cut] if output.per == "event" else y.reshape(1, -1)
@@ -80,9 +97,7 @@ class Encoder:
         if sizes not in self._templates:
             text = b'{"stream":"%b","ts":%d'
             for name, output, labels, size in zip(self._names, self._outputs, self._labels_of, sizes, strict=True):
-                scalar = size == 1 and output.kind in ("value", "score")
-                numbers = b",".join([b"%.9g"] * size)
-                text += b",%b:%b" % (_quoted(name), numbers if scalar else b"[" + numbers + b"]")
+                text += b",%b:%b" % (_quoted(name), _numbers(output, size))
                 if labels:
                     text += b",%b:%%b" % _quoted(self._label_name(name))
             self._templates[sizes] = text + self._tail.replace(b"%", b"%%")
@@ -94,6 +109,17 @@ class Encoder:
 
 def _encoded(output: Output) -> tuple[bytes, ...]:
     return tuple(msgspec.json.encode(label) for label in output.labels or ())
+
+
+def _numbers(output: Output, size: int) -> bytes:
+    """How the numbers of one step are written."""
+    numbers = b",".join([b"%.9g"] * size)
+    return numbers if size == 1 and output.kind in ("value", "score") else b"[" + numbers + b"]"
+
+
+def _cut(count: int, part: tuple[int, int]) -> slice:
+    """The ``part[0]``-th of ``part[1]`` slices of ``count``, as equal as can be."""
+    return slice(*(count * border // part[1] for border in (part[0], part[0] + 1)))
 
 
 def _quoted(name: str) -> bytes:

@@ -81,7 +81,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
 
 def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
     """What was found out about topics and clocks, as sentences."""
-    windows = {name: rule.longest_ms for name, _, rule in models if rule is not None}
+    windows = {name: rule.longest_ms for name, _, rule in models if rule is not None and rule.longest_ms}
     judgement = judge(settings, found.configs, windows, state_bytes(models), found.replicas)
     clock = clocks.told(found.clock_ahead_ms)
     return Judgement(judgement.errors, (*judgement.warnings, *([clock] if clock else [])))
@@ -99,6 +99,8 @@ def fingerprint(settings: Settings, models: Models) -> str:
     decide += [settings.input.key, str(_max_key_bytes(settings))]
     if settings.input.fields or settings.input.time:
         decide.append(json.dumps([settings.input.fields, settings.input.time], sort_keys=True))
+    if any(model.contract.many_steps for _, model, _ in models):
+        decide.append(f"steps:{settings.input.max_record_steps}")
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
     return "|".join(decide)
 
@@ -118,6 +120,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         section.format,
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
+        max_record_steps=section.max_record_steps,
         max_key_bytes=_max_key_bytes(settings),
         max_future_ms=section.max_future_ms,
         min_time_ms=section.min_time_ms,

@@ -3,7 +3,7 @@ a reject: never the end of the service."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from streamer.core import (
@@ -93,6 +93,8 @@ class Sink:
 
     def _values(self, answers: Answers) -> list[bytes]:
         encoder = self._encoders[answers.model]
+        if isinstance(answers, StepAnswers) and answers.steps is not None:
+            return [encoder.several(*answers.row(row)) for row in range(len(answers))]
         if isinstance(answers, StepAnswers):
             return encoder.steps(answers.keys, answers.times_ms, answers.y)
         if isinstance(answers, WindowAnswers):
@@ -128,18 +130,23 @@ class Sink:
         return fitted
 
     def _slices(self, answers: Answers, row: int, size: int, room: int) -> list[bytes]:
-        """The answer of a window in several values of at most ``room`` bytes; none where that cannot be."""
+        """An answer with a row per event or step in several values of at most ``room`` bytes; none where that cannot be."""
         encoder = self._encoders[answers.model]
-        if not isinstance(answers, WindowAnswers) or not encoder.per_event:
+        write: Callable[[tuple[int, int]], bytes]
+        if isinstance(answers, WindowAnswers) and encoder.per_event:
+            window, per_output = answers.windows[row], answers.y[row]
+            events, write = len(window.x), lambda part: encoder.window(window, per_output, part)
+        elif isinstance(answers, StepAnswers) and answers.steps is not None:
+            key, time_ms, y = answers.row(row)
+            events, write = len(y[0]), lambda part: encoder.several(key, time_ms, y, part)
+        else:
             return []
-        window, y = answers.windows[row], answers.y[row]
-        events = len(window.x)
-        if len(encoder.window(window, y, (0, events))) > room:  # a single event is too much
+        if len(write((0, events))) > room:  # a single event is too much
             return []
         number = -(-size // room)
         while True:
             number = min(number, events)
-            values = [encoder.window(window, y, (index, number)) for index in range(number)]
+            values = [write((index, number)) for index in range(number)]
             if max(map(len, values)) <= room:
                 return values
             if number == events:

@@ -123,6 +123,12 @@ class InputSection(Section):
     max_record_bytes: int = Field(
         default=1_048_576, ge=1, le=104_857_600, description="Larger values are dead-lettered"
     )
+    max_record_steps: int = Field(
+        default=4_096,
+        ge=1,
+        le=1_000_000,
+        description="Steps of a record, for models that take several; more are dead-lettered",
+    )
     missing: float | Literal["reject"] = Field(
         default="reject", description="Null features without a rule in the contract: reject, or this number"
     )
@@ -286,7 +292,10 @@ class BatchSection(Section):
         default=16, ge=1, le=4_096, description="Steps of one model call for streams that are behind"
     )
     max_window_cells: int = Field(
-        default=16_384, ge=1, le=16_777_216, description="Events, with padding, of one call over closed windows"
+        default=16_384,
+        ge=1,
+        le=16_777_216,
+        description="Steps, with padding, of one call over closed windows or records of several steps",
     )
     max_poll_records: int = Field(default=16_384, ge=1, le=100_000, description="Records of one poll")
     threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime")

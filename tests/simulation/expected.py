@@ -110,7 +110,12 @@ def bad(what: Any) -> str | None:
 
 
 def refused_by(letter: str, what: Any) -> bool:
-    return isinstance(what, float) and what in CHAINS[letter.upper()].refuses
+    return any(x in CHAINS[letter.upper()].refuses for x in steps_of(what))
+
+
+def steps_of(what: Any) -> tuple[float, ...]:
+    """Of an event; none of anything else."""
+    return what if isinstance(what, tuple) else (what,) if isinstance(what, float) else ()
 
 
 @dataclass
@@ -187,11 +192,14 @@ def step_values(
                 state.pop(stream, None)
                 last.pop(stream, None)
             newest[stream] = max(newest.get(stream, sent.ts_ms), sent.ts_ms)
-            if what in chain.refuses:
+            if refused_by(letter, what):
                 result[sent.offset] = "refused"
-            else:
-                state[stream] = last[stream] = chain.advance(state.get(stream, 0.0), what)
-                result[sent.offset] = state[stream]
+                continue
+            listed = []
+            for x in steps_of(what):
+                state[stream] = last[stream] = chain.advance(state.get(stream, 0.0), x)
+                listed.append(state[stream])
+            result[sent.offset] = listed if world.plan.many else listed[-1]
     return result
 
 

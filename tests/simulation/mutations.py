@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from streamer.core import EventBatch
+from streamer.core import Batch, EventBatch
 from streamer.engine import journal, lane, processor
 from streamer.engine.checkpoint import Checkpoint
 from streamer.engine.lane import StepLane
@@ -393,3 +394,20 @@ def decisions_in_progress() -> None:
 
     journal._progress = listing
     journal.encode_progress = encoded
+
+
+# 11: records of several steps
+
+
+@mutation("half-a-record", fault="11", profile="frames", needed=1)
+def half_a_record() -> None:
+    """The steps of a record that the model refuses are tried one by one: the state keeps those that it took."""
+
+    def by_step(batch: Batch) -> list[Batch]:
+        assert batch.records is not None
+        return [
+            Batch(batch.slots, batch.rows[:, [step]], np.ones(1, np.int32), batch.records[:, [step]])
+            for step in range(int(batch.lengths[0]))
+        ]
+
+    lane.by_record = by_step

@@ -81,7 +81,7 @@ class Judge:
                 for name, letter in self.letters.items():
                     if (
                         name in self.windowed
-                        or not isinstance(sent.what, float | dict)
+                        or not isinstance(sent.what, float | tuple | dict)
                         or refused_by(letter, sent.what)
                     ):
                         continue

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation import product
 from tests.simulation.chains import fold
+from tests.simulation.expected import steps_of
 
 if TYPE_CHECKING:
     from tests.simulation.oracle import Judge
@@ -22,9 +23,9 @@ class Definition:
         self.late: set[tuple[int, int]] = set()
         self.moved: list[tuple[int, int]] = []
         """Idle advances that closed something: (before offset, watermark)"""
-        self._reference = product.reference(rule)
         log = judge.log.get(partition, [])
-        self._values = {sent.offset: sent.what for sent in log}
+        self._values = {sent.offset: steps_of(sent.what) for sent in log}
+        self._reference = product.reference(rule, lambda offset: len(self._values[offset]))
         idle: dict[int, int] = {}
         for change in judge.changes.get(partition, ()):
             for before, watermark in change.idle:
@@ -51,7 +52,7 @@ class Definition:
 
     def _closed(self, step: Any) -> None:
         for window in step.closed:
-            values = [self._values[offset] for _, offset in window.events]
+            values = [x for _, offset in window.events for x in self._values[offset]]
             self.expected[window.stream, window.start, window.end, window.part] = (fold(values), window.reason)
 
 

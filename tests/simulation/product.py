@@ -52,15 +52,15 @@ def settings(document: Mapping[str, Any]) -> Settings:
 class StepModel(ChainModel):
     """A chain of ``chains``: anything missed, repeated or mixed up shows in every later answer of the stream."""
 
-    def __init__(self, letter: str, cost: Callable[[int], None], *, feeds_back: bool = False) -> None:
+    def __init__(self, letter: str, cost: Callable[[int], None], *, feeds_back: bool = False, steps: str) -> None:
         self.chain: Chain = CHAINS[letter]
-        super().__init__(self.chain.sha256)
+        super().__init__(self.chain.sha256, steps=steps)
         self._cost = cost
         if feeds_back:
             fields: dict[str, Any] = {
                 "name": "chain",
                 "mode": "step",
-                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "input": {"name": "x", "shape": ["batch", "time", 1], "steps": steps},
                 "lengths": "lengths",
                 "states": [{"input": "h", "output": "h_next", "shape": [1, "batch", 1]}],
                 "outputs": [{"name": "y", "shape": ["batch", "time", 1], "kind": "value"}],
@@ -86,8 +86,8 @@ class StepModel(ChainModel):
 
 
 class WindowModel(FoldModel):
-    def __init__(self, cost: Callable[[int], None]) -> None:
-        super().__init__()
+    def __init__(self, cost: Callable[[int], None], steps: str) -> None:
+        super().__init__(steps=steps)
         self._cost = cost
 
     def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
@@ -95,23 +95,26 @@ class WindowModel(FoldModel):
         return super().run(x, lengths, states)
 
 
-def load(chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], None]) -> list[tuple[str, Any, Any]]:
-    """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows."""
+def load(
+    chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], None], *, steps: str
+) -> list[tuple[str, Any, Any]]:
+    """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows.
+    ``steps``: of a record, one or many."""
     found: list[tuple[str, Any, Any]] = []
     for name, section in chosen.model.items():
         letter = letters[name]
         if section.window is not None:
-            found.append((name, WindowModel(cost), section.window))
+            found.append((name, WindowModel(cost, steps), section.window))
         else:
-            found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower()), None))
+            found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower(), steps=steps), None))
     return found
 
 
-def reference(section: Mapping[str, Any]) -> Reference:
-    """Windows by definition."""
+def reference(section: Mapping[str, Any], steps: Callable[[int], int]) -> Reference:
+    """Windows by definition. ``steps``: of the record at an offset."""
     from streamer.settings import WindowSection
 
-    return Reference(WindowSection(**section))
+    return Reference(WindowSection(**section), steps=steps)
 
 
 OPS = {"reset": Op.RESET, "end": Op.END, "generate": Op.GENERATE}

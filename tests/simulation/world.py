@@ -119,7 +119,7 @@ class World:
         text = ""
         try:
             chosen = product.settings(document)
-            models = product.load(chosen, regime.letters, self._cost)
+            models = product.load(chosen, regime.letters, self._cost, steps="many" if self.plan.many else "one")
             await product.serve(member.handle, chosen, models, instance, self._new_id, self.loop.note)
         except asyncio.CancelledError:
             code, text = None, "CancelledError"
@@ -362,7 +362,7 @@ def encoded(item: Item, ts_ms: int | None) -> tuple[bytes | None, bytes | None, 
             "wrong_width": (key, b'{"x":[1.0,2.0]}', []),
             "unknown_command": (key, good, [("streamer-op", b"dance")]),
         }[reason]  # type: ignore[return-value]
-    value: dict[str, Any] = {"x": [what]}
+    value: dict[str, Any] = {"x": list(what) if isinstance(what, tuple) else [what]}
     if ts_ms is not None:
         value["ts"] = ts_ms
     return key, json.dumps(value).encode(), []

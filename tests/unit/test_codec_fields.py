@@ -118,7 +118,6 @@ def test_what_stands_for_a_missing_one_must_fit() -> None:
         ({"name": "gap", "kind": "since_last"}, "time since the stream's previous event"),
         ({"name": "old", "lag": 2}, "a lag of 2"),
         ({"name": "kept", "missing": "last"}, 'missing = "last"'),
-        ({"name": "said", "kind": "text", "vocabulary": ["a", "b"]}, "is text"),
     ],
 )
 def test_what_depends_on_the_past_is_refused_and_never_wrong(feature: dict[str, Any], told: str) -> None:

@@ -15,6 +15,7 @@ from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
 from streamer.records.formats.named import Fields, named
+from streamer.records.formats.several import several
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
 from streamer.records.meaning import meanings
@@ -28,12 +29,21 @@ NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
 
 
 def format_of(
-    name: str, features: Sequence[Feature], exact: Exact, missing: int | float | None, unit: TimeUnit, fields: Fields
+    name: str,
+    features: Sequence[Feature],
+    exact: Exact,
+    missing: int | float | None,
+    unit: TimeUnit,
+    fields: Fields,
+    max_steps: int | None = None,
 ) -> Format:
-    """``json``, ``json-named``, ``msgpack``, ``float32``, or the user's MODULE:FUNCTION.
+    """``json``, ``json-named``, ``msgpack``, ``float32``, or the user's MODULE:FUNCTION. ``max_steps``: of a record that
+    holds several; None: it holds one.
 
     ``missing``: what stands for a null for which the contract has no rule. ConfigurationError: there is no such format, or
     it cannot have what is asked of it."""
+    if max_steps is not None:
+        return several(name, features, exact, missing, unit, fields, max_steps)
     if name in NAMED:
         return named(name, NAMED[name](), features, exact, missing, unit, fields)
     if fields.given:

@@ -125,7 +125,7 @@ class Named:
             if leaf is not None:
                 numbers.append(meaning.number(self._cell(meaning, found[leaf])))
             elif isinstance(place, FieldHeader):
-                numbers.append(meaning.number(_header_cell(_header(headers, place.name), meaning.kind)))
+                numbers.append(meaning.number(header_cell(last_header(headers, place.name), meaning.kind)))
             else:
                 numbers.append(self._constants[len(numbers)])
         if isinstance(self._time, FieldPath):
@@ -142,7 +142,7 @@ class Named:
         for at, meaning, name in self._headers:
             known: dict[bytes | None, int | float | None] = {}
             for row in range(len(values)):
-                raw = _header(headers.get(row, ()), name)
+                raw = last_header(headers.get(row, ()), name)
                 if raw not in known:
                     known[raw] = _number_or_none(meaning, raw)
                 number = known[raw]
@@ -161,7 +161,7 @@ class Named:
         assert isinstance(self._time, FieldHeader)
         try:
             kind = "category" if self._unit is TimeUnit.ISO8601 else "number"
-            return _header_cell(_header(headers, self._time.name), kind)
+            return header_cell(last_header(headers, self._time.name), kind)
         except Unusable:
             if careful:
                 raise
@@ -263,7 +263,7 @@ def _whole(gets: Sequence[Callable[[Any], Any]]) -> Callable[[Any], bool] | None
     return whole
 
 
-def _header(headers: Headers, name: str) -> bytes | None:
+def last_header(headers: Headers, name: str) -> bytes | None:
     """The last header of that name."""
     found = None
     for each, value in headers:
@@ -272,7 +272,7 @@ def _header(headers: Headers, name: str) -> bytes | None:
     return found
 
 
-def _header_cell(raw: bytes | None, kind: str) -> Cell:
+def header_cell(raw: bytes | None, kind: str) -> Cell:
     """A header is text: as it is for a word, else a number or a truth as JSON writes them. Unusable: no UTF-8."""
     if raw is None:
         return None
@@ -289,7 +289,7 @@ def _header_cell(raw: bytes | None, kind: str) -> Cell:
 
 def _number_or_none(meaning: Meaning, raw: bytes | None) -> int | float | None:
     try:
-        return meaning.number(_header_cell(raw, meaning.kind))
+        return meaning.number(header_cell(raw, meaning.kind))
     except Unusable:
         return None
 

@@ -91,7 +91,7 @@ class TypedRows(Generic[Typed]):
         if not doubtful:
             return Columns(x, times, unsure)
         index = _others(doubtful, len(values))
-        every = np.zeros((len(values), x.shape[1]), x.dtype)
+        every = np.zeros((len(values), *x.shape[1:]), x.dtype)
         every[index] = x
         all_times: list[object] | None = None
         if times is not None:
