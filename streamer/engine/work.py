@@ -33,7 +33,6 @@ class Work:
     x: X
     offsets: I64
     times_ms: I64
-    keys: list[bytes]
     ops: U8 | None
     windows: list[tuple[Partition, Closing]]
     refused: dict[int, Refused] = field(default_factory=dict)
@@ -60,7 +59,6 @@ class Work:
             x=_joined([batch.x for batch in batches], no_events.dtype),
             offsets=_joined([batch.offsets for batch in batches], np.int64),
             times_ms=_joined([batch.times_ms for batch in batches], np.int64),
-            keys=batches[0].keys if len(batches) == 1 else [key for batch in batches for key in batch.keys],
             ops=ops,
             windows=windows,
         )
