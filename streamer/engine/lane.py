@@ -56,9 +56,10 @@ class StepLane(Lane):
         """[N] rows whose event is later than the newest of its stream before it by more than the TTL; None: no row is.
 
         ``events``: rows that carry an event, None: all do."""
-        ttl, newest = self._idle_ttl_ms, self.arena.newest_ms[slots]
+        ttl = self._idle_ttl_ms
         if not ttl or not len(slots):
             return None
+        newest = self.arena.newest_ms[slots]
         known = newest[newest != NO_EVENT_MS]
         earliest = min(int(times_ms.min()), int(known.min()) if len(known) else int(times_ms.min()))
         if int(times_ms.max()) - earliest <= ttl:

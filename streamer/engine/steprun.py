@@ -123,7 +123,7 @@ class StepRun:
             part.partition.rollouts.ask(
                 lane.name,
                 offset,
-                work.keys[row],
+                batch.keys[at],
                 value,
                 headers=batch.records.headers.get(bisect_left(batch.records.offsets, offset), ()),
                 timestamp_ms=batch.timestamps_ms[at],
@@ -149,8 +149,8 @@ class StepRun:
             if due.rows is None:
                 truth.returned(part.batch.keys)
             else:
-                mine = due.rows[(due.rows >= part.begin) & (due.rows < part.end)]
-                truth.returned(work.keys[row] for row in mine.tolist())
+                mine = due.rows[(due.rows >= part.begin) & (due.rows < part.end)] - part.begin
+                truth.returned(part.batch.keys[row] for row in mine.tolist())
                 assert answered is not None
                 answered[part.begin : part.end] &= part.batch.offsets >= part.partition.live_from
             self._answer(part, outputs, None if answered is None else answered[part.begin : part.end])

@@ -39,6 +39,8 @@ class Decisions:
 
     def take(self) -> list[I64]:
         """Those of the open epoch, in pieces that fit a record."""
+        if not self._fresh:
+            return []
         fresh, self._fresh = np.unique(np.array(self._fresh, np.int64)), []
         pieces = [fresh[at : at + DECISIONS_PER_RECORD] for at in range(0, len(fresh), DECISIONS_PER_RECORD)]
         for piece in pieces:

@@ -15,8 +15,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from streamer.errors import StreamerError
 from streamer.kafka.explain import explain, refused, retriable
-from streamer.kafka.fetching import Consumer
-from streamer.kafka.internals import Producer
+from streamer.kafka.internals import Consumer, Producer
 from streamer.settings import KafkaSection
 
 KafkaError = kafka_errors.KafkaError

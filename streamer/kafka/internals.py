@@ -1,25 +1,28 @@
-"""What the client does not offer to who writes, by subclasses and instances of our own; ``fetching`` has the other half. No
-global of the client is replaced: other users of the client in the same process see nothing of this.
+"""What the client does not offer, by subclasses and instances of our own. No global of the client is replaced: other users
+of the client in the same process see nothing of this.
 
-These two are the only places that touch private names of the client; ``private`` lists them.
+The only place that touches private names of the client; ``private`` lists them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import CoordinationType
+from aiokafka.consumer import fetcher as _fetcher
 from aiokafka.producer import message_accumulator as _accumulator
 from aiokafka.producer import sender as _sender
 from aiokafka.producer import transaction_manager as _manager
 from aiokafka.structs import OffsetAndMetadata
 
+from streamer.kafka.fetched import Buffers, Tap
 from streamer.kafka.requests import TxnOffsetCommit, TxnOffsetCommitResponse
 
 BETWEEN_TRANSACTIONS_S = 0.002
@@ -275,6 +278,48 @@ async def _gone(*_: Any, **__: Any) -> None:
 
 async def _nowhere(*_: Any, **__: Any) -> int:
     return 0
+
+
+class Consumer(AIOKafkaConsumer):
+    """A consumer whose private facts can be asked for. ``columns``: records come as the parser made them."""
+
+    def __init__(self, *, columns: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.columns = columns
+        self.timeout_ms = options["request_timeout_ms"]
+
+    async def start(self) -> None:
+        await super().start()
+        if self.columns:
+            raw: dict[TopicPartition, bytes] = {}
+            self._fetcher._records = Buffers(raw)
+            self._fetcher._client = Tap(self._client, raw)
+
+    def fetch_position(self, tp: TopicPartition) -> int:
+        """Offset of the next fetch."""
+        return int(self._subscription.subscription.assignment.state_value(tp).position)
+
+    async def offsets(self, tps: Iterable[TopicPartition], *, end: bool, committed: bool = False) -> dict[int, int]:
+        """Begins or ends of the log by partition, whatever this consumer's own isolation: ``committed`` asks for the last
+        stable offset instead of the high watermark."""
+        asking = copy.copy(self._fetcher)  # the isolation level belongs to the fetcher, not to the question
+        asking._isolation_level = _fetcher.READ_COMMITTED if committed else _fetcher.READ_UNCOMMITTED
+        which = _fetcher.OffsetResetStrategy.LATEST if end else _fetcher.OffsetResetStrategy.EARLIEST
+        # longer than a request may take: only a request that times out itself closes a connection that nobody answers on
+        found = await asking._retrieve_offsets(dict.fromkeys(tps, which), 2 * self.timeout_ms)
+        return {tp.partition: offset for tp, (offset, _) in found.items()}
+
+    def membership(self) -> tuple[int, str]:
+        """(generation, member id) of now. Never to be taken at a commit: the client rejoins in the background."""
+        return int(self._coordinator.generation), str(self._coordinator.member_id)
+
+    def raise_errors(self) -> None:
+        """What keeps this member out of its group."""
+        self._coordinator.check_errors()
+
+    @property
+    def client(self) -> Any:
+        return self._client
 
 
 def hang_up(client: Any, node: Any, group: Any) -> None:

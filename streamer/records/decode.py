@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class Codec:
 
         ``x`` has the contract's dtype, ``keys`` are streams: the text form of the keys. Of records of several steps ``x``
         is [sum of the steps, F]."""
-        stamps = np.array(records.timestamps_ms, np.int64)
+        stamps = np.fromiter(records.timestamps_ms, np.int64, len(records))
         ops, bad = self._ops(records)
         streams = self._usable(records, ops, bad)
         if not ops and not bad:
@@ -110,8 +111,8 @@ class Codec:
     def _usable(self, records: RecordBatch, ops: Mapping[int, Op], bad: Bad) -> list[bytes]:
         """The stream of each record; those whose key or value cannot be one are added to ``bad``."""
         keys, values = records.keys, records.values
-        if not ops and not bad and self._none_too_large(keys, values):
-            streams = self.keys.texts(keys)  # type: ignore[arg-type]
+        if not ops and not bad:
+            streams = self._all_usable(keys, values)
             if streams is not None:
                 return streams
         found = [b""] * len(keys)
@@ -123,14 +124,20 @@ class Codec:
                     bad[row] = why
         return found
 
-    def _none_too_large(self, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> bool:
-        """All keys and values are there, and none is too large."""
-        if None in keys or b"" in keys or None in values:
-            return False
-        small = len(b"".join(keys)) <= self._max_key_bytes  # type: ignore[arg-type] # together, so each
-        return (small or max(map(len, keys)) <= self._max_key_bytes) and (  # type: ignore[arg-type]
-            max(map(len, values)) <= self._max_record_bytes  # type: ignore[arg-type]
-        )
+    def _all_usable(self, keys: Sequence[Any], values: Sequence[Any]) -> list[bytes] | None:
+        """The streams where all keys and values are there, and none is too large; else None. In few passes."""
+        try:
+            if max(map(len, values)) > self._max_record_bytes:
+                return None
+            joined = b"\n".join(keys)
+        except TypeError:  # one is None
+            return None
+        # together, so each; and where no two line breaks meet and none is at an end, no key is empty
+        if len(joined) > self._max_key_bytes and max(map(len, keys)) > self._max_key_bytes:
+            return None
+        if (b"\n\n" in joined or joined[:1] in b"\n" or joined[-1:] == b"\n") and b"" in keys:
+            return None
+        return self.keys.texts(keys)
 
     def _stream(self, key: bytes | None, value: bytes | None, *, command: bool) -> bytes:
         if not key:
@@ -209,7 +216,7 @@ class Codec:
     def _batch(
         self, records: RecordBatch, streams: list[bytes], x: Numbers, times: I64, ops: Mapping[int, Op], bad: Bad
     ) -> EventBatch:
-        offsets, stamps = np.array(records.offsets, np.int64), records.timestamps_ms
+        offsets, stamps = _int64(records.offsets), records.timestamps_ms
         kept: range | list[int] = range(len(records))
         if bad:
             kept = [row for row in kept if row not in bad]
@@ -259,6 +266,14 @@ def carried(headers: Headers) -> list[tuple[str, bytes]]:
         for name, value in headers
         if name in CARRIED_HEADERS and value is not None and len(value) <= MAX_CARRIED_BYTES
     ]
+
+
+def _int64(growing: Sequence[int]) -> I64:
+    """Offsets: without a gap nearly always, so the first and the last say all."""
+    first, last = growing[0], growing[-1]
+    if last - first + 1 == len(growing):
+        return np.arange(first, last + 1, dtype=np.int64)
+    return np.fromiter(growing, np.int64, len(growing))
 
 
 def _missing(missing: float, exact: Exact) -> int | float:

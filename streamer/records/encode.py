@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from streamer.core import F32, I64, ClosedWindow
 from streamer.modelfile.contract import Contract, Output
 from streamer.records.keys import Keys
 
-_NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
+_ESCAPED = bytes(range(0x20)) + b'"\\'
 
 
 class Encoder:
@@ -45,7 +44,7 @@ class Encoder:
             columns.extend(y.T.tolist())
             if labels:
                 columns.append([labels[index] for index in y.argmax(axis=1).tolist()])
-        return [template % row for row in zip(*columns, strict=True)]
+        return list(map(template.__mod__, zip(*columns, strict=True)))
 
     def several(self, key: bytes, time_ms: int, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
         """The value of a record of T steps, ``outputs`` each [T, O_k]: what ``steps`` writes for one, in a list.
@@ -133,6 +132,7 @@ def _number(row: F32) -> Any:
 
 def escape(keys: Sequence[bytes]) -> Sequence[bytes]:
     """Keys as the inside of JSON strings."""
-    if _NEEDS_ESCAPE.search(b" ".join(keys)) is None:
+    joined = b"".join(keys)
+    if len(joined.translate(None, _ESCAPED)) == len(joined):
         return keys
     return [msgspec.json.encode(key.decode())[1:-1] for key in keys]

@@ -68,6 +68,8 @@ class Sink:
             for name, model in models
         }
         """One tuple per model, which all its records share"""
+        self._fixed = {name: RECORD_BYTES + headers_bytes(headers) for name, headers in self._headers.items()}
+        """What a record has beside key, value and headers of its own"""
 
     def encode(self, answers: Sequence[Answers]) -> tuple[list[Outgoing], list[Reject]]:
         """One batch of records per batch of answers, in their order; and the answers that no record can hold."""
@@ -106,7 +108,7 @@ class Sink:
 
     def _fitted(self, answers: Answers, whole: Outgoing, refused: list[Reject]) -> Outgoing:
         """``whole`` itself in the common case: all of it fits."""
-        fixed = RECORD_BYTES + headers_bytes(whole.common)
+        fixed = self._fixed[answers.model]
         longest = max(map(len, whole.values), default=0)
         own = {row: headers_bytes(headers) for row, headers in whole.headers.items()}
         # a key is told in the value, at most 8 bytes shorter there (int64)

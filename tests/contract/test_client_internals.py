@@ -14,13 +14,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer import fetcher
 from aiokafka.producer import message_accumulator, sender
 
-from streamer.kafka.fetching import Consumer
-from streamer.kafka.internals import BETWEEN_TRANSACTIONS_S, Producer
+from streamer.kafka.internals import BETWEEN_TRANSACTIONS_S, Consumer, Producer
 from streamer.kafka.private import PRIVATE, USED
 
 STREAMER = Path(__file__).resolve().parents[2] / "streamer"
 INTERNALS = STREAMER / "kafka" / "internals.py"
-MAY = (INTERNALS, STREAMER / "kafka" / "fetching.py", STREAMER / "kafka" / "foreign.py")
+MAY = (INTERNALS, STREAMER / "kafka" / "fetched.py", STREAMER / "kafka" / "foreign.py")
 """The modules that touch private names of the client."""
 
 

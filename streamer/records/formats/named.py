@@ -22,7 +22,7 @@ from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import json_tokens
 from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, tree, typed
-from streamer.records.formats.typed import Packed, TypedRows, each_get, number_type, one_get, time_type
+from streamer.records.formats.typed import Packed, Reader, TypedRows, fields_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
 from streamer.records.meaning import Cell, Meaning, meanings, refuse_past
 from streamer.records.unusable import Unusable
@@ -178,12 +178,21 @@ class Named:
         kinds = [_kind(users[path], path == time, exact, self._unit) for path in self._paths]
         kind, _ = typed(root, [kind for kind, _ in kinds], [optional for _, optional in kinds])
         gets = [getter(root, place.steps) if isinstance(place, FieldPath) else None for place in self._places]
-        column = _Column(self._wire, self._meanings, gets, self._constants, exact)
+        numbers = [
+            (meaning, get)
+            for meaning, get in zip(self._meanings, gets, strict=True)
+            if get is not None and _is_number(meaning)
+        ]
+        packed: Packed[Any] | None = None
+        if numbers:
+            missing = [meaning.missing for meaning, _ in numbers]
+            packed = Packed(fields_get(kind, [get for _, get in numbers]), exact, missing)
+        reader: Reader[Any] = _Column(self._wire, self._meanings, gets, self._constants, packed, exact)
+        if packed is not None and len(numbers) == len(self._meanings):
+            reader = packed
         time_get = None if time is None else getter(root, time)
         listed = [get for get in (*gets, time_get) if get is not None and not isinstance(get, str)]
-        return TypedRows(
-            self._wire, kind, column.column, None if time_get is None else one_get(time_get), _whole(listed)
-        )
+        return TypedRows(self._wire, kind, reader, None if time_get is None else one_get(time_get), _whole(listed))
 
 
 class _Column:
@@ -195,44 +204,51 @@ class _Column:
         wanted: Sequence[Meaning],
         gets: Sequence[str | Callable[[Any], Any] | None],
         constants: Mapping[int, int | float],
+        packed: Packed[Any] | None,
         exact: Exact,
     ) -> None:
+        """``packed``: of the features that are plain numbers; None: there are none."""
         read = [
             (at, meaning, get) for at, (meaning, get) in enumerate(zip(wanted, gets, strict=True)) if get is not None
         ]
-        numbers = [
-            (at, meaning, get) for at, meaning, get in read if meaning.table is None and meaning.kind != "present"
-        ]
-        self._numbers = [at for at, _, _ in numbers]
-        self._packed: Packed[Any] | None = None
-        if numbers:
-            missing = [meaning.missing for _, meaning, _ in numbers]
-            self._packed = Packed(each_get(get for _, _, get in numbers), exact, missing)
+        self._packed, self._numbers = packed, [at for at, meaning, _ in read if _is_number(meaning)]
         self._tables = [(at, one_get(get), m.table, m.other) for at, m, get in read if m.table is not None]
         self._present = [(at, one_get(get)) for at, meaning, get in read if meaning.kind == "present"]
         self._wire, self._constants, self._features, self._dtype = wire, constants, len(wanted), exact.dtype
-        self.column = self._packed.column if self._packed and len(numbers) == len(wanted) else self._mixed
 
-    def _mixed(self, rows: Sequence[Any]) -> tuple[Numbers, list[int]]:
-        x = np.zeros((len(rows), self._features), self._dtype)
+    def piece(self, rows: Sequence[Any]) -> tuple[int, bytes, list[list[int | float | None]], list[list[bool]]]:
+        return (
+            len(rows),
+            b"" if self._packed is None else self._packed.piece(rows),
+            [[table.get(get(row), other) for row in rows] for _, get, table, other in self._tables],
+            [[not self._null(get(row)) for row in rows] for _, get in self._present],
+        )
+
+    def column(self, pieces: Sequence[Any]) -> tuple[Numbers, list[int]]:
+        count = sum(rows for rows, *_ in pieces)
+        x = np.zeros((count, self._features), self._dtype)
         unsure: set[int] = set()
         if self._packed is not None:
-            x[:, self._numbers], bad = self._packed.column(rows)
+            x[:, self._numbers], bad = self._packed.column([numbers for _, numbers, *_ in pieces])
             unsure.update(bad)
-        for at, get, table, other in self._tables:
-            found = [table.get(get(row), other) for row in rows]
+        for place, (at, *_) in enumerate(self._tables):
+            found = [number for _, _, tables, _ in pieces for number in tables[place]]
             if None in found:
                 unsure.update(row for row, number in enumerate(found) if number is None)
                 found = [number or 0 for number in found]
             x[:, at] = found
-        for at, get in self._present:
-            x[:, at] = [not self._null(get(row)) for row in rows]
+        for place, (at, _) in enumerate(self._present):
+            x[:, at] = [there for *_, present in pieces for there in present[place]]
         for at, number in self._constants.items():
             x[:, at] = number
         return x, sorted(unsure)
 
     def _null(self, cell: Any) -> bool:
         return cell is None or (isinstance(cell, msgspec.Raw) and self._wire.is_null(cell))
+
+
+def _is_number(meaning: Meaning) -> bool:
+    return meaning.table is None and meaning.kind != "present"
 
 
 def _kind(users: Sequence[Meaning], is_time: bool, exact: Exact, unit: TimeUnit) -> tuple[Any, bool]:

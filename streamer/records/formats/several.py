@@ -75,8 +75,7 @@ class Steps:
         if self._features == 1:
             step = step | items[0]
         kind = msgspec.defstruct("Value", [("x", list[step]), ("ts", time_type(unit), None)], gc=False)
-        self._packed: Packed[Any] = Packed(lambda step: step, exact, self._missing)
-        self._typed: TypedRows[Any] = TypedRows(wire, kind, self._column, attrgetter("ts"))
+        self._typed: TypedRows[Any] = TypedRows(wire, kind, _Steps(exact, self._missing, most), attrgetter("ts"))
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
@@ -112,13 +111,24 @@ class Steps:
                 numbers.append(self._exact.number(cell, name))
         return numbers
 
-    def _column(self, rows: Sequence[Any]) -> tuple[Numbers, list[int]]:
-        counts = np.fromiter((len(row.x) for row in rows), np.int64, len(rows))
-        unsure = set(np.flatnonzero((counts < 1) | (counts > self._most)).tolist())
+
+class _Steps:
+    """Typed objects as a column of arrays [T, F]."""
+
+    def __init__(self, exact: Exact, missing: Sequence[int | float | None], most: int) -> None:
+        self._packed: Packed[Any] = Packed(lambda step: step, exact, missing)
+        self._alone, self._most = len(missing) == 1, most
+
+    def piece(self, rows: Sequence[Any]) -> tuple[list[int], bytes]:
         steps: list[Any] = list(chain.from_iterable([row.x for row in rows]))
-        if self._features == 1:
+        if self._alone:
             steps = [step if type(step) is tuple else (step,) for step in steps]
-        table, bad = self._packed.column(steps) if steps else (np.empty((0, self._features), self._exact.dtype), [])
+        return [len(row.x) for row in rows], self._packed.piece(steps)
+
+    def column(self, pieces: Sequence[tuple[list[int], bytes]]) -> tuple[Numbers, list[int]]:
+        counts = np.fromiter(chain.from_iterable([each for each, _ in pieces]), np.int64)
+        unsure = set(np.flatnonzero((counts < 1) | (counts > self._most)).tolist())
+        table, bad = self._packed.column([packed for _, packed in pieces])
         ends = np.cumsum(counts)
         unsure.update(np.searchsorted(ends, bad, "right").tolist())
         return _cut(table, ends), sorted(unsure)
