@@ -84,17 +84,27 @@ class StepLane(Lane):
         else:
             np.maximum.at(arena.newest_ms, slots[events], times_ms[events])
 
-    def call(self, x: X, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]) -> None:
-        """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F]. A call that fails changed nothing, and
-        is halved until the row is found that the model does not take: that one is in ``refused``, the others have run."""
+    def call(
+        self,
+        x: X,
+        times_ms: I64,
+        batch: Batch,
+        outputs: Sequence[F32],
+        refused: dict[int, str],
+        calls: list[ModelCall],
+    ) -> None:
+        """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F] and ``times_ms`` [N]. A call that fails
+        changed nothing, and is halved until the row is found that the model does not take: that one is in ``refused``, the
+        others have run."""
         rows = batch.rows
         single = rows.shape[1] == 1
         taken = x[rows[:, 0]][:, None, :] if single else x[np.maximum(rows, 0)] * (rows >= 0)[:, :, None]
+        times = None if self.carried.past is None else times_ms[np.maximum(rows, 0)]
         try:
-            results, states = self.carried.run(taken, batch.lengths, self.arena.take(batch.slots))
+            results, states = self.carried.run(taken, batch.lengths, self.arena.take(batch.slots), times)
             _check_finite(results, batch, states)
         except ModelRunError as error:
-            self._halve(x, batch, outputs, refused, calls, error)
+            self._halve(x, times_ms, batch, outputs, refused, calls, error)
             return
         self.arena.put(batch.slots, states)
         if single:
@@ -109,6 +119,7 @@ class StepLane(Lane):
     def _halve(
         self,
         x: X,
+        times_ms: I64,
         batch: Batch,
         outputs: Sequence[F32],
         refused: dict[int, str],
@@ -121,11 +132,11 @@ class StepLane(Lane):
             for part in (slice(0, half), slice(half, count)):
                 longest = int(batch.lengths[part].max())
                 piece = Batch(batch.slots[part], batch.rows[part, :longest], batch.lengths[part])
-                self.call(x, piece, outputs, refused, calls)
+                self.call(x, times_ms, piece, outputs, refused, calls)
         elif steps > 1:
             for step in range(int(batch.lengths[0])):
                 piece = Batch(batch.slots, batch.rows[:, step : step + 1], np.ones(1, np.int32))
-                self.call(x, piece, outputs, refused, calls)
+                self.call(x, times_ms, piece, outputs, refused, calls)
         else:
             refused[int(batch.rows[0, 0])] = str(error)
 
@@ -141,7 +152,7 @@ def _running_max(groups: I64, values: I64) -> I64:
     return found
 
 
-def _check_finite(results: Sequence[F32], batch: Batch, states: Sequence[F32]) -> None:
+def _check_finite(results: Sequence[F32], batch: Batch, states: Sequence[X]) -> None:
     """A sum is finite when all its terms are, so the common case costs one pass and no array of flags."""
     for result in results:
         if not isfinite(float(result.sum())):

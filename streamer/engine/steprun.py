@@ -45,7 +45,7 @@ class StepRun:
         outputs, refused = lane.outputs(len(work.offsets)), dict[int, str]()
         for item in self._plan(due):
             if isinstance(item, Batch):
-                lane.call(work.x, item, outputs, refused, calls)
+                lane.call(work.x, work.times_ms, item, outputs, refused, calls)
                 yield
             elif isinstance(item, Restart):
                 lane.arena.reset(work.slots[item.rows])

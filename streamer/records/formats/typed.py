@@ -43,8 +43,10 @@ class Packed(Generic[Typed]):
     def __init__(
         self, get: Callable[[Typed], tuple[Any, ...]], exact: Exact, missing: Sequence[int | float | None]
     ) -> None:
-        """``missing``: what stands for a null, of each number."""
-        self._get, self._exact, self._missing = get, exact, missing
+        """``missing``: what stands for a null, of each number; NaN: the column has it there, too."""
+        self._get, self._exact = get, exact
+        self._missing = [0 if each is not None and each != each else each for each in missing]  # noqa: PLR0124 (NaN)
+        self._open = [at for at, each in enumerate(missing) if each is not None and each != each]  # noqa: PLR0124
         self._some_may_be_missing = any(each is not None for each in missing)
         self._pack = struct.Struct(f"{len(missing)}{'q' if exact.integral else 'd'}").pack
         self._type: Any = np.int64 if exact.integral else np.float64
@@ -53,8 +55,11 @@ class Packed(Generic[Typed]):
         """[N, numbers], and the rows that the definition has to decide."""
         get, pack = self._get, self._pack
         numbers = [get(row) for row in rows]
+        gaps: list[tuple[int, int]] = []
         if self._some_may_be_missing:
             missing = self._missing
+            if self._open:
+                gaps = [(n, at) for n, row in enumerate(numbers) if None in row for at in self._open if row[at] is None]
             numbers = [
                 tuple([other if each is None else each for each, other in zip(row, missing, strict=True)])
                 if None in row
@@ -62,7 +67,11 @@ class Packed(Generic[Typed]):
                 for row in numbers
             ]
         packed = np.frombuffer(b"".join([pack(*row) for row in numbers]), self._type)
-        return self._exact.column(packed.reshape(len(numbers), len(self._missing)), floats_may_be_integers=True)
+        x, bad = self._exact.column(packed.reshape(len(numbers), len(self._missing)), floats_may_be_integers=True)
+        if gaps:
+            x = x if x.flags.writeable else x.copy()
+            x[tuple(np.array(gaps).T)] = np.nan
+        return x, bad
 
 
 class TypedRows(Generic[Typed]):
