@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from streamer.core import I32, I64, U8, X
+from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 
 NO_EVENT_MS = -(2**62)
@@ -49,7 +50,8 @@ class Past:
     """The features of one model that the past makes, and the row of W bytes that is kept per stream for them."""
 
     def __init__(self, features: Sequence[Feature], dtype: str) -> None:
-        """``features``: as records have them (``records.meaning.as_read``). ``dtype``: of x."""
+        """``features``: as records have them (``records.meaning.as_read``). ``dtype``: of x. ConfigurationError: it holds no
+        such numbers."""
         self._gaps = [(at, each.fallback) for at, each in enumerate(features) if each.kind == "since_last"]
         fields: dict[tuple[object, ...], _Field] = {}
         for at, each in enumerate(features):
@@ -57,6 +59,11 @@ class Past:
                 key = (each.field, each.kind, each.vocabulary, each.unknown, each.missing, each.fallback)
                 fields.setdefault(key, _Field(each)).columns.append((at, each.lag))
         self._fields = list(fields.values())
+        if np.dtype(dtype).kind == "i" and (self._gaps or any(each.fills for each in self._fields)):
+            raise ConfigurationError(
+                f"features that are seconds since the last event, or that may be missing, cannot be {dtype}: declare the "
+                "input as float32 or float64, and cast in the graph"
+            )
         parts: list[Any] = [(_NEWEST, "<i8")] if self._gaps else []
         parts += [(f"f{at}", np.dtype(dtype).newbyteorder("<"), (each.depth,)) for at, each in enumerate(self._fields)]
         self._layout = np.dtype(parts)
