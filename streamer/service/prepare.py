@@ -101,13 +101,13 @@ def pasts(settings: Settings, models: Models) -> dict[str, Past]:
     section, found = settings.input, {}
     for name, model, _ in models:
         declared = model.contract.input.dtype
-        features = as_found(section.format, model.contract.feature_tables, Exact(declared), _fields(settings))
+        features = as_found(section.format, model.contract.feature_tables, Exact(declared), fields_of(settings))
         if (past := Past.of(features, declared)) is not None:
             found[name] = past
     return found
 
 
-def _fields(settings: Settings) -> Fields:
+def fields_of(settings: Settings) -> Fields:
     return Fields(settings.input.places, settings.input.time_place, settings.input.missing_rules)
 
 
@@ -142,7 +142,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
         key=section.key,
-        fields=_fields(settings),
+        fields=fields_of(settings),
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
 

@@ -47,6 +47,21 @@ class FieldConstant:
 Place = FieldPath | FieldHeader | FieldConstant
 
 
+def told(place: Place) -> str:
+    """As a person writes it in the settings."""
+    if isinstance(place, FieldHeader):
+        return f"header:{place.name}"
+    if isinstance(place, FieldConstant):
+        return f"constant {place.value}"
+    text = ""
+    for step in place.steps:
+        plain = isinstance(step, int) or _STEP.fullmatch(step) is None
+        text += (
+            (f"[{step}]" if isinstance(step, int) else f'["{step}"]') if plain else f".{step}" if text else str(step)
+        )
+    return text
+
+
 def parse_field(written: object) -> tuple[Place | None, Missing | None]:
     """A place as text or a table (see above), and what stands for a missing value. ValueError: it is none of them."""
     if not isinstance(written, Mapping) or "constant" in written:

@@ -14,13 +14,13 @@ from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
-from streamer.records.formats.named import Fields, named
+from streamer.records.formats.named import TIME, Fields, named, places_of
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
 from streamer.records.meaning import as_listed, as_read, meanings
 from streamer.words import TimeUnit
 
-__all__ = ["NAMED", "Columns", "Fields", "Format", "as_found", "format_of"]
+__all__ = ["NAMED", "TIME", "Columns", "Fields", "Format", "as_found", "format_of", "places_of"]
 
 
 NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}

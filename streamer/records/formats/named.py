@@ -69,9 +69,14 @@ def named(
     features = as_read(features, fields.places, fields.missing)
     refuse_past(features, exact, name)
     complete = [each for each, rule in fields.missing.items() if rule == "reject"]
+    wanted = meanings(features, exact, missing, complete)
+    return Named(wire, wanted, places_of(features, fields), fields.time or TIME, exact, unit)
+
+
+def places_of(features: Sequence[Feature], fields: Fields) -> list[Place]:
+    """Where each of ``features``, as read, is found."""
     by_name = {feature.name: feature for feature in features if feature.kind != "present"}
-    places = [_place(feature, by_name, fields.places) for feature in features]
-    return Named(wire, meanings(features, exact, missing, complete), places, fields.time or TIME, exact, unit)
+    return [_place(feature, by_name, fields.places) for feature in features]
 
 
 def _place(feature: Feature, by_name: Mapping[str, Feature], given: Mapping[str, Place]) -> Place:
