@@ -7,7 +7,7 @@ from math import isfinite
 
 import numpy as np
 
-from streamer.core import F32, I64, Batch, Flags, ModelCall, X
+from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, X
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
@@ -51,10 +51,10 @@ class StepLane(Lane):
         """Room for the outputs of ``rows`` events, each [rows, O]."""
         return [np.empty((rows, size), np.float32) for size in self.model.contract.output_sizes]
 
-    def begins_anew(self, slots: I64, times_ms: I64, events: Flags | None) -> Flags | None:
+    def begins_anew(self, slots: I64, times_ms: I64, ops: U8 | None) -> Flags | None:
         """[N] rows whose event is later than the newest of its stream before it by more than the TTL; None: no row is.
 
-        ``events``: rows that carry an event, None: all do."""
+        ``ops``: of the rows, None: all are events. An end forgets the newest event, also where the stream goes on."""
         ttl, newest = self._idle_ttl_ms, self.arena.newest_ms[slots]
         if not ttl or not len(slots):
             return None
@@ -63,26 +63,39 @@ class StepLane(Lane):
         if int(times_ms.max()) - earliest <= ttl:
             return None
         order = np.argsort(slots, kind="stable")
-        times = times_ms if events is None else np.where(events, times_ms, NO_EVENT_MS)
-        before = newest[order]
-        before[1:] = np.where(
-            slots[order][1:] == slots[order][:-1],
-            np.maximum(before[1:], _running_max(slots[order], times[order])[:-1]),
-            before[1:],
-        )
+        grouped = slots[order]
+        times, before = times_ms[order], newest[order]
+        apart = grouped[1:] != grouped[:-1]
+        if ops is not None:
+            told = ops[order]
+            times = np.where(told == Op.EVENT, times, NO_EVENT_MS)
+            ends = np.cumsum(told == Op.END) - (told == Op.END)  # before each row
+            first = np.concatenate(([0], np.flatnonzero(apart) + 1))
+            before[ends > np.repeat(ends[first], np.diff(first, append=len(ends)))] = NO_EVENT_MS
+            apart |= ends[1:] != ends[:-1]
+        groups = np.concatenate(([0], np.cumsum(apart)))
+        before[1:] = np.where(apart, before[1:], np.maximum(before[1:], _running_max(groups, times)[:-1]))
         anew = np.zeros(len(slots), bool)
-        anew[order] = (before != NO_EVENT_MS) & (times[order] != NO_EVENT_MS) & (times[order] - before > ttl)
+        anew[order] = (before != NO_EVENT_MS) & (times != NO_EVENT_MS) & (times - before > ttl)
         return anew if anew.any() else None
 
-    def reflect(self, slots: I64, offsets: I64, times_ms: I64, events: Flags | None) -> None:
-        """The states of ``slots`` now reflect these rows, in log order. A command has no event time."""
+    def reflect(self, slots: I64, offsets: I64, times_ms: I64, ops: U8 | None) -> None:
+        """The states of ``slots`` now reflect these rows, in log order. A command has no event time; after an end there is
+        no newest event, until the next one."""
         arena = self.arena
         arena.through[slots] = offsets
         arena.changed[slots] = True
-        if events is None:
+        if ops is None:
             np.maximum.at(arena.newest_ms, slots, times_ms)
-        else:
-            np.maximum.at(arena.newest_ms, slots[events], times_ms[events])
+            return
+        events, ends = ops == Op.EVENT, np.flatnonzero(ops == Op.END)
+        if len(ends):
+            streams, stream = np.unique(slots, return_inverse=True)
+            last = np.full(len(streams), -1)
+            np.maximum.at(last, stream[ends], ends)
+            events &= np.arange(len(slots)) > last[stream]
+            arena.newest_ms[slots[ends]] = NO_EVENT_MS
+        np.maximum.at(arena.newest_ms, slots[events], times_ms[events])
 
     def call(
         self,

@@ -84,6 +84,8 @@ def expected(log: Log, evictions: list[tuple[int, str]], ttl_ms: int) -> dict[in
     for offset, (stream, what, _) in enumerate(log):
         if isinstance(what, Op):
             alone.pop(stream, None)
+            if what is Op.END:
+                newest.pop(stream, None)
         else:
             if ttl_ms and what[2] - newest.get(stream, what[2]) > ttl_ms:
                 alone.pop(stream, None)
