@@ -62,6 +62,14 @@ def told(place: Place) -> str:
     return text
 
 
+def written_as(place: FieldPath | FieldHeader) -> tuple[str, ...]:
+    """Names that a table may have for the column of a place: as in the settings, and with plain dots between all names."""
+    if isinstance(place, FieldHeader):
+        return (told(place),)
+    dotted = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place.steps).removeprefix(".")
+    return tuple(dict.fromkeys((told(place), dotted)))
+
+
 def parse_field(written: object) -> tuple[Place | None, Missing | None]:
     """A place as text or a table (see above), and what stands for a missing value. ValueError: it is none of them."""
     if not isinstance(written, Mapping) or "constant" in written:
