@@ -93,7 +93,7 @@ class Past:
         after = np.empty(rows, self._layout)
         if self._gaps:
             newest = np.maximum.accumulate(np.concatenate([before[_NEWEST][:, None], times_ms], axis=1), axis=1)
-            after[_NEWEST] = newest[np.arange(rows), lengths]
+            after[_NEWEST] = newest[:, 1] if steps == 1 else newest[np.arange(rows), lengths]
             previous = newest[:, :-1]
             seconds = np.maximum(times_ms - previous, 0) / 1000.0
             for at, fallback in self._gaps:
@@ -105,7 +105,10 @@ class Past:
             depth = field.depth
             for at, lag in field.columns:
                 x[:, :, at] = values[:, depth - lag : depth - lag + steps]
-            after[f"f{number}"] = np.take_along_axis(values, lengths[:, None] + np.arange(depth), axis=1)
+            kept_now = (
+                values[:, 1:] if steps == 1 else np.take_along_axis(values, lengths[:, None] + np.arange(depth), 1)
+            )
+            after[f"f{number}"] = kept_now
         if steps > 1:
             x[np.arange(steps) >= lengths[:, None]] = 0
         return x, after.view(np.uint8).reshape(rows, self.width)

@@ -172,13 +172,20 @@ class _Check:
             self._report.models[name] = {
                 "sha256": model.sha256,
                 "mode": "window" if section.window is not None else model.contract.mode,
-                "state_bytes": state_bytes(self._settings, models[-1:]),
+                "state_bytes": self._bytes(models[-1:]),
                 "findings": {finding.name: finding.detail for finding in model.findings if not finding.passed},
             }
             self._report.warnings += [
                 f"model {name}: {finding.name}: {finding.detail}" for finding in model.findings if not finding.passed
             ]
         return models
+
+    def _bytes(self, models: Models) -> int:
+        """Of state per stream; what settings and contract do not agree about is told when they are fitted together."""
+        try:
+            return state_bytes(self._settings, models)
+        except ConfigurationError:
+            return max(model.state_bytes_per_stream for _, model, _ in models)
 
     def _fitting(self, models: Models) -> Codec | None:
         """The codec, when models, windows and format can be served together."""

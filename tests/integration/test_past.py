@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from onnx_models import lstm, lstm_fields, save
 from processes import flags
 from processes import running as process
 from serving import Row, make_settings, produce, read_all
 from tables import WORDS, category
 
+from streamer.errors import ConfigurationError
 from streamer.library import Runner
 from streamer.service.check import Report, examine
+from streamer.service.prepare import load_models, prepare
 
 BEGIN_MS = 1_760_000_000_000
 TABLES: list[Any] = [
@@ -130,3 +133,37 @@ async def test_the_mapping_is_told_and_tried(kafka, topic_name, create_topics, t
     assert {reason: found["count"] for reason, found in report.sample["rejected"].items()} == {
         "missing_feature": 1, "undecodable": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "says"),
+    [
+        ({"fields": {"mode": {"missing": 3.0}}}, {}, "input.fields.mode: missing = 3.0: the feature is a category"),
+        (
+            {},
+            {"feedback": {"output": "y", "mode": "value"}},
+            "generates (feedback), and has features that are made from",
+        ),
+    ],
+)
+async def test_check_and_run_refuse_alike(
+    kafka, topic_name, create_topics, tmp_path: Path, section: dict[str, Any], changes: dict[str, Any], says: str
+) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    fields = lstm_fields(len(TABLES), len(TABLES), **changes)
+    fields["input"] = {**fields["input"], "features": TABLES}
+    path = save(lstm(len(TABLES), len(TABLES)), tmp_path / "m.onnx", fields)
+    settings = make_settings(
+        kafka,
+        topic,
+        topic_name("group"),
+        input={"format": "json-named", **section},
+        model={"chain": {"path": str(path)}},
+    )
+    report = Report()
+    await examine(settings, report, sample=0)
+    with pytest.raises(ConfigurationError) as refused:
+        await prepare(settings, load_models(settings))
+    assert str(report.problems[0]) == str(refused.value)
+    assert says in str(refused.value)
