@@ -20,6 +20,7 @@ from streamer.core import F32, I64, ClosedWindow, EventBatch, LogFacts, RecordBa
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.settings import BatchSection, DeliverySection, StateSection
 from streamer.windows import WindowRule
 from streamer.words import Delivery
@@ -65,14 +66,23 @@ class Runner:
         window: WindowRule | None = None,
         state: StateSection | None = None,
         batch: BatchSection | None = None,
+        past: bool = False,
     ) -> None:
-        """``window``: how streams are cut, for a model over windows. ConfigurationError: the model needs one."""
+        """``window``: how streams are cut, for a model over windows. ConfigurationError: the model needs one.
+
+        ``past``: what depends on a stream's past is made here, as in the service from records with names: where the
+        contract has a lag, x holds the value of this event; where it has ``since_last``, any number; where it has
+        ``missing = "last"``, NaN is a missing value. Without it x holds the numbers that the graph gets."""
         self._model = model
+        contract = model.contract
+        made = Past.of(contract.feature_tables, contract.input.dtype) if past else None
+        self._may_be_missing = np.array([past and each.missing == "last" for each in contract.feature_tables])
         self._processor = Processor(
             [(model.contract.name, model, window)],
             state=state,
             batch=batch,
             delivery=DeliverySection(mode=Delivery.EPHEMERAL),
+            pasts={} if made is None else {contract.name: made},
         )
         restore = Restore(self._processor, 0, Names("", ""))
         self._partition = restore.finish(Found(LogFacts("", 0, _END, _END), None, 0))
@@ -112,7 +122,8 @@ class Runner:
             if given.shape != (len(keys), features):
                 raise ValueError(f"x has shape {list(given.shape)}: {len(keys)} keys need [{len(keys)}, {features}]")
         values = given.astype(dtype)
-        if not np.isfinite(values).all() or not (dtype.startswith("float") or np.array_equal(values, given)):
+        usable = np.isfinite(values) | (np.isnan(values) & self._may_be_missing)
+        if not usable.all() or not (dtype.startswith("float") or np.array_equal(values, given)):
             raise ValueError(f"x must be finite, and every number one of {dtype}")
         if times_ms is None:
             times = np.arange(self._clock_ms, self._clock_ms + len(keys), dtype=np.int64)

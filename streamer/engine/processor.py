@@ -51,6 +51,7 @@ from streamer.errors import ConfigurationError
 from streamer.generate.rollouts import Generators
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.keys import Keys
 from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
@@ -77,20 +78,27 @@ class Processor:
         late: str = "drop",
         identity: Identity | None = None,
         keys: Keys | None = None,
+        pasts: Mapping[str, Past] | None = None,
     ) -> None:
         """``models``: at most one in window mode, all of one width and dtype. ``late``: as ``input.late``.
-        ``keys``: what the keys of the input are (``Codec.keys``)."""
+        ``keys``: what the keys of the input are (``Codec.keys``). ``pasts``: by model, of features that records do not have.
+        """
         check_models(models)
         self.batch, state = batch or BatchSection(), state or StateSection()
         self.delivery = delivery or DeliverySection()
         contract = models[0][1].contract
         self.no_events: X = np.empty((0, contract.features), contract.input.dtype)
-        carried = {name: Carried(model) for name, model, rule in models if rule is None}
+        pasts = pasts or {}
+        carried = {name: Carried(model, pasts.get(name)) for name, model, rule in models if rule is None}
         per_stream = sum(each.bytes_per_stream for each in carried.values()) + STREAM_OVERHEAD_BYTES
         self.max_streams = max(state.max_bytes // per_stream, 1)
         capacity = self.max_streams + self.batch.max_poll_records + RESTORE_STREAMS if carried else 1
         stepping = [StepLane(name, each, capacity, idle_ttl_ms=state.idle_ttl_ms) for name, each in carried.items()]
-        windowing = [WindowLane(name, model, rule, keys or Keys()) for name, model, rule in models if rule is not None]
+        windowing = [
+            WindowLane(name, model, rule, keys or Keys(), pasts.get(name))
+            for name, model, rule in models
+            if rule is not None
+        ]
         self.lanes = Lanes(
             stepping=stepping,
             windowing=windowing[0] if windowing else None,

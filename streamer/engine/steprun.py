@@ -45,10 +45,11 @@ class StepRun:
         lane, work = self._lane, self._work
         due = self._due()
         outputs, refused = lane.outputs(len(work.x)), dict[int, str]()
+        times_ms = work.times_ms if work.steps is None else np.repeat(work.times_ms, work.steps)
         for item in self._plan(due):
             if isinstance(item, Batch):
                 for batch in (item,) if self._frames is None else self._frames.calls(item):
-                    lane.call(work.x, batch, outputs, refused, calls)
+                    lane.call(work.x, times_ms, batch, outputs, refused, calls)
                     yield
             elif isinstance(item, Restart):
                 lane.arena.reset(work.slots[item.rows])
@@ -73,7 +74,7 @@ class StepRun:
             decided = decided[rows] if decided.any() else None
         ops = work.ops if rows is None or work.ops is None else work.ops[rows]
         slots, times = (work.slots, work.times_ms) if rows is None else (work.slots[rows], work.times_ms[rows])
-        anew = lane.begins_anew(slots, times, None if ops is None else ops == Op.EVENT)
+        anew = lane.begins_anew(slots, times, ops)
         return _Due(rows, ops, anew, decided)
 
     def _plan(self, due: _Due) -> Iterator[Batch | Restart | I64]:
@@ -134,12 +135,11 @@ class StepRun:
     def _settle(self, due: _Due, outputs: Sequence[F32], refused: dict[int, str]) -> None:
         """Outputs of one model become answers of the open epoch; states become known up to their last row."""
         lane, work, number = self._lane, self._work, self._number
-        events = None if due.ops is None else due.ops == Op.EVENT
         if due.rows is None:
-            lane.reflect(work.slots, work.offsets, work.times_ms, events)
+            lane.reflect(work.slots, work.offsets, work.times_ms, due.ops)
         else:
             at = due.rows
-            lane.reflect(work.slots[at], work.offsets[at], work.times_ms[at], events)
+            lane.reflect(work.slots[at], work.offsets[at], work.times_ms[at], due.ops)
         answered: Flags | None = None
         if refused or work.ops is not None or due.rows is not None:
             answered = np.ones(len(work.offsets), bool) if work.ops is None else work.ops == Op.EVENT

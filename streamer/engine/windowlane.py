@@ -12,6 +12,7 @@ from streamer.engine.scheduler import plan_windows
 from streamer.engine.windowing import Closing, OpenWindows
 from streamer.errors import ModelRunError
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.records.keys import Keys
 from streamer.windows import EachRecord, WindowRule, Windows
 from streamer.words import Reason
@@ -25,9 +26,11 @@ Settled = tuple[WindowAnswers, list[Reject], list[tuple[str, F32]]]
 class WindowLane(Lane):
     """Zero state, nothing is kept beyond a window."""
 
-    def __init__(self, name: str, model: Model, rule: WindowRule, keys: Keys) -> None:
-        """``keys``: what the keys of the input are; dead letters have the same."""
+    def __init__(self, name: str, model: Model, rule: WindowRule, keys: Keys, past: Past | None = None) -> None:
+        """``keys``: what the keys of the input are; dead letters have the same. ``past``: of features that records do not
+        have; it begins with the first event of each window."""
         super().__init__(name, model)
+        self._past = past
         self.rule, self.keys = rule, keys
 
     def opened(
@@ -70,7 +73,7 @@ class WindowLane(Lane):
         lengths = np.array([len(window.x) for window in windows], np.int32)
         x = np.zeros((len(windows), int(lengths.max()), self.model.contract.features), windows[0].x.dtype)
         for row, window in zip(x, windows, strict=True):
-            row[: len(window.x)] = window.x
+            row[: len(window.x)] = window.x if self._past is None else self._past.whole(window.x, window.times_ms)
         try:
             results, _ = self.model.run(x, lengths, self.model.initial_states(len(windows)))
             parts = [

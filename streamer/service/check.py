@@ -23,6 +23,7 @@ from streamer.kafka.tails import chosen, newest_values, read_span
 from streamer.kafka.topics import InputTopic, Topics
 from streamer.records.changelog import Progress, decode_progress, progress_key
 from streamer.records.decode import Codec
+from streamer.service import mapping
 from streamer.service.clock import SystemClock
 from streamer.service.prepare import (
     Models,
@@ -62,6 +63,8 @@ class Report:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     topics: dict[str, dict[str, Any]] = field(default_factory=dict)
     group: dict[str, Any] = field(default_factory=dict)
+    features: list[mapping.Mapped] = field(default_factory=list)
+    time: str = ""
     sample: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     problems: list[StreamerError] = field(default_factory=list)
@@ -86,6 +89,7 @@ class Report:
             "models": self.models,
             "topics": self.topics,
             "group": self.group,
+            "features": [each.as_dict() for each in self.features],
             "sample": self.sample,
             "warnings": self.warnings,
             "problems": [{"exit_code": each.exit_code, "error": str(each)} for each in self.problems],
@@ -100,6 +104,7 @@ class Report:
             yield f"{what} {topic['name']}: {_counted(topic['partitions'], 'partition')}{there}"
         if self.group:
             yield f"kafka.group {self.group['name']}: {self.group['says']}"
+        yield from mapping.lines(self.time, self.features)
         if self.sample:
             yield from self._sample_lines()
         yield from (f"warning: {each}" for each in self.warnings)
@@ -168,13 +173,20 @@ class _Check:
             self._report.models[name] = {
                 "sha256": model.sha256,
                 "mode": "window" if section.window is not None else model.contract.mode,
-                "state_bytes": state_bytes(models[-1:]),
+                "state_bytes": self._bytes(models[-1:]),
                 "findings": {finding.name: finding.detail for finding in model.findings if not finding.passed},
             }
             self._report.warnings += [
                 f"model {name}: {finding.name}: {finding.detail}" for finding in model.findings if not finding.passed
             ]
         return models
+
+    def _bytes(self, models: Models) -> int:
+        """Of state per stream; what settings and contract do not agree about is told when they are fitted together."""
+        try:
+            return state_bytes(self._settings, models)
+        except ConfigurationError:
+            return max(model.state_bytes_per_stream for _, model, _ in models)
 
     def _fitting(self, models: Models) -> Codec | None:
         """The codec, when models, windows and format can be served together."""
@@ -184,6 +196,8 @@ class _Check:
         except ConfigurationError as error:
             self._report.problems.append(error)
             return None
+        self._report.features = mapping.mapping(self._settings, models)
+        self._report.time = mapping.time(self._settings)
         return codec
 
     # topics
@@ -197,7 +211,7 @@ class _Check:
         try:
             work = topics.prepare(
                 settings.input.topic,
-                topic_needs(settings, state_bytes(models)),
+                topic_needs(settings, state_bytes(settings, models)),
                 create=settings.topics.create,
                 dry=True,
                 now_ms=SystemClock().now_ms,
@@ -324,6 +338,8 @@ class _Check:
     def _score(self, parts: Parts, codec: Codec, batches: Sequence[RecordBatch]) -> None:
         """Every stream from its initial state, and nothing is kept."""
         decoded = [codec.decode(batch) for batch in batches]
+        if self._report.features:
+            mapping.try_on(self._settings, parts.models, batches, self._report.features)
         streams = {key for batch in decoded for key in batch.keys}
         ephemeral = self._settings.delivery.model_copy(update={"mode": Delivery.EPHEMERAL})
         settings = self._settings.model_copy(update={"delivery": ephemeral})

@@ -17,9 +17,11 @@ from streamer.kafka.topics import InputTopic, Topics
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.machine import machine
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.decode import MAX_KEY_BYTES, Codec
-from streamer.records.formats import NAMED, Fields
+from streamer.records.exact import Exact
+from streamer.records.formats import NAMED, Fields, as_found
 from streamer.records.meaning import refuse_different
 from streamer.service.clock import Clock, SystemClock
 from streamer.settings import Settings
@@ -66,7 +68,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
     async with Topics(link) as topics:
         found = await topics.prepare(
             settings.input.topic,
-            topic_needs(settings, state_bytes(models)),
+            topic_needs(settings, state_bytes(settings, models)),
             create=settings.topics.create,
             plain_broker=mock,
             now_ms=clock.now_ms,
@@ -82,14 +84,31 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
 def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
     """What was found out about topics and clocks, as sentences."""
     windows = {name: rule.longest_ms for name, _, rule in models if rule is not None and rule.longest_ms}
-    judgement = judge(settings, found.configs, windows, state_bytes(models), found.replicas)
+    judgement = judge(settings, found.configs, windows, state_bytes(settings, models), found.replicas)
     clock = clocks.told(found.clock_ahead_ms)
     return Judgement(judgement.errors, (*judgement.warnings, *([clock] if clock else [])))
 
 
-def state_bytes(models: Models) -> int:
+def state_bytes(settings: Settings, models: Models) -> int:
     """Kept per stream and record of the changelog, of the model that keeps most."""
-    return max((Carried(model).bytes_per_stream for _, model, rule in models if rule is None), default=0)
+    known = pasts(settings, models)
+    sizes = (Carried(model, known.get(name)).bytes_per_stream for name, model, rule in models if rule is None)
+    return max(sizes, default=0)
+
+
+def pasts(settings: Settings, models: Models) -> dict[str, Past]:
+    """By model the features that the stream's past makes, where there are any."""
+    section, found = settings.input, {}
+    for name, model, _ in models:
+        declared = model.contract.input.dtype
+        features = as_found(section.format, model.contract.feature_tables, Exact(declared), fields_of(settings))
+        if (past := Past.of(features, declared)) is not None:
+            found[name] = past
+    return found
+
+
+def fields_of(settings: Settings) -> Fields:
+    return Fields(settings.input.places, settings.input.time_place, settings.input.missing_rules)
 
 
 def fingerprint(settings: Settings, models: Models) -> str:
@@ -126,7 +145,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
         key=section.key,
-        fields=Fields(section.places, section.time_place),
+        fields=fields_of(settings),
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
 
@@ -142,4 +161,5 @@ def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str
         late=settings.input.late,
         identity=Identity(settings.kafka.group, topic_id, fingerprint(settings, models), machine()),
         keys=codec.keys,
+        pasts=pasts(settings, models),
     )

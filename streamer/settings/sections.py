@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from streamer.settings.fields import Place, parse_place
+from streamer.settings.fields import Missing, Place, parse_field, parse_place
 from streamer.settings.times import check_moment, parse_moment
 from streamer.settings.window import WindowSection
 from streamer.words import Delivery, ModelChanged
@@ -134,8 +134,9 @@ class InputSection(Section):
     )
     fields: dict[str, str | dict[str, float | int | bool | str]] = Field(
         default={},
-        description="json-named, msgpack: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, or "
-        "`{constant = 3.5}`; default: the field of its name. The key stays the record's key",
+        description="json-named, msgpack: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, "
+        '`{constant = 3.5}`, or with a rule of its own `{path = "readings.cpu", missing = "last"}` (`reject`, `last`, a '
+        "number); default: the field of its name. The key stays the record's key",
     )
     time: str = Field(
         default="", description="json-named, msgpack: place of the event's time, a path or `header:NAME`; default `ts`"
@@ -180,7 +181,7 @@ class InputSection(Section):
             raise ValueError("is no table: write [input.fields] with a line for each feature that is elsewhere")
         for feature, written in value.items():
             try:
-                parse_place(written)
+                parse_field(written)
             except ValueError as error:
                 raise ValueError(f"{str(feature)[:80]!r} {error}") from None
         return value
@@ -195,7 +196,14 @@ class InputSection(Section):
     @property
     def places(self) -> dict[str, Place]:
         """Where features are that are not in the field of their name."""
-        return {feature: parse_place(written) for feature, written in self.fields.items()}
+        found = {feature: parse_field(written)[0] for feature, written in self.fields.items()}
+        return {feature: place for feature, place in found.items() if place is not None}
+
+    @property
+    def missing_rules(self) -> dict[str, Missing]:
+        """What stands for missing features, instead of what the contract says."""
+        found = {feature: parse_field(written)[1] for feature, written in self.fields.items()}
+        return {feature: rule for feature, rule in found.items() if rule is not None}
 
     @property
     def time_place(self) -> Place | None:

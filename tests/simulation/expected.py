@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pasts import Alone
+
 from tests.simulation import product
-from tests.simulation.chains import CHAINS, LETTER_OF, rollout
+from tests.simulation.chains import CHAINS, LETTER_OF, PAST, kept_of, rollout
 from tests.simulation.plans import CHANGELOG, DEAD, OUTPUT
 
 if TYPE_CHECKING:
@@ -159,7 +161,7 @@ def step_values(
 ) -> dict[int, Any]:
     """Offset -> what model ``name`` must answer: a value, "refused", or what a rollout gives."""
     ttl = world.plan.ttl_ms
-    state: dict[str, float] = {}
+    state: dict[str, Any] = {}
     last: dict[str, float | None] = {}
     newest: dict[str, int] = {}
     result: dict[int, Any] = {}
@@ -194,12 +196,15 @@ def step_values(
             newest[stream] = max(newest.get(stream, sent.ts_ms), sent.ts_ms)
             if refused_by(letter, what):
                 result[sent.offset] = "refused"
-                continue
-            listed = []
-            for x in steps_of(what):
-                state[stream] = last[stream] = chain.advance(state.get(stream, 0.0), x)
-                listed.append(state[stream])
-            result[sent.offset] = listed if world.plan.many else listed[-1]
+            elif letter == PAST:
+                alone = state.setdefault(stream, Alone())
+                result[sent.offset] = alone.event(what, kept_of(what), sent.ts_ms)
+            else:
+                listed = []
+                for x in steps_of(what):
+                    state[stream] = last[stream] = chain.advance(state.get(stream, 0.0), x)
+                    listed.append(state[stream])
+                result[sent.offset] = listed if world.plan.many else listed[-1]
     return result
 
 

@@ -269,7 +269,7 @@ def last_time_counts() -> None:
     """The time of a stream's last event counts, not the newest: a straggler makes an active stream idle."""
 
     def reflect(self: Any, slots: I64, offsets: I64, times_ms: I64, events: Any) -> None:
-        rows = slice(None) if events is None else events
+        rows = slice(None) if events is None else events == 0
         self.arena.through[slots] = offsets
         self.arena.changed[slots] = True
         self.arena.newest_ms[slots[rows]] = times_ms[rows]

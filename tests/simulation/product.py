@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from pasts import PastModel
 from simulated import ChainModel
 from windowing import FoldModel, Reference
 
@@ -19,7 +20,7 @@ from streamer.modelfile.contract import Contract
 from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
 from streamer.service.wiring import build, prepare
 from streamer.settings import Settings
-from tests.simulation.chains import CHAINS, MODULUS, Chain
+from tests.simulation.chains import CHAINS, MODULUS, PAST, Chain
 
 __all__ = ["StreamerError"]
 
@@ -85,6 +86,16 @@ class StepModel(ChainModel):
         return [y], [h.astype(np.float32)[None, :, None]]
 
 
+class StepModelWithPast(PastModel):
+    def __init__(self, letter: str, cost: Callable[[int], None]) -> None:
+        super().__init__(CHAINS[letter].sha256)
+        self._cost = cost
+
+    def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
+        self._cost(int(np.sum(lengths)))
+        return super().run(x, lengths, states)
+
+
 class WindowModel(FoldModel):
     def __init__(self, cost: Callable[[int], None], steps: str) -> None:
         super().__init__(steps=steps)
@@ -105,6 +116,8 @@ def load(
         letter = letters[name]
         if section.window is not None:
             found.append((name, WindowModel(cost, steps), section.window))
+        elif letter == PAST:
+            found.append((name, StepModelWithPast(letter, cost), None))
         else:
             found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower(), steps=steps), None))
     return found

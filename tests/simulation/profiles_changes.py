@@ -281,3 +281,23 @@ def memory_keys(draw: Draw) -> None:
         draw.send(rng.uniform(0.5, draw.until), [Item(f"{long}{rng.randrange(150)}", numbers(rng)) for _ in range(20)])
     draw.deaths(1)
     draw.plan.probe = False
+
+
+@profile("past", 3)
+def past(draw: Draw) -> None:
+    """A model with features of the past: gaps in event time, lags, last values. Every kind of fault, and streams that end,
+    begin anew and are late."""
+    rng = draw.rng
+    draw.plan.ttl_ms = rng.choice([0, 0, 1_000])
+    draw.regime({"m": "P"}, input={"format": "json-named"}, state={"idle_ttl_ms": draw.plan.ttl_ms})
+
+    def what(rng: random.Random) -> Any:
+        bad = rng.choice(["bad:undecodable", "bad:missing_key", "bad:missing_feature", "bad:unknown_command"])
+        return rng.choices([numbers(rng), 13.0, "reset", "end", bad], [90, 3, 3, 3, 2])[0]
+
+    def lag(rng: random.Random) -> int | None:
+        return rng.choice([None, 0, 1, 40, 700, 3_000])
+
+    draw.start_members()
+    draw.traffic(what, lag=lag, transactions=rng.choice([0.0, 0.0, 0.3]))
+    draw.faults(rng.choice([1, 2, 3]))

@@ -14,14 +14,14 @@ from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
-from streamer.records.formats.named import Fields, named
+from streamer.records.formats.named import TIME, Fields, named, places_of
 from streamer.records.formats.several import several
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
-from streamer.records.meaning import meanings
+from streamer.records.meaning import as_listed, as_read, meanings
 from streamer.words import TimeUnit
 
-__all__ = ["NAMED", "Columns", "Fields", "Format", "format_of"]
+__all__ = ["NAMED", "TIME", "Columns", "Fields", "Format", "as_found", "format_of", "places_of"]
 
 
 NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
@@ -53,5 +53,12 @@ def format_of(
         )
     names = [feature.name for feature in features]
     if name == "json":
-        return JsonList(meanings(features, exact, missing), exact, unit)
+        return JsonList(meanings(as_listed(features, exact), exact, missing), exact, unit)
     return Float32(names, exact) if name == "float32" else User(name, names, exact)
+
+
+def as_found(name: str, features: Sequence[Feature], exact: Exact, fields: Fields) -> tuple[Feature, ...]:
+    """What the format ``name`` leaves of ``features`` for the stream's past to make (``streamer.modelfile.past``)."""
+    if name in NAMED:
+        return as_read(features, fields.places, fields.missing)
+    return as_listed(features, exact) if name == "json" else ()

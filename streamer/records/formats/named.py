@@ -24,7 +24,7 @@ from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, tree, typed
 from streamer.records.formats.typed import Packed, Reader, TypedRows, fields_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
-from streamer.records.meaning import Cell, Meaning, meanings, refuse_past
+from streamer.records.meaning import Cell, Meaning, MissingRule, as_read, meanings, refuse_past
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, Place
 from streamer.words import Reason, TimeUnit
@@ -42,10 +42,12 @@ class Fields:
 
     places: Mapping[str, Place] = field(default_factory=dict)
     time: Place | None = None
+    missing: Mapping[str, MissingRule] = field(default_factory=dict)
+    """Feature or field -> what stands for a missing one, instead of what the contract says"""
 
     @property
     def given(self) -> bool:
-        return bool(self.places) or self.time is not None
+        return bool(self.places or self.missing) or self.time is not None
 
 
 def named(
@@ -59,20 +61,29 @@ def named(
 ) -> Named:
     """The format ``name``. ConfigurationError: a feature that no record has, or a field of no feature."""
     known = {each for feature in features for each in (feature.name, feature.field)}
-    for each in fields.places:
+    for each in (*fields.places, *fields.missing):
         if each not in known:
             raise ConfigurationError(
                 f"input.fields.{each}: the contract has no such feature, it has {', '.join(f.name for f in features)}"
             )
-    refuse_past(features, list(fields.places), name)
+    features = as_read(features, fields.places, fields.missing)
+    refuse_past(features, exact, name)
+    complete = [each for each, rule in fields.missing.items() if rule == "reject"]
+    wanted = meanings(features, exact, missing, complete)
+    return Named(wire, wanted, places_of(features, fields), fields.time or TIME, exact, unit)
+
+
+def places_of(features: Sequence[Feature], fields: Fields) -> list[Place]:
+    """Where each of ``features``, as read, is found."""
     by_name = {feature.name: feature for feature in features if feature.kind != "present"}
-    places = [_place(feature, by_name, fields.places) for feature in features]
-    return Named(wire, meanings(features, exact, missing), places, fields.time or TIME, exact, unit)
+    return [_place(feature, by_name, fields.places) for feature in features]
 
 
 def _place(feature: Feature, by_name: Mapping[str, Feature], given: Mapping[str, Place]) -> Place:
     if feature.name in given:
         return given[feature.name]
+    if feature.kind == "since_last":  # the past makes it
+        return FieldConstant(0)
     if feature.kind == "present" and feature.field in by_name:
         return _place(by_name[feature.field], {}, given)
     return given.get(feature.field, FieldPath((feature.field,)))
@@ -216,10 +227,10 @@ class _Column:
         self._present = [(at, one_get(get)) for at, meaning, get in read if meaning.kind == "present"]
         self._wire, self._constants, self._features, self._dtype = wire, constants, len(wanted), exact.dtype
 
-    def piece(self, rows: Sequence[Any]) -> tuple[int, bytes, list[list[int | float | None]], list[list[bool]]]:
+    def piece(self, rows: Sequence[Any]) -> tuple[int, Any, list[list[int | float | None]], list[list[bool]]]:
         return (
             len(rows),
-            b"" if self._packed is None else self._packed.piece(rows),
+            None if self._packed is None else self._packed.piece(rows),
             [[table.get(get(row), other) for row in rows] for _, get, table, other in self._tables],
             [[not self._null(get(row)) for row in rows] for _, get in self._present],
         )

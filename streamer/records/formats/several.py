@@ -119,13 +119,13 @@ class _Steps:
         self._packed: Packed[Any] = Packed(lambda step: step, exact, missing)
         self._alone, self._most = len(missing) == 1, most
 
-    def piece(self, rows: Sequence[Any]) -> tuple[list[int], bytes]:
+    def piece(self, rows: Sequence[Any]) -> tuple[list[int], Any]:
         steps: list[Any] = list(chain.from_iterable([row.x for row in rows]))
         if self._alone:
             steps = [step if type(step) is tuple else (step,) for step in steps]
         return [len(row.x) for row in rows], self._packed.piece(steps)
 
-    def column(self, pieces: Sequence[tuple[list[int], bytes]]) -> tuple[Numbers, list[int]]:
+    def column(self, pieces: Sequence[tuple[list[int], Any]]) -> tuple[Numbers, list[int]]:
         counts = np.fromiter(chain.from_iterable([each for each, _ in pieces]), np.int64)
         unsure = set(np.flatnonzero((counts < 1) | (counts > self._most)).tolist())
         table, bad = self._packed.column([packed for _, packed in pieces])

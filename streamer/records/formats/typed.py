@@ -59,29 +59,43 @@ class Packed(Generic[Typed]):
     def __init__(
         self, get: Callable[[Typed], tuple[Any, ...]], exact: Exact, missing: Sequence[int | float | None]
     ) -> None:
-        """``missing``: what stands for a null, of each number."""
-        self._get, self._exact, self._missing = get, exact, missing
+        """``missing``: what stands for a null, of each number; NaN: the column has it there, too."""
+        self._get, self._exact = get, exact
+        self._missing = [0 if each is not None and each != each else each for each in missing]  # noqa: PLR0124 (NaN)
+        self._open = [at for at, each in enumerate(missing) if each is not None and each != each]  # noqa: PLR0124
         self._some_may_be_missing = any(each is not None for each in missing)
         self._pack = struct.Struct(f"{len(missing)}{'q' if exact.integral else 'd'}").pack
         self._type: Any = np.int64 if exact.integral else np.float64
 
-    def piece(self, rows: Sequence[Typed]) -> bytes:
+    def piece(self, rows: Sequence[Typed]) -> tuple[int, bytes, list[tuple[int, int]]]:
+        """How many rows, their numbers, and where (row, number) a null is to be NaN."""
         get, pack = self._get, self._pack
         if not self._some_may_be_missing:
-            return b"".join([pack(*get(row)) for row in rows])
+            return len(rows), b"".join([pack(*get(row)) for row in rows]), []
         missing = self._missing
-        return b"".join(
-            [
-                pack(*[other if each is None else each for each, other in zip(numbers, missing, strict=True)])
-                if None in numbers
-                else pack(*numbers)
-                for numbers in map(get, rows)
-            ]
-        )
+        numbers = list(map(get, rows))
+        gaps: list[tuple[int, int]] = []
+        if self._open:
+            gaps = [(n, at) for n, row in enumerate(numbers) if None in row for at in self._open if row[at] is None]
+        packed = [
+            pack(*[other if each is None else each for each, other in zip(row, missing, strict=True)])
+            if None in row
+            else pack(*row)
+            for row in numbers
+        ]
+        return len(rows), b"".join(packed), gaps
 
-    def column(self, pieces: Sequence[bytes]) -> tuple[Numbers, list[int]]:
-        packed = np.frombuffer(b"".join(pieces), self._type).reshape(-1, len(self._missing))
-        return self._exact.column(packed, floats_may_be_integers=True)
+    def column(self, pieces: Sequence[tuple[int, bytes, list[tuple[int, int]]]]) -> tuple[Numbers, list[int]]:
+        packed = np.frombuffer(b"".join([each for _, each, _ in pieces]), self._type).reshape(-1, len(self._missing))
+        x, bad = self._exact.column(packed, floats_may_be_integers=True)
+        if any(gaps for *_, gaps in pieces):
+            x = x if x.flags.writeable else x.copy()
+            begin = 0
+            for count, _, gaps in pieces:
+                for row, at in gaps:
+                    x[begin + row, at] = np.nan
+                begin += count
+        return x, bad
 
 
 class TypedRows(Generic[Typed]):
