@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core", "errors", "words"),
     ("settings", "modelfile"),
+    ("emission",),
     ("records", "windows", "state"),
     ("generate",),
     ("engine",),
@@ -25,7 +26,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tools",),
     ("cli",),
 )
-PURE = {"core", "errors", "words", "settings", "modelfile", "records", "windows", "state", "generate", "engine"}
+PURE = {
+    "core",
+    "errors",
+    "words",
+    "settings",
+    "modelfile",
+    "emission",
+    "records",
+    "windows",
+    "state",
+    "generate",
+    "engine",
+}
 """What decides: from its arguments only, so that a log can be replayed through it. Settings are values here: it never reads any."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,9 @@ class Carried:
 
     NaN stands for "no output yet": outputs that are not finite never get this far."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, beside: np.dtype[Any] | None = None) -> None:
+        """``beside``: what is kept of a stream that the model does not see."""
+        self.model, self.beside = model, beside
         feedback = model.contract.feedback if model.contract.mode == "step" else None
         self.states: tuple[State, ...] = tuple(model.states)
         self.initial = model.initial_states(1)
@@ -31,7 +33,7 @@ class Carried:
 
     @property
     def bytes_per_stream(self) -> int:
-        return sum(value.nbytes for value in self.initial)
+        return sum(value.nbytes for value in self.initial) + (0 if self.beside is None else self.beside.itemsize)
 
     def run(self, x: F32, lengths: I32, states: Sequence[F32]) -> tuple[list[F32], list[F32]]:
         """``Model.run`` with the last output among the states."""

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamer.core import F32, I64, ClosedWindow
+from streamer.core import F32, I64, ClosedWindow, Symbols
+from streamer.emission.ctc import transcript
 from streamer.modelfile.contract import Contract, Output
+from streamer.modelfile.emit import Emit
 from streamer.records.keys import Keys
 
 _NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
@@ -46,7 +48,7 @@ class Encoder:
     @property
     def per_event(self) -> bool:
         """Whether an output of a window has a row per event, so that its answer can be written in slices."""
-        return any(output.per == "event" for output in self._outputs)
+        return any(output.per == "event" and output.emit is None for output in self._outputs)
 
     def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
         """The value of a closed window; outputs per event are arrays over its T events ([T, O_k]), others [O_k].
@@ -58,6 +60,10 @@ class Encoder:
             cut = slice(*(len(window.x) * border // part[1] for border in (part[0], part[0] + 1)))
         fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
         for name, output, named, y in zip(self._names, self._outputs, self._labels_of, outputs, strict=True):
+            if output.emit is not None:
+                spelled = self._transcript(output, output.emit, y.reshape(len(y), -1), window)
+                fields |= spelled if name == "y" else {name: spelled}
+                continue
             flat = y.reshape(len(y), -1)[cut] if output.per == "event" else y.reshape(1, -1)
             values = [_number(row) for row in flat]
             fields[name] = values if output.per == "event" else values[0]
@@ -74,6 +80,41 @@ class Encoder:
         }
         if part is not None:
             fields["slice"] = part
+        return msgspec.json.encode(fields)[:-1] + self._tail
+
+    def _transcript(self, output: Output, emit: Emit, y: F32, window: ClosedWindow) -> dict[str, Any]:
+        labels, steps, score = transcript(emit, y)
+        names = output.labels or ()
+        times = window.times_ms[steps].tolist()
+        return {
+            "text": emit.separator.join(names[label] for label in labels),
+            "symbols": [{"label": names[label], "ts": at} for label, at in zip(labels, times, strict=True)],
+            "score": float(f"{score:.9g}"),
+            "final": True,
+        }
+
+    def emitted(self, key: bytes, symbols: Symbols) -> bytes:
+        """The value of new symbols, or of a transcript."""
+        output = self._outputs[0]
+        assert output.emit is not None
+        names = [(output.labels or ())[label] for label in symbols.labels]
+        fields: dict[str, Any] = {
+            "stream": key.decode(),
+            "ts": symbols.time_ms,
+            "text": output.emit.separator.join(names),
+        }
+        final = symbols.final
+        utterance: dict[str, Any] = {"start": symbols.start_ms}
+        if final is None:
+            fields["symbols"] = [{"label": name, "ts": symbols.time_ms} for name in names]
+            for each, step in zip(fields["symbols"], symbols.steps or (), strict=False):
+                each["step"] = step
+            utterance["offsets"] = [symbols.first]
+        else:
+            fields["score"] = float(f"{final.score:.9g}")
+            utterance |= {"end": symbols.time_ms, "count": final.steps, "reason": final.reason, "part": final.part}
+            utterance["offsets"] = [symbols.first, final.last]
+        fields |= {"final": final is not None, "utterance": utterance}
         return msgspec.json.encode(fields)[:-1] + self._tail
 
     def _template(self, sizes: tuple[int, ...]) -> bytes:

@@ -33,6 +33,7 @@ from streamer.service.prepare import (
     load_model,
     processor_of,
     state_bytes,
+    utterances,
 )
 from streamer.service.sink import Sink
 from streamer.settings import Settings
@@ -167,7 +168,7 @@ class _Check:
             self._report.models[name] = {
                 "sha256": model.sha256,
                 "mode": "window" if section.window is not None else model.contract.mode,
-                "state_bytes": state_bytes(models[-1:]),
+                "state_bytes": state_bytes(self._settings, models[-1:]),
                 "findings": {finding.name: finding.detail for finding in model.findings if not finding.passed},
             }
             self._report.warnings += [
@@ -180,6 +181,7 @@ class _Check:
         try:
             codec = codec_of(self._settings, models)
             check_models(models)
+            utterances(self._settings, models)
         except ConfigurationError as error:
             self._report.problems.append(error)
             return None
@@ -196,7 +198,7 @@ class _Check:
         try:
             work = topics.prepare(
                 settings.input.topic,
-                topic_needs(settings, state_bytes(models)),
+                topic_needs(settings, state_bytes(settings, models)),
                 create=settings.topics.create,
                 dry=True,
                 now_ms=SystemClock().now_ms,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streamer.emission.kept import layout
 from streamer.engine.processor import Processor, check_models
 from streamer.errors import ConfigurationError
 from streamer.kafka import clocks
@@ -22,7 +23,7 @@ from streamer.records.decode import MAX_KEY_BYTES, Codec
 from streamer.records.formats import NAMED, Fields
 from streamer.records.meaning import refuse_different
 from streamer.service.clock import Clock, SystemClock
-from streamer.settings import Settings
+from streamer.settings import Settings, UtteranceSection
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
@@ -62,11 +63,12 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
     """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
     codec_of(settings, models)  # what can be said without a cluster is said first
     check_models(models)
+    utterances(settings, models)
     link, clock = connection(settings), clock or SystemClock()
     async with Topics(link) as topics:
         found = await topics.prepare(
             settings.input.topic,
-            topic_needs(settings, state_bytes(models)),
+            topic_needs(settings, state_bytes(settings, models)),
             create=settings.topics.create,
             plain_broker=mock,
             now_ms=clock.now_ms,
@@ -82,14 +84,36 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
 def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
     """What was found out about topics and clocks, as sentences."""
     windows = {name: rule.longest_ms for name, _, rule in models if rule is not None}
-    judgement = judge(settings, found.configs, windows, state_bytes(models))
+    judgement = judge(settings, found.configs, windows, state_bytes(settings, models))
     clock = clocks.told(found.clock_ahead_ms)
     return Judgement(judgement.errors, (*judgement.warnings, *([clock] if clock else [])))
 
 
-def state_bytes(models: Models) -> int:
+def state_bytes(settings: Settings, models: Models) -> int:
     """Kept per stream and record of the changelog, of the model that keeps most."""
-    return max((Carried(model).bytes_per_stream for _, model, rule in models if rule is None), default=0)
+    kept = {name: layout(rule.max_symbols) for name, rule in utterances(settings, models).items()}
+    carried = [Carried(model, kept.get(name)) for name, model, rule in models if rule is None]
+    return max((each.bytes_per_stream for each in carried), default=0)
+
+
+def utterances(settings: Settings, models: Models) -> dict[str, UtteranceSection]:
+    """The rule of each model that answers in symbols. Raises ConfigurationError for rules that cannot be followed."""
+    found = {}
+    for name, model, window in models:
+        declared = settings.model[name].utterance
+        if window is None and model.contract.emitting is not None:
+            found[name] = rule = declared or UtteranceSection()
+            ttl_ms = settings.state.idle_ttl_ms
+            if 0 < ttl_ms <= rule.gap_ms:
+                raise ConfigurationError(
+                    f"state.idle_ttl_ms is {ttl_ms}, so streams would be forgotten before model.{name}.utterance.gap_ms = "
+                    f"{rule.gap_ms} ends their utterances: make it longer"
+                )
+        elif declared is not None:
+            raise ConfigurationError(
+                f"[model.{name}.utterance] belongs to a step model with emit in its contract: leave it out"
+            )
+    return found
 
 
 def fingerprint(settings: Settings, models: Models) -> str:
@@ -100,6 +124,7 @@ def fingerprint(settings: Settings, models: Models) -> str:
     if settings.input.fields or settings.input.time:
         decide.append(json.dumps([settings.input.fields, settings.input.time], sort_keys=True))
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
+    decide += [f"{name}:utterance:{rule.fingerprint()}" for name, rule in utterances(settings, models).items()]
     return "|".join(decide)
 
 
@@ -139,4 +164,5 @@ def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str
         late=settings.input.late,
         identity=Identity(settings.kafka.group, topic_id, fingerprint(settings, models), machine()),
         keys=codec.keys,
+        utterances=utterances(settings, models),
     )

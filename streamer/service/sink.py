@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from streamer.core import (
     Answers,
+    EmittedAnswers,
     Epoch,
     GeneratedAnswers,
     Outgoing,
@@ -97,6 +98,8 @@ class Sink:
             return encoder.steps(answers.keys, answers.times_ms, answers.y)
         if isinstance(answers, WindowAnswers):
             return [encoder.window(window, y) for window, y in zip(answers.windows, answers.y, strict=True)]
+        if isinstance(answers, EmittedAnswers):
+            return [encoder.emitted(key, each) for key, each in zip(answers.keys, answers.emitted, strict=True)]
         assert isinstance(answers, GeneratedAnswers)
         return answers.values
 
