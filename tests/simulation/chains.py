@@ -34,9 +34,13 @@ CHAINS = {
         Chain("B", 29, 19, 11, (14.0,)),
         Chain("C", 37, 23, 5, (13.0,)),
         Chain("D", 31, 17, 7, (13.0,)),  # another file that computes the same as A
+        Chain("E", 31, 17, 7, (13.0,)),  # emits: its state decides a label, of which symbols are made
     )
 }
 LETTER_OF = {chain.sha256[:16]: chain.letter for chain in CHAINS.values()}
+
+EMITS = "E"
+"""Letters of chains that answer in symbols; of the fold over windows that does: ``#``"""
 
 
 def fold(values: Iterable[float]) -> float:

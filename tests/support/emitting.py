@@ -169,6 +169,9 @@ class Reference:
         self.streams[stream] = _Stream()
         return self.streams[stream]
 
+    def finish(self, stream: str) -> None:
+        self._end(stream, "end")
+
     def _advance(self, clock_ms: int) -> None:
         self.clock_ms = clock_ms if self.clock_ms is None else max(self.clock_ms, clock_ms)
         for stream, found in self.streams.items():
