@@ -239,6 +239,17 @@ class StepAnswers(Answers):
     """Per output of the contract [N, O]"""
 
 
+class Spelled(NamedTuple):
+    """A window's labels, collapsed."""
+
+    labels: Sequence[int]
+    """Of its symbols"""
+    steps: Sequence[int]
+    """Where in the window each came"""
+    score: float
+    """Logarithm of the probability of the labels of all steps"""
+
+
 @dataclass(slots=True, kw_only=True)
 class WindowAnswers(Answers):
     """One row per closed window."""
@@ -248,6 +259,8 @@ class WindowAnswers(Answers):
     windows: list[ClosedWindow]
     y: list[list[F32]]
     """Per window and output of the contract: [T, O] where there is one per event, else [O]"""
+    spelled: Sequence[Spelled] | None = None
+    """Per window, of a model that emits"""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,9 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core", "errors", "words"),
     ("settings", "modelfile"),
-    ("emission",),
     ("records", "windows", "state"),
-    ("generate",),
+    ("generate", "emission"),
     ("engine",),
     ("kafka", "observe", "library"),
     ("service",),

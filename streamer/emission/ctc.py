@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.core import F32, I32, I64, Flags
+from streamer.core import F32, I32, I64, Flags, Spelled
 from streamer.modelfile.emit import Emit
 
 F64 = NDArray[np.float64]
@@ -48,8 +48,8 @@ def collapse(emit: Emit, y: F32, lengths: I32, before: I64) -> Collapsed:
     return Collapsed(labels, emitted, gains)
 
 
-def transcript(emit: Emit, y: F32) -> tuple[list[int], list[int], float]:
-    """Of one closed sequence ``y`` [T, O], T >= 1: labels of its symbols, their steps, and the score."""
+def spelled(emit: Emit, y: F32) -> Spelled:
+    """Of one closed sequence ``y`` [T, O], T >= 1."""
     found = collapse(emit, y[None], np.array([len(y)], np.int32), np.array([-1]))
     steps = np.flatnonzero(found.emitted[0])
-    return found.labels[0, steps].tolist(), steps.tolist(), float(found.scores(np.zeros(1))[0, -1])
+    return Spelled(found.labels[0, steps].tolist(), steps.tolist(), float(found.scores(np.zeros(1))[0, -1]))

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamer.core import F32, I64, ClosedWindow, Symbols
-from streamer.emission.ctc import transcript
+from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols
 from streamer.modelfile.contract import Contract, Output
 from streamer.modelfile.emit import Emit
 from streamer.records.keys import Keys
@@ -50,19 +49,25 @@ class Encoder:
         """Whether an output of a window has a row per event, so that its answer can be written in slices."""
         return any(output.per == "event" and output.emit is None for output in self._outputs)
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+    def window(
+        self,
+        window: ClosedWindow,
+        outputs: Sequence[F32],
+        part: tuple[int, int] | None = None,
+        spelled: Spelled | None = None,
+    ) -> bytes:
         """The value of a closed window; outputs per event are arrays over its T events ([T, O_k]), others [O_k].
 
         ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the events each, in order; what is not per
-        event is in all of them."""
+        event is in all of them. ``spelled``: stands in place of the output that emits."""
         cut = slice(None)
         if part is not None:
             cut = slice(*(len(window.x) * border // part[1] for border in (part[0], part[0] + 1)))
         fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
         for name, output, named, y in zip(self._names, self._outputs, self._labels_of, outputs, strict=True):
-            if output.emit is not None:
-                spelled = self._transcript(output, output.emit, y.reshape(len(y), -1), window)
-                fields |= spelled if name == "y" else {name: spelled}
+            if spelled is not None and output.emit is not None:
+                text = _transcript(output, output.emit, spelled, window)
+                fields |= text if name == "y" else {name: text}
                 continue
             flat = y.reshape(len(y), -1)[cut] if output.per == "event" else y.reshape(1, -1)
             values = [_number(row) for row in flat]
@@ -81,17 +86,6 @@ class Encoder:
         if part is not None:
             fields["slice"] = part
         return msgspec.json.encode(fields)[:-1] + self._tail
-
-    def _transcript(self, output: Output, emit: Emit, y: F32, window: ClosedWindow) -> dict[str, Any]:
-        labels, steps, score = transcript(emit, y)
-        names = output.labels or ()
-        times = window.times_ms[steps].tolist()
-        return {
-            "text": emit.separator.join(names[label] for label in labels),
-            "symbols": [{"label": names[label], "ts": at} for label, at in zip(labels, times, strict=True)],
-            "score": float(f"{score:.9g}"),
-            "final": True,
-        }
 
     def emitted(self, key: bytes, symbols: Symbols) -> bytes:
         """The value of new symbols, or of a transcript."""
@@ -131,6 +125,17 @@ class Encoder:
 
     def _label_name(self, name: str) -> str:
         return "label" if name == "y" else f"{name}_label"
+
+
+def _transcript(output: Output, emit: Emit, spelled: Spelled, window: ClosedWindow) -> dict[str, Any]:
+    names = [(output.labels or ())[label] for label in spelled.labels]
+    times = window.times_ms[list(spelled.steps)].tolist()
+    return {
+        "text": emit.separator.join(names),
+        "symbols": [{"label": name, "ts": at} for name, at in zip(names, times, strict=True)],
+        "score": float(f"{spelled.score:.9g}"),
+        "final": True,
+    }
 
 
 def _encoded(output: Output) -> tuple[bytes, ...]:

@@ -15,6 +15,7 @@ from streamer.core import (
     Reject,
     Report,
     Source,
+    Spelled,
     StepAnswers,
     Transaction,
     WindowAnswers,
@@ -97,7 +98,9 @@ class Sink:
         if isinstance(answers, StepAnswers):
             return encoder.steps(answers.keys, answers.times_ms, answers.y)
         if isinstance(answers, WindowAnswers):
-            return [encoder.window(window, y) for window, y in zip(answers.windows, answers.y, strict=True)]
+            spelled: Sequence[Spelled | None] = answers.spelled or [None] * len(answers)
+            rows = zip(answers.windows, answers.y, spelled, strict=True)
+            return [encoder.window(window, y, spelled=text) for window, y, text in rows]
         if isinstance(answers, EmittedAnswers):
             return [encoder.emitted(key, each) for key, each in zip(answers.keys, answers.emitted, strict=True)]
         assert isinstance(answers, GeneratedAnswers)
@@ -136,13 +139,14 @@ class Sink:
         if not isinstance(answers, WindowAnswers) or not encoder.per_event:
             return []
         window, y = answers.windows[row], answers.y[row]
+        text = answers.spelled[row] if answers.spelled else None
         events = len(window.x)
-        if len(encoder.window(window, y, (0, events))) > room:  # a single event is too much
+        if len(encoder.window(window, y, (0, events), text)) > room:  # a single event is too much
             return []
         number = -(-size // room)
         while True:
             number = min(number, events)
-            values = [encoder.window(window, y, (index, number)) for index in range(number)]
+            values = [encoder.window(window, y, (index, number), text) for index in range(number)]
             if max(map(len, values)) <= room:
                 return values
             if number == events:

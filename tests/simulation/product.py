@@ -148,7 +148,12 @@ def reference(section: Mapping[str, Any]) -> Reference:
 def utterances(section: Mapping[str, Any], letter: str) -> emitting.Reference:
     """Utterances by definition, of the model with that letter."""
     chain = CHAINS[letter]
-    return emitting.Reference(UtteranceSection(**section), chain.advance, chain.refuses)
+
+    def step(h: float, x: float) -> tuple[float, int, Any]:
+        h = chain.advance(h, x)
+        return h, emitting.label_of(h), emitting.probability_of(h)
+
+    return emitting.Reference(UtteranceSection(**section), step, refused=chain.refuses)
 
 
 def transcript(values: Iterable[float]) -> tuple[str, float]:

@@ -88,7 +88,7 @@ class Came(NamedTuple):
 
 @dataclass
 class _Stream:
-    h: float = 0.0
+    h: Any
     label: int = -1
     labels: list[int] = field(default_factory=list)
     score: float = 0.0
@@ -102,16 +102,27 @@ class _Stream:
     last: int = 0
 
 
+Step = Callable[[Any, Any], tuple[Any, int, Any]]
+"""State and event to the next state, the likeliest label and its probability"""
+
+
+def chain_step(h: float, x: float) -> tuple[float, int, Any]:
+    h = advance(h, x)
+    return h, label_of(h), probability_of(h)
+
+
 class Reference:
     """Utterances of one partition by definition. ``came``: what was told, in order."""
 
     def __init__(
         self,
         rule: UtteranceSection,
-        step: Callable[[float, float], float] = advance,
+        step: Step = chain_step,
+        *,
+        initial: Any = 0.0,
         refused: Sequence[float] = (POISON,),
     ) -> None:
-        self.rule, self.step, self.refused = rule, step, refused
+        self.rule, self.step, self.initial, self.refused = rule, step, initial, refused
         self.clock_ms: int | None = None
         self.streams: dict[str, _Stream] = {}
         self.came: list[Came] = []
@@ -132,7 +143,7 @@ class Reference:
             if what is not Op.GENERATE:
                 self.forget(stream)
             return
-        found = self.streams.setdefault(stream, _Stream())
+        found = self.streams.setdefault(stream, _Stream(self.initial))
         if found.open and time_ms - found.newest_ms > self.rule.gap_ms:
             found = self._end(stream, "time")
         if found.open and time_ms - found.start_ms >= self.rule.max_span_ms:
@@ -141,14 +152,13 @@ class Reference:
             found.open, found.start_ms, found.newest_ms, found.first = True, time_ms, time_ms, offset
         found.newest_ms, found.last = max(found.newest_ms, time_ms), offset
         found.seen_ms = max(found.newest_ms, time_ms if self.clock_ms is None else max(self.clock_ms, time_ms))
-        if what not in self.refused:
-            self._run(found, offset, stream, time_ms, float(what))
+        if not isinstance(what, float) or what not in self.refused:
+            self._run(found, offset, stream, time_ms, what)
         self._advance(time_ms)
 
-    def _run(self, found: _Stream, offset: int, stream: str, time_ms: int, x: float) -> None:
-        found.h = self.step(found.h, x)
-        label = label_of(found.h)
-        found.score += float(np.log(np.float64(probability_of(found.h))))
+    def _run(self, found: _Stream, offset: int, stream: str, time_ms: int, x: Any) -> None:
+        found.h, label, probability = self.step(found.h, x)
+        found.score += float(np.log(np.float64(probability)))
         found.steps += 1
         if label not in (0, found.label):
             found.labels.append(label)
@@ -166,7 +176,7 @@ class Reference:
         found = self.streams[stream]
         if found.open:
             self._tell(found, stream, reason, found.newest_ms)
-        self.streams[stream] = _Stream()
+        self.streams[stream] = _Stream(self.initial)
         return self.streams[stream]
 
     def finish(self, stream: str) -> None:
