@@ -72,3 +72,8 @@ class EventClock:
             self.idle.pop()
         self.idle.append((next_offset, value_ms))
         self.fresh[next_offset] = value_ms
+
+    def forget_idle(self) -> None:
+        """Nothing is ever replayed."""
+        self.idle.clear()
+        self.fresh.clear()

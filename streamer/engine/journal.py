@@ -37,7 +37,7 @@ def journal(
         windows = partition.windows
         watermark = windows.windows.watermark if windows else NO_WATERMARK
         slots = partition.streams.every() if lanes.stepping else np.empty(0, np.int64)
-        clock_ms = partition.clock.value_ms if partition.clock else NO_WATERMARK
+        clock_ms = partition.silence.clock.value_ms if partition.silence else NO_WATERMARK
         checkpoint.begin(ReplayPoint(partition.position, watermark, clock_ms), lanes.stepping, slots, now_ms)
     written, spent = checkpoint.slice(lanes.stepping, partition.still_mine, budget_bytes)
     records += written
@@ -89,7 +89,7 @@ def _idle(partition: Partition) -> Iterator[ChangelogRecord]:
 
 
 def _clock(partition: Partition) -> Iterator[ChangelogRecord]:
-    clock = partition.clock
+    clock = partition.silence.clock if partition.silence else None
     if clock is None:
         return
     for before, value_ms in clock.fresh.items():
@@ -113,7 +113,7 @@ def _tombstones(partition: Partition) -> Iterator[bytes]:
                 yield stream_key(Kind.STATE, lane.name, stream)
         for first in truth.decisions.drop_before(partition.checkpoint.complete.offset):
             yield offset_key(Kind.DECISIONS, lane.name, first)
-    clock = partition.clock
+    clock = partition.silence.clock if partition.silence else None
     while clock is not None and clock.idle and clock.idle[0][0] <= partition.checkpoint.complete.offset:
         yield offset_key(Kind.CLOCK, "", clock.idle.pop(0)[0])
     window_lane, windows = partition.lanes.windowing, partition.windows

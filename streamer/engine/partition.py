@@ -25,8 +25,8 @@ import numpy as np
 from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
 from streamer.emission.eventclock import EventClock
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
-from streamer.engine.emitting import Gathered
 from streamer.engine.lane import StepLane
+from streamer.engine.silence import Silence
 from streamer.engine.tally import Tally
 from streamer.engine.truth import LaneTruth
 from streamer.engine.windowing import Closing, OpenWindows
@@ -104,7 +104,7 @@ class Partition:
         self.streams = Streams(lanes.slots)
         self.rollouts = Rollouts(number, lanes.generators)
         self.windows: OpenWindows | None = None
-        self.clock: EventClock | None = None
+        self.silence: Silence | None = None
         """What ends utterances of models that emit"""
         self.truths: list[LaneTruth] = []
         self.checkpoint = Checkpoint(ReplayPoint(0, NO_WATERMARK))
@@ -169,11 +169,12 @@ class Partition:
                 since=found.window_since,
             )
         if any(lane.emitting for lane in self.lanes.stepping):
-            self.clock = EventClock(point.clock_ms, found.clock_idle)
+            clock = EventClock(point.clock_ms, found.clock_idle)
+            self.silence = Silence(self.number, clock, list(zip(self.lanes.stepping, self.truths, strict=True)))
         dropped, self._dropped = self._dropped, {}
         self._to(Phase.REPLAYING if self.replaying else Phase.LIVE)
         self._note_forgotten(dropped, Forgotten.MEMORY)
-        self._silence()
+        self._end_silent()
 
     def hand_over(self) -> None:
         """No more records: what is open is sealed once more."""
@@ -189,7 +190,7 @@ class Partition:
         self._to(Phase.GONE)
         self.streams.release_all()
         self.rollouts.drop()
-        self.windows = self.clock = None
+        self.windows = self.silence = None
         self.answers, self.rejects, self.gone, self.tally = [], [], [], Tally()
 
     # records
@@ -207,8 +208,8 @@ class Partition:
         if self.windows is not None:
             closed, late = self.windows.take(batch, self.live_from, self.tally)
             self._late(batch, late)
-        if self.clock is not None:
-            self.clock.take(batch)
+        if self.silence is not None:
+            self.silence.clock.take(batch)
         if self.replaying:
             batch = self._without_forgotten(batch)
         self.next_offset = batch.next_offset
@@ -221,7 +222,7 @@ class Partition:
 
     def idle(self, elapsed_ms: int) -> list[Closing]:
         """What closes because no record came for ``elapsed_ms``."""
-        self._idle_clock(elapsed_ms)
+        self._end_idle(elapsed_ms)
         if self.windows is None or self.phase is not Phase.LIVE:
             return []
         before = self.windows.windows.watermark
@@ -231,43 +232,18 @@ class Partition:
             self.moved = True
         return closed
 
-    def _idle_clock(self, elapsed_ms: int) -> None:
-        if self.clock is None or self.phase is not Phase.LIVE:
-            return
-        value_ms = self.clock.idle_at(elapsed_ms)
-        if value_ms is not None and self._silence(value_ms, elapsed_ms):
-            self.clock.advance(value_ms, self.next_offset)
-            self.checkpoint.note_clock(self.next_offset, value_ms)
-            self.moved = True
+    def _end_silent(self) -> None:
+        """Utterances that the clock ended with the last fetch."""
+        if self.silence is not None:
+            self.answers += self.silence.end(self.streams, self.lanes.slots, self.live_from)
 
-    def _silence(self, idle_at_ms: int | None = None, elapsed_ms: int = 0) -> bool:
-        """Ends utterances of streams that the clock has left behind. ``idle_at_ms``: of an idle clock; their transcripts then
-        have the timestamps of their last events and the time that passed. Returns whether there were any."""
-        clock, any_over = self.clock, False
-        if clock is None:
-            return False
-        value_ms = clock.value_ms if idle_at_ms is None else idle_at_ms
-        for lane, truth in zip(self.lanes.stepping, self.truths, strict=True):
-            if lane.emitting is None or value_ms <= truth.quiet_ms:
-                continue
-            over, truth.quiet_ms = lane.emitting.silent(self.streams.every(), value_ms)
-            gathered = Gathered(self.number, lane.name, self.live_from)
-            for slot, final in over:
-                ended, stream = final.ended, self.lanes.slots.key(slot)
-                assert ended is not None
-                assert ended.limit_ms is not None
-                if idle_at_ms is None:
-                    at, stamp_ms = clock.passed(ended.limit_ms)
-                else:
-                    at, stamp_ms = self.next_offset, ended.stamp_ms + elapsed_ms
-                gathered.add(at, stream, stamp_ms, ended.last, final.symbols(ended))
-            slots = np.array([slot for slot, _ in over], np.int64)
-            lane.arena.reset(slots)
-            lane.arena.changed[slots] = True
-            any_over |= bool(over)
-            if len(gathered.answers):
-                self.answers.append(gathered.answers)
-        return any_over
+    def _end_idle(self, elapsed_ms: int) -> None:
+        if self.silence is None or self.phase is not Phase.LIVE:
+            return
+        if found := self.silence.idle(self.streams, self.lanes.slots, elapsed_ms, self.next_offset):
+            self.answers += found
+            self.checkpoint.note_clock(self.next_offset, self.silence.clock.value_ms)
+            self.moved = True
 
     def _late(self, batch: EventBatch, rows: Sequence[int]) -> None:
         self.tally.late += len(rows)
@@ -301,7 +277,7 @@ class Partition:
 
     def caught_up(self) -> None:
         """After a run: utterances of silent streams end, and the replay may be over."""
-        self._silence()
+        self._end_silent()
         if self.phase is Phase.REPLAYING and not self.replaying:
             self._to(Phase.LIVE)
 
@@ -395,9 +371,8 @@ class Partition:
         for truth in self.truths:
             truth.forgotten.clear()
             truth.decisions.take()
-        if self.clock is not None:
-            self.clock.idle.clear()
-            self.clock.fresh.clear()
+        if self.silence is not None:
+            self.silence.clock.forget_idle()
         if self.windows is not None:
             self.windows.idle.clear()
             self.windows.fresh_idle.clear()

@@ -85,9 +85,9 @@ class StepRun:
         before, clock = np.empty((2, len(work.offsets)), np.int64)
         stamps: list[int] = []
         for part in work.parts:
-            moving = part.partition.clock
-            assert moving is not None, "a partition of a model that emits has a clock"
-            before[part.begin : part.end], clock[part.begin : part.end] = moving.around(part.batch.offsets)
+            silence = part.partition.silence
+            assert silence is not None, "a partition of a model that emits has a clock"
+            before[part.begin : part.end], clock[part.begin : part.end] = silence.clock.around(part.batch.offsets)
             stamps += part.batch.timestamps_ms
         at = np.arange(len(work.offsets)) if due.rows is None else due.rows
         stamps_ms = np.array(stamps, np.int64)[at]
@@ -186,11 +186,11 @@ class StepRun:
     def _emit(self, emitting: Emitting) -> None:
         told = emitting.settle()
         for part in self._work.parts if told else ():
-            assert part.partition.clock is not None
+            assert part.partition.silence is not None
             gathered = Gathered(part.partition.number, self._lane.name, part.partition.live_from)
             for row, each in told:
                 if part.begin <= row < part.end:
-                    gathered.told(part.batch, row - part.begin, each, part.partition.clock)
+                    gathered.told(part.batch, row - part.begin, each, part.partition.silence.clock)
             if len(gathered.answers):
                 part.partition.answers.append(gathered.answers)
 
