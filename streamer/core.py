@@ -262,6 +262,17 @@ class StepAnswers(Answers):
         return self.keys[row], int(self.times_ms[row]), [y[end - count : end] for y in self.y]
 
 
+class Spelled(NamedTuple):
+    """A window's labels, collapsed."""
+
+    labels: Sequence[int]
+    """Of its symbols"""
+    steps: Sequence[int]
+    """Where in the window each came"""
+    score: float
+    """Logarithm of the probability of the labels of all steps"""
+
+
 @dataclass(slots=True, kw_only=True)
 class WindowAnswers(Answers):
     """One row per closed window."""
@@ -271,6 +282,8 @@ class WindowAnswers(Answers):
     windows: list[ClosedWindow]
     y: list[list[F32]]
     """Per window and output of the contract: [T, O] where there is one per event, else [O]"""
+    spelled: Sequence[Spelled] | None = None
+    """Per window, of a model that emits"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -281,6 +294,44 @@ class GeneratedAnswers(Answers):
 
     values: list[bytes]
     """JSON, made step by step: many sequences that end together would keep live events waiting otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """What one record of an utterance brings: new symbols, or the transcript. Event times in ms, offsets of the log."""
+
+    labels: Sequence[int]
+    start_ms: int
+    first: int
+    """Offset of the utterance's first event"""
+    time_ms: int
+    """Of the event that brought them, or of the newest"""
+    steps: Sequence[int] | None = None
+    """New symbols of a record of several steps: which step of it each came with"""
+    final: Transcript | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """How a transcript ended. With stream, ``first`` and ``part`` it is named, also after a crash."""
+
+    last: int
+    """Offset of the last event"""
+    reason: Closed
+    part: int
+    """Transcripts of the same utterance before it, that were full"""
+    steps: int
+    score: float
+    """Logarithm of the probability of the labels of all its steps"""
+
+
+@dataclass(slots=True, kw_only=True)
+class EmittedAnswers(Answers):
+    """Zero to many rows per event: where symbols appear, and where transcripts end."""
+
+    mode: ClassVar[Mode] = Mode.STEP
+
+    emitted: list[Symbols]
 
 
 @dataclass(slots=True)

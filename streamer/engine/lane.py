@@ -8,6 +8,7 @@ from math import isfinite
 import numpy as np
 
 from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, X
+from streamer.engine.emitting import Emitting
 from streamer.engine.frames import by_record
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
@@ -37,16 +38,23 @@ class Lane:
 class StepLane(Lane):
     """A causal model with the states of all streams in its arena."""
 
-    def __init__(self, name: str, carried: Carried, capacity: int, *, idle_ttl_ms: int = 0) -> None:
-        """``idle_ttl_ms``: an event that is later than its stream's newest by more than this begins anew; 0: never."""
+    def __init__(
+        self, name: str, carried: Carried, capacity: int, *, idle_ttl_ms: int = 0, emitting: Emitting | None = None
+    ) -> None:
+        """``idle_ttl_ms``: an event that is later than its stream's newest by more than this begins anew; 0: never.
+        ``emitting``: the model answers in symbols instead of once per event."""
         super().__init__(name, carried.model)
         self.carried = carried
-        self.arena = Arena(carried.states, carried.initial, capacity)
+        self.arena = Arena(carried.states, carried.initial, capacity, carried.beside)
         self.states = ", ".join(
             f"{state.input}{[size if axis != state.batch_axis else 'batch' for axis, size in enumerate(value.shape)]}"
             for state, value in zip(carried.states, carried.initial, strict=True)
         )
         self._idle_ttl_ms = idle_ttl_ms
+        self.emitting = emitting
+        if emitting is not None:
+            emitting.bind(self.arena)
+            self.states += f"; {emitting.states}"
 
     def outputs(self, rows: int) -> list[F32]:
         """Room for the outputs of ``rows`` steps, each [rows, O]."""
@@ -122,6 +130,8 @@ class StepLane(Lane):
             self._halve(x, times_ms, batch, outputs, refused, calls, error)
             return
         self.arena.put(batch.slots, states)
+        if self.emitting is not None:
+            self.emitting.take(batch, results)
         if single:
             for output, result in zip(outputs, results, strict=True):
                 output[rows[:, 0]] = result[:, 0]

@@ -23,8 +23,10 @@ from enum import StrEnum
 import numpy as np
 
 from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
+from streamer.emission.eventclock import EventClock
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
 from streamer.engine.lane import StepLane
+from streamer.engine.silence import Silence
 from streamer.engine.tally import Tally
 from streamer.engine.truth import LaneTruth
 from streamer.engine.windowing import Closing, OpenWindows
@@ -67,6 +69,11 @@ class Lanes:
     late_to_dead_letter: bool = False
     durable: bool = True
 
+    @property
+    def timed(self) -> bool:
+        """Time alone brings answers: windows close, utterances end."""
+        return self.windowing is not None or any(lane.emitting for lane in self.stepping)
+
 
 @dataclass(slots=True)
 class Begin:
@@ -80,6 +87,7 @@ class Begin:
     checksum: int = 0
     window_through: dict[bytes, int] = field(default_factory=dict)
     idle: list[tuple[int, int]] = field(default_factory=list)
+    clock_idle: list[tuple[int, int]] = field(default_factory=list)
     window_since: int = 0
     """Where the window model's regime began"""
     unwritten: bool = False
@@ -96,6 +104,8 @@ class Partition:
         self.streams = Streams(lanes.slots)
         self.rollouts = Rollouts(number, lanes.generators)
         self.windows: OpenWindows | None = None
+        self.silence: Silence | None = None
+        """What ends utterances of models that emit"""
         self.truths: list[LaneTruth] = []
         self.checkpoint = Checkpoint(ReplayPoint(0, NO_WATERMARK))
         self.position = 0
@@ -158,9 +168,13 @@ class Partition:
                 idle=found.idle,
                 since=found.window_since,
             )
+        if any(lane.emitting for lane in self.lanes.stepping):
+            clock = EventClock(point.clock_ms, found.clock_idle)
+            self.silence = Silence(self.number, clock, list(zip(self.lanes.stepping, self.truths, strict=True)))
         dropped, self._dropped = self._dropped, {}
         self._to(Phase.REPLAYING if self.replaying else Phase.LIVE)
         self._note_forgotten(dropped, Forgotten.MEMORY)
+        self._end_silent()
 
     def hand_over(self) -> None:
         """No more records: what is open is sealed once more."""
@@ -176,7 +190,7 @@ class Partition:
         self._to(Phase.GONE)
         self.streams.release_all()
         self.rollouts.drop()
-        self.windows = None
+        self.windows = self.silence = None
         self.answers, self.rejects, self.gone, self.tally = [], [], [], Tally()
 
     # records
@@ -194,6 +208,8 @@ class Partition:
         if self.windows is not None:
             closed, late = self.windows.take(batch, self.live_from, self.tally)
             self._late(batch, late)
+        if self.silence is not None:
+            self.silence.clock.take(batch)
         if self.replaying:
             batch = self._without_forgotten(batch)
         self.next_offset = batch.next_offset
@@ -206,6 +222,7 @@ class Partition:
 
     def idle(self, elapsed_ms: int) -> list[Closing]:
         """What closes because no record came for ``elapsed_ms``."""
+        self._end_idle(elapsed_ms)
         if self.windows is None or self.phase is not Phase.LIVE:
             return []
         before = self.windows.windows.watermark
@@ -214,6 +231,19 @@ class Partition:
             self.checkpoint.note_idle(self.next_offset, self.windows.windows.watermark)
             self.moved = True
         return closed
+
+    def _end_silent(self) -> None:
+        """Utterances that the clock ended with the last fetch."""
+        if self.silence is not None:
+            self.answers += self.silence.end(self.streams, self.lanes.slots, self.live_from)
+
+    def _end_idle(self, elapsed_ms: int) -> None:
+        if self.silence is None or self.phase is not Phase.LIVE:
+            return
+        if found := self.silence.idle(self.streams, self.lanes.slots, elapsed_ms, self.next_offset):
+            self.answers += found
+            self.checkpoint.note_clock(self.next_offset, self.silence.clock.value_ms)
+            self.moved = True
 
     def _late(self, batch: EventBatch, rows: Sequence[int]) -> None:
         self.tally.late += len(rows)
@@ -246,7 +276,8 @@ class Partition:
             self._end(batch)
 
     def caught_up(self) -> None:
-        """After a run: the replay may be over."""
+        """After a run: utterances of silent streams end, and the replay may be over."""
+        self._end_silent()
         if self.phase is Phase.REPLAYING and not self.replaying:
             self._to(Phase.LIVE)
 
@@ -340,6 +371,8 @@ class Partition:
         for truth in self.truths:
             truth.forgotten.clear()
             truth.decisions.take()
+        if self.silence is not None:
+            self.silence.clock.forget_idle()
         if self.windows is not None:
             self.windows.idle.clear()
             self.windows.fresh_idle.clear()

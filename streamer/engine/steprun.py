@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, StepAnswers, step_rows
+from streamer.emission.utterance import Rows
+from streamer.engine.emitting import Emitting, Gathered
 from streamer.engine.frames import Frames
 from streamer.engine.lane import StepLane
 from streamer.engine.partition import Lanes
@@ -46,12 +48,16 @@ class StepRun:
         due = self._due()
         outputs, refused = lane.outputs(len(work.x)), dict[int, str]()
         times_ms = work.times_ms if work.steps is None else np.repeat(work.times_ms, work.steps)
+        if lane.emitting is not None:
+            due.anew = self._utterances(lane.emitting, due)
         for item in self._plan(due):
             if isinstance(item, Batch):
                 for batch in (item,) if self._frames is None else self._frames.calls(item):
                     lane.call(work.x, times_ms, batch, outputs, refused, calls)
                     yield
             elif isinstance(item, Restart):
+                if lane.emitting is not None:
+                    lane.emitting.end(work.slots[item.rows], item.rows)
                 lane.arena.reset(work.slots[item.rows])
             else:
                 self._command(item)
@@ -76,6 +82,26 @@ class StepRun:
         slots, times = (work.slots, work.times_ms) if rows is None else (work.slots[rows], work.times_ms[rows])
         anew = lane.begins_anew(slots, times, ops)
         return _Due(rows, ops, anew, decided)
+
+    def _utterances(self, emitting: Emitting, due: _Due) -> Flags | None:
+        """[N] due rows whose states begin anew, with those before which an utterance ends."""
+        work = self._work
+        before, clock = np.empty((2, len(work.offsets)), np.int64)
+        stamps: list[int] = []
+        for part in work.parts:
+            silence = part.partition.silence
+            assert silence is not None, "a partition of a model that emits has a clock"
+            before[part.begin : part.end], clock[part.begin : part.end] = silence.clock.around(part.batch.offsets)
+            stamps += part.batch.timestamps_ms
+        at = np.arange(len(work.offsets)) if due.rows is None else due.rows
+        stamps_ms = np.array(stamps, np.int64)[at]
+        rows = Rows(work.slots[at], work.times_ms[at], stamps_ms, work.offsets[at], due.ops, before[at], clock[at])
+        over = emitting.judge(at, rows)
+        if not len(over):
+            return due.anew
+        anew = np.zeros(len(at), bool) if due.anew is None else due.anew
+        anew[over] = True
+        return anew
 
     def _plan(self, due: _Due) -> Iterator[Batch | Restart | I64]:
         """Items over the rows of the work."""
@@ -106,6 +132,8 @@ class StepRun:
         """Between model calls: states go back to the initial one, or are forked for a rollout if that is news."""
         lane, work = self._lane, self._work
         asking = np.zeros(len(rows), bool) if work.ops is None else work.ops[rows] == Op.GENERATE
+        if lane.emitting is not None:
+            lane.emitting.end(work.slots[rows[~asking]], rows[~asking])
         lane.arena.reset(work.slots[rows[~asking]])
         for row in rows[asking].tolist():
             part = work.part_of(row)
@@ -140,6 +168,8 @@ class StepRun:
         else:
             at = due.rows
             lane.reflect(work.slots[at], work.offsets[at], work.times_ms[at], due.ops)
+        if lane.emitting is not None:
+            self._emit(lane.emitting)
         answered: Flags | None = None
         if refused or work.ops is not None or due.rows is not None:
             answered = np.ones(len(work.offsets), bool) if work.ops is None else work.ops == Op.EVENT
@@ -153,9 +183,21 @@ class StepRun:
                 truth.returned(part.batch.keys[row] for row in mine.tolist())
                 assert answered is not None
                 answered[part.begin : part.end] &= part.batch.offsets >= part.partition.live_from
-            self._answer(part, outputs, None if answered is None else answered[part.begin : part.end])
+            if lane.emitting is None:
+                self._answer(part, outputs, None if answered is None else answered[part.begin : part.end])
         for row, detail in refused.items():
             self._refuse(row, detail)
+
+    def _emit(self, emitting: Emitting) -> None:
+        told = emitting.settle()
+        for part in self._work.parts if told else ():
+            assert part.partition.silence is not None
+            gathered = Gathered(part.partition.number, self._lane.name, part.partition.live_from)
+            for row, each in told:
+                if part.begin <= row < part.end:
+                    gathered.told(part.batch, row - part.begin, each, part.partition.silence.clock)
+            if len(gathered.answers):
+                part.partition.answers.append(gathered.answers)
 
     def _answer(self, part: Part, outputs: Sequence[F32], answered: Flags | None) -> None:
         batch, lane = part.batch, self._lane

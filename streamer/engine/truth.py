@@ -66,6 +66,8 @@ class LaneTruth:
         self.forgotten: dict[bytes, int] = {}
         """Streams whose record without state waits for its tombstone: stream -> through."""
         self.decisions = Decisions()
+        self.quiet_ms = -(2**62)
+        """Of a model that emits: until the partition's clock has passed this, it ends no utterance."""
 
     def due(self, keys: list[bytes], offsets: I64, through: I64) -> tuple[Flags, Flags | None]:
         """In a replay: [N] rows that the model's states do not reflect yet, and which of them it refused before."""

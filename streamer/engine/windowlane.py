@@ -6,7 +6,8 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from streamer.core import F32, ClosedWindow, ModelCall, Reject, WindowAnswers
+from streamer.core import F32, ClosedWindow, ModelCall, Reject, Spelled, WindowAnswers
+from streamer.emission.ctc import spelled
 from streamer.engine.lane import Lane
 from streamer.engine.scheduler import plan_windows
 from streamer.engine.windowing import Closing, OpenWindows
@@ -107,10 +108,20 @@ class WindowLane(Lane):
             headers={row: closing.headers for row, (closing, _) in enumerate(good) if closing.headers},
             windows=[closing.window for closing, _ in good],
             y=[y for _, y in good],
+            spelled=self._spelled([y for _, y in good]),
         )
         scores = [score for _, y in good for score in self.scores(y)]
         refused = zip(closings, verdicts, strict=True)
         return answers, [self._refusal(partition, each, why) for each, why in refused if isinstance(why, str)], scores
+
+    def _spelled(self, answers: Sequence[list[F32]]) -> list[Spelled] | None:
+        """What the windows of a model that emits spell."""
+        outputs = self.model.contract.outputs
+        at = self.model.contract.emitting
+        emit = None if at is None else outputs[at].emit
+        if at is None or emit is None:
+            return None
+        return [spelled(emit, y[at].reshape(len(y[at]), -1)) for y in answers]
 
     def _refusal(self, partition: int, closing: Closing, detail: str) -> Reject:
         window = closing.window

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,10 @@ class Carried:
 
     NaN stands for "no output yet": outputs that are not finite never get this far."""
 
-    def __init__(self, model: Model, past: Past | None = None) -> None:
-        """``past``: of features that records do not have. ConfigurationError: such a model cannot generate."""
-        self.model, self.past = model, past
+    def __init__(self, model: Model, past: Past | None = None, beside: np.dtype[Any] | None = None) -> None:
+        """``past``: of features that records do not have. ConfigurationError: such a model cannot generate. ``beside``: what
+        is kept of a stream that the model does not see."""
+        self.model, self.past, self.beside = model, past, beside
         feedback = model.contract.feedback if model.contract.mode == "step" else None
         self.states: tuple[State, ...] = tuple(model.states)
         self.initial: list[X] = list(model.initial_states(1))
@@ -44,7 +46,7 @@ class Carried:
 
     @property
     def bytes_per_stream(self) -> int:
-        return sum(value.nbytes for value in self.initial)
+        return sum(value.nbytes for value in self.initial) + (0 if self.beside is None else self.beside.itemsize)
 
     def run(self, x: X, lengths: I32, states: Sequence[X], times_ms: I64 | None = None) -> tuple[list[F32], list[X]]:
         """``Model.run`` with the past and the last output among the states. ``times_ms`` [B, T]: of the events, where

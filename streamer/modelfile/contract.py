@@ -20,6 +20,7 @@ import numpy as np
 
 from streamer.core import F32
 from streamer.errors import ModelError
+from streamer.modelfile.emit import Emit, check_emit, check_emitting
 from streamer.modelfile.feature import Feature, as_feature, check_features
 
 METADATA_KEY = "streamer.contract"
@@ -103,6 +104,8 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Names of the O values; the prediction then says which is the largest."""
     per: Literal["event", "window"] = "event"
     """In window mode "window" by default for an output without "time"."""
+    emit: Emit | None = None
+    """For models that recognise: the answer is what its labels spell (below)."""
 
     @property
     def size(self) -> int:
@@ -186,6 +189,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     def output_sizes(self) -> tuple[int, ...]:
         """O of each output, in order."""
         return tuple(output.size for output in self.outputs)
+
+    @property
+    def emitting(self) -> int | None:
+        """Index of the output that emits symbols; None: every event or window has an answer of numbers."""
+        return next((at for at, output in enumerate(self.outputs) if output.emit is not None), None)
 
     @property
     def single_step(self) -> bool:
@@ -379,6 +387,11 @@ def _check_outputs(contract: Contract) -> None:
                 f"{what}: kind {output.kind} is one number, but shape {list(output.shape)} has {output.size}:"
                 " use vector"
             )
+        if output.emit is not None:
+            check_emit(output.emit, what, output.kind, output.labels, output.per)
+    emitting = sum(output.emit is not None for output in contract.outputs)
+    step, feedback = contract.mode == "step", contract.feedback is not None
+    check_emitting(emitting, len(contract.outputs), step=step, feedback=feedback)
     if contract.feedback is not None:
         _check_feedback(contract, contract.feedback)
 

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamer.core import F32, I64, ClosedWindow
+from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols
 from streamer.modelfile.contract import Contract, Output
+from streamer.modelfile.emit import Emit
 from streamer.records.keys import Keys
 
 _ESCAPED = bytes(range(0x20)) + b'"\\'
@@ -64,16 +65,26 @@ class Encoder:
     @property
     def per_event(self) -> bool:
         """Whether an output of a window has a row per event, so that its answer can be written in slices."""
-        return any(output.per == "event" for output in self._outputs)
+        return any(output.per == "event" and output.emit is None for output in self._outputs)
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+    def window(
+        self,
+        window: ClosedWindow,
+        outputs: Sequence[F32],
+        part: tuple[int, int] | None = None,
+        spelled: Spelled | None = None,
+    ) -> bytes:
         """The value of a closed window; outputs per event are arrays over its T events ([T, O_k]), others [O_k].
 
         ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the events each, in order; what is not per
-        event is in all of them."""
+        event is in all of them. ``spelled``: stands in place of the output that emits."""
         cut = slice(None) if part is None else _cut(len(window.x), part)
         fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
         for name, output, named, y in zip(self._names, self._outputs, self._labels_of, outputs, strict=True):
+            if spelled is not None and output.emit is not None:
+                text = _transcript(output, output.emit, spelled, window)
+                fields |= text if name == "y" else {name: text}
+                continue
             flat = y.reshape(len(y), -1)[cut] if output.per == "event" else y.reshape(1, -1)
             values = [_number(row) for row in flat]
             fields[name] = values if output.per == "event" else values[0]
@@ -92,6 +103,30 @@ class Encoder:
             fields["slice"] = part
         return msgspec.json.encode(fields)[:-1] + self._tail
 
+    def emitted(self, key: bytes, symbols: Symbols) -> bytes:
+        """The value of new symbols, or of a transcript."""
+        output = self._outputs[0]
+        assert output.emit is not None
+        names = [(output.labels or ())[label] for label in symbols.labels]
+        fields: dict[str, Any] = {
+            "stream": key.decode(),
+            "ts": symbols.time_ms,
+            "text": output.emit.separator.join(names),
+        }
+        final = symbols.final
+        utterance: dict[str, Any] = {"start": symbols.start_ms}
+        if final is None:
+            fields["symbols"] = [{"label": name, "ts": symbols.time_ms} for name in names]
+            for each, step in zip(fields["symbols"], symbols.steps or (), strict=False):
+                each["step"] = step
+            utterance["offsets"] = [symbols.first]
+        else:
+            fields["score"] = float(f"{final.score:.9g}")
+            utterance |= {"end": symbols.time_ms, "count": final.steps, "reason": final.reason, "part": final.part}
+            utterance["offsets"] = [symbols.first, final.last]
+        fields |= {"final": final is not None, "utterance": utterance}
+        return msgspec.json.encode(fields)[:-1] + self._tail
+
     def _template(self, sizes: tuple[int, ...]) -> bytes:
         if sizes not in self._templates:
             text = b'{"stream":"%b","ts":%d'
@@ -104,6 +139,17 @@ class Encoder:
 
     def _label_name(self, name: str) -> str:
         return "label" if name == "y" else f"{name}_label"
+
+
+def _transcript(output: Output, emit: Emit, spelled: Spelled, window: ClosedWindow) -> dict[str, Any]:
+    names = [(output.labels or ())[label] for label in spelled.labels]
+    times = window.times_ms[list(spelled.steps)].tolist()
+    return {
+        "text": emit.separator.join(names),
+        "symbols": [{"label": name, "ts": at} for name, at in zip(names, times, strict=True)],
+        "score": float(f"{spelled.score:.9g}"),
+        "final": True,
+    }
 
 
 def _encoded(output: Output) -> tuple[bytes, ...]:

@@ -34,6 +34,7 @@ from streamer.service.prepare import (
     load_model,
     processor_of,
     state_bytes,
+    utterances,
 )
 from streamer.service.sink import Sink
 from streamer.settings import Settings
@@ -193,6 +194,7 @@ class _Check:
         try:
             codec = codec_of(self._settings, models)
             check_models(models)
+            utterances(self._settings, models)
         except ConfigurationError as error:
             self._report.problems.append(error)
             return None

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streamer.emission.kept import layout
 from streamer.engine.processor import Processor, check_models
 from streamer.errors import ConfigurationError
 from streamer.kafka import clocks
@@ -24,7 +25,7 @@ from streamer.records.exact import Exact
 from streamer.records.formats import NAMED, Fields, as_found
 from streamer.records.meaning import refuse_different
 from streamer.service.clock import Clock, SystemClock
-from streamer.settings import Settings
+from streamer.settings import Settings, UtteranceSection
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
@@ -64,6 +65,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
     """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
     codec_of(settings, models)  # what can be said without a cluster is said first
     check_models(models)
+    utterances(settings, models)
     link, clock = connection(settings), clock or SystemClock()
     async with Topics(link) as topics:
         found = await topics.prepare(
@@ -91,9 +93,10 @@ def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
 
 def state_bytes(settings: Settings, models: Models) -> int:
     """Kept per stream and record of the changelog, of the model that keeps most."""
+    kept = {name: layout(rule.max_symbols) for name, rule in utterances(settings, models).items()}
     known = pasts(settings, models)
-    sizes = (Carried(model, known.get(name)).bytes_per_stream for name, model, rule in models if rule is None)
-    return max(sizes, default=0)
+    carried = [Carried(model, known.get(name), kept.get(name)) for name, model, rule in models if rule is None]
+    return max((each.bytes_per_stream for each in carried), default=0)
 
 
 def pasts(settings: Settings, models: Models) -> dict[str, Past]:
@@ -111,6 +114,26 @@ def fields_of(settings: Settings) -> Fields:
     return Fields(settings.input.places, settings.input.time_place, settings.input.missing_rules)
 
 
+def utterances(settings: Settings, models: Models) -> dict[str, UtteranceSection]:
+    """The rule of each model that answers in symbols. Raises ConfigurationError for rules that cannot be followed."""
+    found = {}
+    for name, model, window in models:
+        declared = settings.model[name].utterance
+        if window is None and model.contract.emitting is not None:
+            found[name] = rule = declared or UtteranceSection()
+            ttl_ms = settings.state.idle_ttl_ms
+            if 0 < ttl_ms <= rule.gap_ms:
+                raise ConfigurationError(
+                    f"state.idle_ttl_ms is {ttl_ms}, so streams would be forgotten before model.{name}.utterance.gap_ms = "
+                    f"{rule.gap_ms} ends their utterances: make it longer"
+                )
+        elif declared is not None:
+            raise ConfigurationError(
+                f"[model.{name}.utterance] belongs to a step model with emit in its contract: leave it out"
+            )
+    return found
+
+
 def fingerprint(settings: Settings, models: Models) -> str:
     """What decides how a replayed record is judged: must not change while events are in flight."""
     decide = [settings.input.format, str(settings.input.missing), str(settings.input.max_record_bytes)]
@@ -121,6 +144,7 @@ def fingerprint(settings: Settings, models: Models) -> str:
     if any(model.contract.many_steps for _, model, _ in models):
         decide.append(f"steps:{settings.input.max_record_steps}")
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
+    decide += [f"{name}:utterance:{rule.fingerprint()}" for name, rule in utterances(settings, models).items()]
     return "|".join(decide)
 
 
@@ -162,4 +186,5 @@ def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str
         identity=Identity(settings.kafka.group, topic_id, fingerprint(settings, models), machine()),
         keys=codec.keys,
         pasts=pasts(settings, models),
+        utterances=utterances(settings, models),
     )

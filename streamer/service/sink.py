@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 from streamer.core import (
     Answers,
+    EmittedAnswers,
     Epoch,
     GeneratedAnswers,
     Outgoing,
     Reject,
     Report,
     Source,
+    Spelled,
     StepAnswers,
     Transaction,
     WindowAnswers,
@@ -100,7 +102,11 @@ class Sink:
         if isinstance(answers, StepAnswers):
             return encoder.steps(answers.keys, answers.times_ms, answers.y)
         if isinstance(answers, WindowAnswers):
-            return [encoder.window(window, y) for window, y in zip(answers.windows, answers.y, strict=True)]
+            spelled: Sequence[Spelled | None] = answers.spelled or [None] * len(answers)
+            rows = zip(answers.windows, answers.y, spelled, strict=True)
+            return [encoder.window(window, y, spelled=text) for window, y, text in rows]
+        if isinstance(answers, EmittedAnswers):
+            return [encoder.emitted(key, each) for key, each in zip(answers.keys, answers.emitted, strict=True)]
         assert isinstance(answers, GeneratedAnswers)
         return answers.values
 
@@ -137,7 +143,8 @@ class Sink:
         write: Callable[[tuple[int, int]], bytes]
         if isinstance(answers, WindowAnswers) and encoder.per_event:
             window, per_output = answers.windows[row], answers.y[row]
-            events, write = len(window.x), lambda part: encoder.window(window, per_output, part)
+            text = answers.spelled[row] if answers.spelled else None
+            events, write = len(window.x), lambda part: encoder.window(window, per_output, part, text)
         elif isinstance(answers, StepAnswers) and answers.steps is not None:
             key, time_ms, y = answers.row(row)
             events, write = len(y[0]), lambda part: encoder.several(key, time_ms, y, part)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 
 from streamer.settings.fields import Missing, Place, parse_field, parse_place
 from streamer.settings.times import check_moment, parse_moment
+from streamer.settings.utterance import UtteranceSection
 from streamer.settings.window import WindowSection
 from streamer.words import Delivery, ModelChanged
 
@@ -330,6 +331,7 @@ class ModelSection(Section):
     path: Path = Field(description="ONNX file")
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$", description="Refuse any other file")
     window: WindowSection | None = Field(default=None, description="Window mode")
+    utterance: UtteranceSection | None = Field(default=None, description="Step mode with emit in the contract")
 
 
 class HttpSection(Section):

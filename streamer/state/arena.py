@@ -7,6 +7,7 @@ growth copies nothing and a first use never faults (a cold first batch would tak
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,11 @@ __all__ = ["NO_EVENT_MS", "Arena"]
 class Arena:
     """State of all streams for one model: per state tensor the declared shape with slots in place of the batch."""
 
-    def __init__(self, states: Sequence[State], initial: Sequence[X], capacity: int) -> None:
-        """``initial``: one row per state tensor as the model gives it (batch size 1), float32 or bytes (uint8)."""
+    def __init__(
+        self, states: Sequence[State], initial: Sequence[X], capacity: int, beside: np.dtype[Any] | None = None
+    ) -> None:
+        """``initial``: one row per state tensor as the model gives it (batch size 1), float32 or bytes (uint8). ``beside``: a
+        record that the model does not see, kept and forgotten with its states; at first all zero."""
         self._axes = [state.batch_axis for state in states]
         self._initial = [np.ascontiguousarray(value) for value in initial]
         self._tensors = []
@@ -30,7 +34,14 @@ class Arena:
             shape = list(value.shape)
             shape[axis] = capacity
             self._tensors.append(np.zeros(shape, value.dtype))
-        self.bytes_per_stream = sum(value.nbytes for value in self._initial)
+        self.beside = np.zeros(capacity, np.dtype([]) if beside is None else beside)
+        """[S] records"""
+        self._raw = (
+            self.beside.view(np.uint8).reshape(capacity, -1)
+            if beside is not None
+            else np.empty((capacity, 0), np.uint8)
+        )
+        self.bytes_per_stream = sum(value.nbytes for value in self._initial) + self._raw.shape[1]
         self.through = np.zeros(capacity, np.int64)
         """[S] last input offset that each slot's state reflects; -1: none."""
         self.changed = np.zeros(capacity, bool)
@@ -42,6 +53,7 @@ class Arena:
         """Fault the pages of slots [begin, end) in, once, before any batch needs them."""
         for axis, tensor in zip(self._axes, self._tensors, strict=True):
             tensor[_at(axis, slice(begin, end))] = 0
+        self._raw[begin:end] = 0
 
     def renew(self, slots: I64) -> None:
         """Slots pass to new streams: the initial state, which reflects nothing."""
@@ -62,9 +74,17 @@ class Arena:
         """Back to the initial state."""
         for axis, tensor, value in zip(self._axes, self._tensors, self._initial, strict=True):
             tensor[_at(axis, slots)] = value
+        if self._raw.size:
+            self._raw[slots] = 0
 
     def rows(self, slots: I64) -> list[bytes]:
-        """The states of ``slots`` as raw little-endian values, tensors one after the other: the bytes of stream records."""
+        """The states of ``slots`` as raw little-endian values, tensors one after the other, then what is beside them: the bytes
+        of stream records."""
+        if self._raw.size:
+            return [state + each.tobytes() for state, each in zip(self._states(slots), self._raw[slots], strict=True)]
+        return self._states(slots)
+
+    def _states(self, slots: I64) -> list[bytes]:
         if not self._axes:  # a model without state still knows how far it came
             return [b""] * len(slots)
         parts = [
@@ -78,7 +98,10 @@ class Arena:
 
     def load(self, slots: I64, rows: Sequence[bytes]) -> None:
         """Inverse of ``rows``. The caller has checked that each row has ``bytes_per_stream`` bytes."""
-        table = np.frombuffer(b"".join(rows), np.uint8).reshape(len(slots), -1)
+        whole = np.frombuffer(b"".join(rows), np.uint8).reshape(len(slots), -1)
+        width = whole.shape[1] - self._raw.shape[1]
+        self._raw[slots] = whole[:, width:]
+        table = whole[:, :width]
         begin = 0
         for axis, value, tensor in zip(self._axes, self._initial, self._tensors, strict=True):
             shape = [size for index, size in enumerate(value.shape) if index != axis]

@@ -35,9 +35,13 @@ CHAINS = {
         Chain("C", 37, 23, 5, (13.0,)),
         Chain("D", 31, 17, 7, (13.0,)),  # another file that computes the same as A
         Chain("P", 0, 0, 0, (13.0,)),  # with features of the past: what it answers is in tests/support/pasts.py
+        Chain("E", 31, 17, 7, (13.0,)),  # emits: its state decides a label, of which symbols are made
     )
 }
 LETTER_OF = {chain.sha256[:16]: chain.letter for chain in CHAINS.values()}
+
+EMITS = "E"
+"""Letters of chains that answer in symbols; of the fold over windows that does: ``#``"""
 
 
 PAST = "P"

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from streamer.core import Batch, EventBatch
+from streamer.emission.eventclock import NO_TIME_MS, EventClock
 from streamer.engine import journal, lane, processor
 from streamer.engine.checkpoint import Checkpoint
 from streamer.engine.lane import StepLane
@@ -247,6 +248,13 @@ def command_has_time() -> None:
     reflect, begins_anew = StepLane.reflect, StepLane.begins_anew
     StepLane.reflect = lambda self, slots, offsets, times, events: reflect(self, slots, offsets, times, None)  # type: ignore[method-assign]
     StepLane.begins_anew = lambda self, slots, times, events: begins_anew(self, slots, times, None)  # type: ignore[method-assign]
+
+
+@mutation("clock-not-kept", fault="7", profile="emission", needed=8)
+def clock_not_kept() -> None:
+    """The clock that ends utterances begins anew with every restore."""
+    init = EventClock.__init__
+    EventClock.__init__ = lambda self, value_ms, idle=(): init(self, NO_TIME_MS, idle)  # type: ignore[method-assign]
 
 
 @mutation("command-forgets-all", fault="7", profile="idle", needed=8)
