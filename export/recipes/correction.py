@@ -52,7 +52,7 @@ def mistyped(word: str, rng: np.random.Generator) -> str:
 def make(quick: bool) -> PairSplit:
     pairs, rng = collected(), np.random.default_rng(21)
     if quick:
-        pairs = [pair for pair in pairs if len(pair.source) <= 7][::4]
+        pairs = [pair for pair in pairs if len(pair.source) <= 7][::5]
     split = divide(pairs, PAIRS, validation=SHARE, test=SHARE, seed=SEED)
     judged = {target for pair in (*split.validation, *split.test) for target in pair.targets}
     seen = [pair for pair in split.train if judged.isdisjoint(pair.targets)]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from export.encdec.module import ATTENTIONS, END, EncoderDecoder, PairConfig, load_pair, save_pair
 from export.model import ModelConfig
@@ -19,7 +21,9 @@ FAMILY = [(kind, attention) for kind in ("lstm", "gru", "rnn") for attention in 
 
 def make(kind: str = "lstm", attention: str = "general", *, directions: int = 2, layers: int = 1) -> EncoderDecoder:
     torch.manual_seed(0)
-    encoder = ModelConfig(features=1, hidden=6, kind=kind, directions=directions, layers=layers, vocabulary=7, embedding=4)
+    encoder = ModelConfig(
+        features=1, hidden=6, kind=kind, directions=directions, layers=layers, vocabulary=7, embedding=4
+    )
     config = PairConfig(encoder, 9, 6 * directions, layers=layers, embedding=5, attention=attention, max_steps=6)
     return EncoderDecoder(config).eval()
 
