@@ -318,7 +318,9 @@ def main(argv: Sequence[str]) -> int:
         if metrics["score"]:
             score = metrics["score"]
             print(f"suggested threshold of the score: {score['suggested_threshold']:.4g} ({score['threshold_rule']})")
-        print(f"{out / 'model.onnx'}: verified, {metrics['parameters']} parameters")
+        report = metrics["verification"]
+        state = "verified" if report["checks"] else report["not_checked"][0]
+        print(f"{report['model']}: {state}, {metrics['parameters']} parameters")
     return 0
 
 
