@@ -87,5 +87,5 @@ $(SERVICE): $(VENV)/.stamp-venv pyproject.toml
 $(DEVELOP): $(SERVICE)
 	@echo "setting up $(VENV): torch and the tools of development (some minutes at the first time)"
 	@$(PIP) --upgrade 'pip>=25.1'
-	@$(PIP) -e '.[demo,fast,export,parquet]' --group test --group lint
+	@$(PIP) -e '.[demo,fast,export,parquet,recipes]' --group test --group lint
 	@touch $@
