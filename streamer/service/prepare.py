@@ -124,6 +124,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         time_unit=section.time_unit,
         key=section.key,
         fields=Fields(section.places, section.time_place),
+        decoder=section.decoder,
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
 

@@ -14,13 +14,14 @@ from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
+from streamer.records.formats.native import Native
 from streamer.records.formats.named import Fields, named
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
 from streamer.records.meaning import meanings
 from streamer.words import TimeUnit
 
-__all__ = ["NAMED", "Columns", "Fields", "Format", "format_of"]
+__all__ = ["NAMED", "Columns", "Fields", "Format", "Native", "format_of"]
 
 
 NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
@@ -28,14 +29,22 @@ NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
 
 
 def format_of(
-    name: str, features: Sequence[Feature], exact: Exact, missing: int | float | None, unit: TimeUnit, fields: Fields
+    name: str,
+    features: Sequence[Feature],
+    exact: Exact,
+    missing: int | float | None,
+    unit: TimeUnit,
+    fields: Fields,
+    native: Native,
 ) -> Format:
     """``json``, ``json-named``, ``msgpack``, ``float32``, or the user's MODULE:FUNCTION.
 
     ``missing``: what stands for a null for which the contract has no rule. ConfigurationError: there is no such format, or
     it cannot have what is asked of it."""
+    if name not in ("json", "json-named"):
+        native = native.without(f'input.format = "{name}" is read in Python')
     if name in NAMED:
-        return named(name, NAMED[name](), features, exact, missing, unit, fields)
+        return named(name, NAMED[name](), features, exact, missing, unit, fields, native)
     if fields.given:
         raise ConfigurationError(
             f"input.format = {name!r} has no fields with names: leave out [input.fields] and input.time, or set "
@@ -43,5 +52,5 @@ def format_of(
         )
     names = [feature.name for feature in features]
     if name == "json":
-        return JsonList(meanings(features, exact, missing), exact, unit)
+        return JsonList(meanings(features, exact, missing), exact, unit, native)
     return Float32(names, exact) if name == "float32" else User(name, names, exact)

@@ -6,7 +6,6 @@ that is null. A field may be read by several features, and as the time as well.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import json_tokens
 from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, tree, typed
+from streamer.records.formats.native import Layout, Native, Rows
 from streamer.records.formats.typed import Packed, TypedRows, each_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
 from streamer.records.meaning import Cell, Meaning, meanings, refuse_past
@@ -56,6 +56,7 @@ def named(
     missing: int | float | None,
     unit: TimeUnit,
     fields: Fields,
+    native: Native,
 ) -> Named:
     """The format ``name``. ConfigurationError: a feature that no record has, or a field of no feature."""
     known = {each for feature in features for each in (feature.name, feature.field)}
@@ -67,7 +68,7 @@ def named(
     refuse_past(features, list(fields.places), name)
     by_name = {feature.name: feature for feature in features if feature.kind != "present"}
     places = [_place(feature, by_name, fields.places) for feature in features]
-    return Named(wire, meanings(features, exact, missing), places, fields.time or TIME, exact, unit)
+    return Named(wire, meanings(features, exact, missing), places, fields.time or TIME, exact, unit, native)
 
 
 def _place(feature: Feature, by_name: Mapping[str, Feature], given: Mapping[str, Place]) -> Place:
@@ -89,6 +90,7 @@ class Named:
         time: Place,
         exact: Exact,
         unit: TimeUnit,
+        native: Native,
     ) -> None:
         self._wire, self._meanings, self._places, self._time, self._unit = wire, wanted, places, time, unit
         self._dtype = exact.dtype
@@ -111,9 +113,11 @@ class Named:
             if isinstance(place, FieldHeader)
         ]
         self._written = Written(tree(self._paths), wire)
-        self._typed: TypedRows[Any] | None = None
-        with contextlib.suppress(NoFastPath):
-            self._typed = self._fast(exact)
+        self._rows: Rows | None = None
+        try:
+            self._rows = native.first(self._layout(exact), self._fast(exact))
+        except NoFastPath:
+            native.without("a field is read as several kinds of thing")
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
@@ -133,10 +137,10 @@ class Named:
         return numbers, self._header_time(headers)
 
     def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
-        if self._typed is None:
+        if self._rows is None:
             x = np.zeros((len(values), len(self._meanings)), self._dtype)
             return Columns(x, None, list(range(len(values))))
-        found = self._typed.columns(values)
+        found = self._rows.columns(values)
         if isinstance(self._time, FieldHeader):
             found.times = [self._header_time(headers.get(row, ()), careful=False) for row in range(len(values))]
         for at, meaning, name in self._headers:
@@ -166,6 +170,16 @@ class Named:
             if careful:
                 raise
             return False  # which is no time: the definition decides
+
+    def _layout(self, exact: Exact) -> Layout:
+        """What the native path has to know. Headers are read in Python."""
+        layout = Layout(exact, self._unit, len(self._meanings), self._constants)
+        for at, (meaning, place) in enumerate(zip(self._meanings, self._places, strict=True)):
+            if isinstance(place, FieldPath):
+                layout.fields.setdefault(place.steps, []).append((at, meaning))
+        if isinstance(self._time, FieldPath):
+            layout.time = self._time.steps
+        return layout
 
     def _fast(self, exact: Exact) -> TypedRows[Any]:
         """The typed path. NoFastPath: a field is read as several kinds of thing."""
