@@ -53,8 +53,8 @@ class Codec:
         careful: bool = False,
     ) -> None:
         """``fields``: where features and time are found, in formats with names. ``generates``: a model is served that
-        can, so ``generate`` is a command. ``decoder``: which code reads records; what they mean is the same. ``careful``: every record by the definition, one by one; what the fast paths are
-        compared with."""
+        can, so ``generate`` is a command. ``decoder``: which code reads records; what they mean is the same. ``careful``:
+        every record by the definition, one by one; what the fast paths are compared with."""
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype

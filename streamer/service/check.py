@@ -63,6 +63,8 @@ class Report:
     topics: dict[str, dict[str, Any]] = field(default_factory=dict)
     group: dict[str, Any] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)
+    decoder: str = ""
+    """Which code reads records"""
     warnings: list[str] = field(default_factory=list)
     problems: list[StreamerError] = field(default_factory=list)
 
@@ -86,6 +88,7 @@ class Report:
             "models": self.models,
             "topics": self.topics,
             "group": self.group,
+            "decoder": self.decoder,
             "sample": self.sample,
             "warnings": self.warnings,
             "problems": [{"exit_code": each.exit_code, "error": str(each)} for each in self.problems],
@@ -95,6 +98,8 @@ class Report:
         """For people; settings and problems apart."""
         for name, model in self.models.items():
             yield f"model {name}: {model['mode']}, {model['state_bytes']} bytes of state per stream, sha256 {model['sha256']}"
+        if self.decoder:
+            yield f"records are read by {self.decoder}"
         for what, topic in self.topics.items():
             there = "" if topic["exists"] else ", would be created"
             yield f"{what} {topic['name']}: {_counted(topic['partitions'], 'partition')}{there}"
@@ -179,6 +184,7 @@ class _Check:
         """The codec, when models, windows and format can be served together."""
         try:
             codec = codec_of(self._settings, models)
+            self._report.decoder = codec.decoder
             check_models(models)
         except ConfigurationError as error:
             self._report.problems.append(error)

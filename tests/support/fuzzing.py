@@ -59,9 +59,10 @@ def pieces(data: bytes) -> list[bytes]:
 def values_of(value_format: str) -> Target:
     codecs = [
         (
-            Codec(declared, value_format, careful=False, **options),
+            Codec(declared, value_format, careful=False, decoder=decoder, **options),
             Codec(declared, value_format, careful=True, **options),
         )
+        for decoder in ("python", "auto")  # native code, where it is installed
         for declared in (contract(NAMES), contract(NAMES, "int64"))
         for options in ({"max_future_ms": 86_400_000}, {"missing": 1.0, "time_unit": "s"})
     ]

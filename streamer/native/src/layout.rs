@@ -6,62 +6,39 @@ use crate::scan::Number;
 
 /// A number of the contract's dtype, and what is certainly one.
 pub trait Cell: Copy + Default + Send + Sync {
-    /// None: it may not be exact.
-    fn integer(number: i64) -> Option<Self>;
     /// None: it may not be finite, or not exact.
-    fn float(number: f64) -> Option<Self>;
-
-    #[inline(always)]
-    fn of(number: Number) -> Option<Self> {
-        match number {
-            Number::Integer(number) => Self::integer(number),
-            Number::Float(number) => Self::float(number),
-        }
-    }
+    fn of(number: &Number) -> Option<Self>;
 }
 
 impl Cell for f32 {
     #[inline(always)]
-    fn integer(number: i64) -> Option<Self> {
-        (number.unsigned_abs() <= 1 << 24).then_some(number as f32)
-    }
-
-    #[inline(always)]
-    fn float(number: f64) -> Option<Self> {
-        let held = number as f32;
-        held.is_finite().then_some(held)
+    fn of(number: &Number) -> Option<Self> {
+        if number.is_integer() {
+            return number.integer().filter(|whole| whole.unsigned_abs() <= 1 << 24).map(|whole| whole as f32);
+        }
+        number.single()
     }
 }
 
 impl Cell for f64 {
     #[inline(always)]
-    fn integer(number: i64) -> Option<Self> {
-        (number.unsigned_abs() <= 1 << 53).then_some(number as f64)
-    }
-
-    #[inline(always)]
-    fn float(number: f64) -> Option<Self> {
-        Some(number)
+    fn of(number: &Number) -> Option<Self> {
+        if number.is_integer() {
+            return number.integer().filter(|whole| whole.unsigned_abs() <= 1 << 53).map(|whole| whole as f64);
+        }
+        number.float()
     }
 }
 
 impl Cell for i32 {
-    fn integer(number: i64) -> Option<Self> {
-        i32::try_from(number).ok()
-    }
-
-    fn float(_: f64) -> Option<Self> {
-        None
+    fn of(number: &Number) -> Option<Self> {
+        i32::try_from(number.integer()?).ok()
     }
 }
 
 impl Cell for i64 {
-    fn integer(number: i64) -> Option<Self> {
-        Some(number)
-    }
-
-    fn float(_: f64) -> Option<Self> {
-        None
+    fn of(number: &Number) -> Option<Self> {
+        number.integer()
     }
 }
 

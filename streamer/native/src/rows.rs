@@ -145,7 +145,7 @@ impl Rows {
         self.there += usize::from(leaf.required);
         if let [Action::Number { at, null }] = leaf.actions[..] {
             if scan.peek() != b'n' {
-                x[at] = T::of(scan.number()?).ok_or(Unsure)?;
+                x[at] = T::of(&scan.number()?).ok_or(Unsure)?;
                 return Ok(());
             }
             scan.null()?;
@@ -180,7 +180,7 @@ impl Rows {
             Action::Number { at, null } => {
                 let number = match token {
                     Token::Null => *null,
-                    Token::Number(number, _) => T::of(number),
+                    Token::Number(number) => T::of(&number),
                     _ => None,
                 };
                 (at, number)
@@ -190,7 +190,7 @@ impl Rows {
                     Token::Null => *null,
                     Token::False => Some(*no),
                     Token::True => Some(*yes),
-                    Token::Number(number, _) => match f64::of(number) {
+                    Token::Number(number) => match f64::of(&number) {
                         Some(0.0) => Some(*no),
                         Some(1.0) => Some(*yes),
                         _ => None,
@@ -204,9 +204,10 @@ impl Rows {
                     Token::Null => *null,
                     Token::False => *no,
                     Token::True => *yes,
+                    Token::Text(text) => words.get(text).copied().or(*other),
                     // An integer is the word that it is written as.
-                    Token::Number(crate::scan::Number::Integer(_), text) | Token::Text(text) => words.get(text).copied().or(*other),
-                    Token::Number(..) => None,
+                    Token::Number(number) if number.is_integer() => words.get(number.text).copied().or(*other),
+                    Token::Number(_) => None,
                 };
                 (at, number)
             }
@@ -230,7 +231,7 @@ fn numbers<T: Cell>(nulls: &[Option<T>], scan: &mut Scan, x: &mut [T]) -> Sure<(
             scan.null()?;
             (*null).ok_or(Unsure)?
         } else {
-            T::of(scan.number()?).ok_or(Unsure)?
+            T::of(&scan.number()?).ok_or(Unsure)?
         };
         scan.blank();
     }

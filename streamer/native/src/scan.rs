@@ -12,12 +12,71 @@ pub type Sure<T> = Result<T, Unsure>;
 /// Levels of what is passed over: the bits of a `u64`, so nothing recurses.
 const MAX_DEPTH: u32 = 64;
 
+/// A number as it is written: `size` times ten to the power of `exponent`, if it has at most 19 digits.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Number {
-    /// Written without point and exponent; never -0.
-    Integer(i64),
-    /// Correctly rounded, finite.
-    Float(f64),
+pub struct Number<'a> {
+    pub text: &'a [u8],
+    negative: bool,
+    /// Written without point and exponent; never -0, and in 64 bits.
+    integer: bool,
+    /// At most 19 digits behind leading zeros: `size` has them all.
+    whole: bool,
+    size: u64,
+    exponent: i64,
+}
+
+impl Number<'_> {
+    /// None: written with a point or an exponent, or beyond 64 bits.
+    #[inline(always)]
+    pub fn integer(&self) -> Option<i64> {
+        let size = i64::try_from(self.size).ok().filter(|_| self.integer)?;
+        Some(if self.negative { -size } else { size })
+    }
+
+    #[inline(always)]
+    pub fn is_integer(&self) -> bool {
+        self.integer
+    }
+
+    #[inline(always)]
+    fn signed(&self, size: f64) -> f64 {
+        if self.negative { -size } else { size }
+    }
+
+    /// Correctly rounded. None: infinite.
+    #[inline(always)]
+    pub fn float(&self) -> Option<f64> {
+        if self.whole && self.size <= 1 << 53 && (-22..=22).contains(&self.exponent) {
+            // Both are exact, so the one operation rounds correctly.
+            return Some(self.signed(scaled(self.size as f64, self.exponent)));
+        }
+        let found: f64 = std::str::from_utf8(self.text).ok()?.parse().ok()?;
+        found.is_finite().then_some(found)
+    }
+
+    /// `float()` rounded to 32 bits. None: infinite.
+    #[inline(always)]
+    pub fn single(&self) -> Option<f32> {
+        if self.whole && (-22..=22).contains(&self.exponent) {
+            // `near` is at most two units in the last place from the number, and `float()` at most half of one. All of
+            // them round to one float32, unless a border between two (the middle of the 29 bits that go) is so near.
+            let near = scaled(self.size as f64, self.exponent);
+            let from_border = (near.to_bits() & ((1 << 29) - 1)).abs_diff(1 << 28);
+            let normal = (f64::from(f32::MIN_POSITIVE)..f64::from(f32::MAX)).contains(&near);
+            if from_border > 8 && normal {
+                return Some(self.signed(near) as f32);
+            }
+        }
+        let found = self.float()? as f32;
+        found.is_finite().then_some(found)
+    }
+}
+
+/// `exponent` is in -22 to 22.
+#[inline(always)]
+fn scaled(size: f64, exponent: i64) -> f64 {
+    let power = POWERS[exponent.unsigned_abs() as usize];
+    if exponent < 0 { size / power } else { size * power }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,7 +84,7 @@ pub enum Token<'a> {
     Null,
     True,
     False,
-    Number(Number, &'a [u8]),
+    Number(Number<'a>),
     /// Without escapes, and UTF-8: the bytes are the text.
     Text(&'a [u8]),
 }
@@ -187,9 +246,12 @@ impl<'a> Scan<'a> {
             b't' => self.word(b"true").map(|()| Token::True),
             b'f' => self.word(b"false").map(|()| Token::False),
             _ => {
-                let start = self.at;
                 let number = self.number()?;
-                Ok(Token::Number(number, &self.text[start..self.at]))
+                // What is rounded to infinity, no parser likes.
+                if number.integer().or_else(|| number.float().map(|_| 0)).is_none() {
+                    return Err(Unsure);
+                }
+                Ok(Token::Number(number))
             }
         }
     }
@@ -219,9 +281,9 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// A number as JSON writes it. Unsure: -0, an integer beyond 64 bits, anything that is rounded to infinity.
+    /// A number as JSON writes it. Unsure: -0, an integer beyond 64 bits.
     #[inline(always)]
-    pub fn number(&mut self) -> Sure<Number> {
+    pub fn number(&mut self) -> Sure<Number<'a>> {
         let start = self.at;
         let negative = self.peek() == b'-';
         if negative {
@@ -241,8 +303,8 @@ impl<'a> Scan<'a> {
             if length > 19 || (negative && number == 0) {
                 return Err(Unsure);
             }
-            let size = i64::try_from(number).map_err(|_| Unsure)?;
-            return Ok(Number::Integer(if negative { -size } else { size }));
+            let text = &self.text[start..self.at];
+            return Ok(Number { text, negative, integer: true, whole: true, size: number, exponent: 0 });
         }
         if next == b'.' {
             self.at += 1;
@@ -257,15 +319,8 @@ impl<'a> Scan<'a> {
             self.at += 1;
             exponent += self.exponent()?;
         }
-        if significant <= 19 && number <= 1 << 53 && (-22..=22).contains(&exponent) {
-            // Both are exact, so the one operation rounds correctly.
-            let power = POWERS[exponent.unsigned_abs() as usize];
-            let size = if exponent < 0 { number as f64 / power } else { number as f64 * power };
-            return Ok(Number::Float(if negative { -size } else { size }));
-        }
-        let text = std::str::from_utf8(&self.text[start..self.at]).map_err(|_| Unsure)?;
-        let found: f64 = text.parse().map_err(|_| Unsure)?;
-        if found.is_finite() { Ok(Number::Float(found)) } else { Err(Unsure) }
+        let text = &self.text[start..self.at];
+        Ok(Number { text, negative, integer: false, whole: significant <= 19, size: number, exponent })
     }
 
     /// After the e. At most four digits.

@@ -1,6 +1,6 @@
 //! Event times, in milliseconds since 1970: as `records/times.py` reads them, where that is beyond doubt.
 
-use crate::scan::{Number, Sure, Token, Unsure};
+use crate::scan::{Sure, Token, Unsure};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Unit {
@@ -32,8 +32,8 @@ impl Unit {
             (_, Token::Null) => Ok(None),
             (Self::Iso8601, Token::Text(text)) => iso(text).map(Some).ok_or(Unsure),
             (Self::Iso8601, _) => Err(Unsure),
-            (_, Token::Number(Number::Integer(number), _)) => self.integer(number).map(Some),
-            (_, Token::Number(Number::Float(number), _)) => self.float(number).map(Some),
+            (_, Token::Number(number)) if number.is_integer() => self.integer(number.integer().ok_or(Unsure)?).map(Some),
+            (_, Token::Number(number)) => self.float(number.float().ok_or(Unsure)?).map(Some),
             _ => Err(Unsure),
         }
     }

@@ -14,8 +14,8 @@ from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
-from streamer.records.formats.native import Native
 from streamer.records.formats.named import Fields, named
+from streamer.records.formats.native import Native
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
 from streamer.records.meaning import meanings

@@ -80,7 +80,7 @@ def _place(feature: Feature, by_name: Mapping[str, Feature], given: Mapping[str,
 
 
 class Named:
-    """``row`` is the definition; ``columns`` reads typed objects, as far as one type is all that is read of a field."""
+    """``row`` is the definition; ``columns`` reads natively, or typed objects as far as one type is all that is read of a field."""
 
     def __init__(
         self,
@@ -113,11 +113,11 @@ class Named:
             if isinstance(place, FieldHeader)
         ]
         self._written = Written(tree(self._paths), wire)
-        self._rows: Rows | None = None
         try:
-            self._rows = native.first(self._layout(exact), self._fast(exact))
+            pure: Rows = self._fast(exact)
         except NoFastPath:
-            native.without("a field is read as several kinds of thing")
+            pure = _OneByOne(len(wanted), self._dtype)
+        self._rows = native.first(self._layout(exact), pure)
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
@@ -137,9 +137,6 @@ class Named:
         return numbers, self._header_time(headers)
 
     def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
-        if self._rows is None:
-            x = np.zeros((len(values), len(self._meanings)), self._dtype)
-            return Columns(x, None, list(range(len(values))))
         found = self._rows.columns(values)
         if isinstance(self._time, FieldHeader):
             found.times = [self._header_time(headers.get(row, ()), careful=False) for row in range(len(values))]
@@ -198,6 +195,16 @@ class Named:
         return TypedRows(
             self._wire, kind, column.column, None if time_get is None else one_get(time_get), _whole(listed)
         )
+
+
+class _OneByOne:
+    """No one type is all that is read of a field: the definition decides every value."""
+
+    def __init__(self, columns: int, dtype: np.dtype[Any]) -> None:
+        self._columns, self._dtype = columns, dtype
+
+    def columns(self, values: Sequence[bytes]) -> Columns:
+        return Columns(np.zeros((len(values), self._columns), self._dtype), None, list(range(len(values))))
 
 
 class _Column:

@@ -32,6 +32,8 @@ _CAREFUL, _TIMED = 1, 2
 _ONE_OF = 4
 """Where more than one row of so many is doubtful, the records are of a kind that typed Python reads faster."""
 
+_INSTALL = "install the wheel of this version (make native), or "
+
 Path = tuple[str | int, ...]
 Number = int | float
 
@@ -74,21 +76,19 @@ class Native:
         try:
             module = importlib.import_module(MODULE)
         except ModuleNotFoundError:
-            return cls(wanted).without(f"{WHEEL} is not installed")
+            return cls(wanted).without(f"{WHEEL} is not installed", _INSTALL)
         except ImportError as error:
-            return cls(wanted).without(f"{WHEEL} cannot be loaded: {error}")
+            return cls(wanted).without(f"{WHEEL} cannot be loaded: {error}", _INSTALL)
         protocol = getattr(module, "PROTOCOL", None)
         if protocol != PROTOCOL:
-            return cls(wanted).without(f"{WHEEL} speaks protocol {protocol}, this version {PROTOCOL}")
+            why = f"{WHEEL} speaks protocol {protocol}, this version {PROTOCOL}"
+            return cls(wanted).without(why, _INSTALL)
         return cls(wanted, module)
 
-    def without(self, why_not: str) -> Native:
+    def without(self, why_not: str, instead: str = "") -> Native:
         """Goes on in Python. ConfigurationError: native code is wanted."""
         if self.wanted is Decoder.NATIVE:
-            raise ConfigurationError(
-                f'input.decoder = "native", but {why_not}: install the wheel of this version (make native), or set '
-                'input.decoder = "auto"'
-            )
+            raise ConfigurationError(f'input.decoder = "native", but {why_not}: {instead}set input.decoder = "auto"')
         self.module, self.why_not = None, why_not
         return self
 
@@ -100,7 +100,11 @@ class Native:
             return pure
         try:
             decoder = self.module.Decoder(
-                str(layout.exact.dtype), str(layout.unit), layout.columns, list(layout.constants.items()), _fields(layout)
+                str(layout.exact.dtype),
+                str(layout.unit),
+                layout.columns,
+                list(layout.constants.items()),
+                _fields(layout),
             )
         except (ValueError, UnicodeEncodeError, OverflowError) as error:
             self.without(f"it does not read these fields: {error}")
