@@ -44,17 +44,38 @@ impl Cell for i64 {
 
 /// What becomes of a field. `at`: the column. `null`: what stands for a field that is null or absent; None: Python decides.
 pub enum Action<T> {
-    Number { at: usize, null: Option<T> },
-    Flag { at: usize, null: Option<T>, no: T, yes: T },
-    Present { at: usize, no: T, yes: T },
-    Category { at: usize, null: Option<T>, no: Option<T>, yes: Option<T>, words: HashMap<Box<[u8]>, T>, other: Option<T> },
+    Number {
+        at: usize,
+        null: Option<T>,
+    },
+    Flag {
+        at: usize,
+        null: Option<T>,
+        no: T,
+        yes: T,
+    },
+    Present {
+        at: usize,
+        no: T,
+        yes: T,
+    },
+    Category {
+        at: usize,
+        null: Option<T>,
+        no: Option<T>,
+        yes: Option<T>,
+        words: HashMap<Box<[u8]>, T>,
+        other: Option<T>,
+    },
     Time,
 }
 
 impl<T: Cell> Action<T> {
     fn absent(&self) -> Option<(usize, Option<T>)> {
         match self {
-            Self::Number { at, null } | Self::Flag { at, null, .. } | Self::Category { at, null, .. } => Some((*at, *null)),
+            Self::Number { at, null } | Self::Flag { at, null, .. } | Self::Category { at, null, .. } => {
+                Some((*at, *null))
+            }
             Self::Present { at, no, .. } => Some((*at, Some(*no))),
             Self::Time => None,
         }
@@ -70,7 +91,10 @@ pub enum Step {
 pub enum Read<T> {
     Field(Vec<Action<T>>),
     /// A list of exactly as many numbers: columns from `at` on.
-    Numbers { at: usize, nulls: Vec<Option<T>> },
+    Numbers {
+        at: usize,
+        nulls: Vec<Option<T>>,
+    },
 }
 
 pub enum Node<T> {
@@ -78,7 +102,10 @@ pub enum Node<T> {
     /// Places in rising order.
     List(Vec<(usize, Node<T>)>),
     Leaf(Leaf<T>),
-    Numbers { at: usize, nulls: Vec<Option<T>> },
+    Numbers {
+        at: usize,
+        nulls: Vec<Option<T>>,
+    },
 }
 
 pub struct Object<T> {

@@ -37,7 +37,13 @@ type Found<'py> = (Bound<'py, PyByteArray>, Bound<'py, PyByteArray>, Bound<'py, 
 impl Decoder {
     /// `fields`: (path of names and places, actions); an action is a tuple that begins with its kind. See `formats/native.py`.
     #[new]
-    fn new(dtype: &str, unit: &str, columns: usize, constants: &Bound<PyList>, fields: &Bound<PyList>) -> PyResult<Self> {
+    fn new(
+        dtype: &str,
+        unit: &str,
+        columns: usize,
+        constants: &Bound<PyList>,
+        fields: &Bound<PyList>,
+    ) -> PyResult<Self> {
         let layout = match dtype {
             "float32" => AnyLayout::F32(layout(columns, constants, fields)?),
             "float64" => AnyLayout::F64(layout(columns, constants, fields)?),
@@ -71,7 +77,8 @@ fn columns<'py, T: Cell, const WIDTH: usize>(
 ) -> PyResult<Found<'py>> {
     // Holding the objects keeps their bytes, which never change: they are read without the lock.
     let held: Vec<Bound<'py, PyAny>> = values.iter().collect();
-    let texts: Vec<&[u8]> = held.iter().map(|value| value.cast::<PyBytes>().map_or(&[][..], |bytes| bytes.as_bytes())).collect();
+    let texts: Vec<&[u8]> =
+        held.iter().map(|value| value.cast::<PyBytes>().map_or(&[][..], |bytes| bytes.as_bytes())).collect();
     let work = || catch_unwind(AssertUnwindSafe(|| decode(layout, unit, &texts)));
     let size: usize = texts.iter().map(|text| text.len()).sum();
     let found: Columns<T> = if size < UNLOCKED_BYTES { work() } else { py.detach(work) }
@@ -145,8 +152,7 @@ where
                 actions.push(Action::Present { at, no, yes });
             }
             "category" => {
-                type Category<'py, T> =
-                    (String, usize, Option<T>, Option<T>, Option<T>, Bound<'py, PyDict>, Option<T>);
+                type Category<'py, T> = (String, usize, Option<T>, Option<T>, Option<T>, Bound<'py, PyDict>, Option<T>);
                 let (_, at, null, no, yes, table, other): Category<'py, T> = each.extract()?;
                 let mut words = HashMap::new();
                 for (word, number) in table.iter() {

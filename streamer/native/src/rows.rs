@@ -28,7 +28,8 @@ pub fn decode<T: Cell>(layout: &Layout<T>, unit: Unit, values: &[&[u8]]) -> Colu
         careful: 0,
         timed: 0,
     };
-    let mut rows = Rows { unit, seen: vec![0; layout.slots], next: vec![0; layout.slots], row: 0, there: 0, time: None };
+    let mut rows =
+        Rows { unit, seen: vec![0; layout.slots], next: vec![0; layout.slots], row: 0, there: 0, time: None };
     for value in values {
         let start = found.x.len();
         found.x.extend_from_slice(&layout.template);

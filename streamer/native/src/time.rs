@@ -32,7 +32,9 @@ impl Unit {
             (_, Token::Null) => Ok(None),
             (Self::Iso8601, Token::Text(text)) => iso(text).map(Some).ok_or(Unsure),
             (Self::Iso8601, _) => Err(Unsure),
-            (_, Token::Number(number)) if number.is_integer() => self.integer(number.integer().ok_or(Unsure)?).map(Some),
+            (_, Token::Number(number)) if number.is_integer() => {
+                self.integer(number.integer().ok_or(Unsure)?).map(Some)
+            }
             (_, Token::Number(number)) => self.float(number.float().ok_or(Unsure)?).map(Some),
             _ => Err(Unsure),
         }
@@ -67,7 +69,8 @@ impl Unit {
 /// `2026-01-31T12:00:00`, with three or six digits of a fraction or none, and `Z`, `+hh:mm`, `-hh:mm` or nothing (UTC).
 /// None: another way to write it, or no time.
 fn iso(text: &[u8]) -> Option<i64> {
-    if text.len() < 19 || text[4] != b'-' || text[7] != b'-' || text[10] != b'T' || text[13] != b':' || text[16] != b':' {
+    if text.len() < 19 || text[4] != b'-' || text[7] != b'-' || text[10] != b'T' || text[13] != b':' || text[16] != b':'
+    {
         return None;
     }
     let year = number(&text[0..4], 1900, 9998)?;
@@ -148,7 +151,9 @@ mod tests {
         assert_eq!(iso(b"1970-01-01T00:00:00Z"), Some(0));
         assert_eq!(iso(b"2025-10-09T08:53:20.123+02:00"), Some(1_759_992_800_123));
         assert_eq!(iso(b"1969-12-31T23:59:59.999999"), Some(-1));
-        for odd in [&b"2025-02-29T00:00:00Z"[..], b"2025-10-09 08:53:20", b"2025-10-09T08:53:20.1Z", b"2025-10-09T24:00:00Z"] {
+        for odd in
+            [&b"2025-02-29T00:00:00Z"[..], b"2025-10-09 08:53:20", b"2025-10-09T08:53:20.1Z", b"2025-10-09T24:00:00Z"]
+        {
             assert_eq!(iso(odd), None);
         }
     }
