@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import types
@@ -16,7 +17,11 @@ from tables import contract as with_tables
 from streamer.errors import ConfigurationError
 from streamer.records.decode import Codec
 from streamer.records.formats import Fields, native
+from streamer.service.check import Report, examine
+from streamer.service.wiring import facts, load_models
+from streamer.settings import Settings
 from streamer.settings.fields import parse_place
+from streamer.tools.demo import MODEL
 
 GOOD = b'{"x":[1,2],"ts":1760000000001}'
 
@@ -158,3 +163,25 @@ def test_a_large_fetch_is_read_without_the_interpreter_lock() -> None:
     finally:
         sys.setswitchinterval(before)
         thread.join()
+
+
+def test_status_and_check_say_which_code_reads() -> None:
+    served = Settings(
+        kafka={"bootstrap": "localhost:1", "group": "g"},
+        input={"topic": "in", "decoder": "python"},
+        output={"topic": "out"},
+        model={"anomaly": {"path": str(MODEL)}},
+    )
+    told = 'python (input.decoder = "python")'
+    assert facts(served, "i", load_models(served))["decoder"] == told
+    report = Report()
+    asyncio.run(
+        examine(
+            served.model_copy(update={"kafka": served.kafka.model_copy(update={"connect_timeout_ms": 100})}),
+            report,
+            sample=0,
+        )
+    )
+    assert report.problems, "there is no broker"
+    assert f"records are read by {told}" in list(report.lines())
+    assert report.as_dict()["decoder"] == told
