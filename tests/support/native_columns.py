@@ -23,4 +23,4 @@ def require_native() -> Any:
         return importlib.import_module(native.MODULE)
     if in_ci() and shutil.which("cargo"):
         pytest.fail(f"{_WHY} (CI=true and cargo is here: not skipped)", pytrace=False)
-    pytest.skip(_WHY)
+    pytest.skip(_WHY, allow_module_level=True)
