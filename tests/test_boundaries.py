@@ -52,6 +52,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "confluent_kafka": ("streamer.tools",),
     "pydantic": ("streamer.settings", "export.config"),
     "uvloop": ("streamer.service.loop", "streamer.cli"),
+    "streamer_native": ("streamer.records.formats.native",),
     "typer": ("streamer.cli", "streamer.tools", "export"),
     "rich": ("streamer.cli", "streamer.tools", "export"),
 }

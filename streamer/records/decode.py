@@ -16,12 +16,12 @@ from streamer.core import CARRIED_HEADERS, I64, EventBatch, Headers, Op, RecordB
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import Columns, Fields, format_of
+from streamer.records.formats import Columns, Fields, Native, format_of
 from streamer.records.formats.several import joined, no_steps
 from streamer.records.keys import Keys
 from streamer.records.times import YEAR_2000_MS, TimeRule
 from streamer.records.unusable import Unusable, plain, unforeseen
-from streamer.words import KeyForm, Reason, TimeUnit
+from streamer.words import Decoder, KeyForm, Reason, TimeUnit
 
 OP_HEADER = "streamer-op"
 _OPS = {b"reset": Op.RESET, b"end": Op.END}
@@ -52,11 +52,12 @@ class Codec:
         key: str = KeyForm.UTF8,
         fields: Fields | None = None,
         generates: bool = False,
+        decoder: str = Decoder.AUTO,
         careful: bool = False,
     ) -> None:
         """``fields``: where features and time are found, in formats with names. ``generates``: a model is served that
-        can, so ``generate`` is a command. ``careful``: every record by the definition, one by one; what the fast paths are
-        compared with."""
+        can, so ``generate`` is a command. ``decoder``: which code reads records; what they mean is the same. ``careful``:
+        every record by the definition, one by one; what the fast paths are compared with."""
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
@@ -66,6 +67,7 @@ class Codec:
         self._max_record_bytes, self._max_key_bytes = max_record_bytes, max_key_bytes
         self._times = TimeRule(TimeUnit(time_unit), min_time_ms, max_future_ms)
         filled = None if missing is None else _missing(missing, exact)
+        native = Native.load(Decoder(decoder))
         self._format = format_of(
             value_format,
             contract.feature_tables,
@@ -74,7 +76,10 @@ class Codec:
             TimeUnit(time_unit),
             fields or Fields(),
             max_record_steps if self._several else None,
+            native,
         )
+        self.decoder = native.told
+        """Which code reads records, for people"""
         self._careful = careful
 
     def decode(self, records: RecordBatch) -> EventBatch:
@@ -183,7 +188,10 @@ class Codec:
         columns = None if self._careful else self._columns(values, headers)
         if columns is None:
             columns = Columns(self._nothing(len(values)), None, list(range(len(values))))
-        times, unsure = self._times.column(columns.times, stamps)
+        given = columns.given
+        times, unsure = (
+            self._times.column(columns.times, stamps) if given is None else self._times.judged(given, stamps)
+        )
         bad |= columns.bad
         doubtful = [row for row in sorted({*columns.doubtful, *unsure}) if row not in bad]
         x = columns.x

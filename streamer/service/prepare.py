@@ -170,6 +170,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         time_unit=section.time_unit,
         key=section.key,
         fields=fields_of(settings),
+        decoder=section.decoder,
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
 

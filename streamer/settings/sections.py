@@ -115,6 +115,11 @@ class KafkaSection(Section):
 class InputSection(Section):
     topic: str = Field(min_length=1, description="Topic with one record per event, keyed by stream")
     format: str = Field(default="json", description="json, json-named, msgpack, float32, or a decoder MODULE:FUNCTION")
+    decoder: Literal["auto", "python", "native"] = Field(
+        default="auto",
+        description="Code that reads json and json-named: native (the wheel streamer-rnn-native), python, or auto: native "
+        "where it is installed. What records mean is the same",
+    )
     key: Literal["utf8", "int32", "int64", "uuid", "hex", "base64"] = Field(
         default="utf8", description="What keys are; streams have this text as their name everywhere"
     )

@@ -60,9 +60,10 @@ def values_of(value_format: str, *contracts: Contract, good: bytes | None = None
     """``contracts``: that the values are read by; ``good``: a value that is an event by all of them."""
     codecs = [
         (
-            Codec(declared, value_format, careful=False, **options),
+            Codec(declared, value_format, careful=False, decoder=decoder, **options),
             Codec(declared, value_format, careful=True, **options),
         )
+        for decoder in ("python", "auto")  # native code, where it is installed
         for declared in contracts or (contract(NAMES), contract(NAMES, "int64"))
         for options in ({"max_future_ms": 86_400_000}, {"missing": 1.0, "time_unit": "s"})
     ]

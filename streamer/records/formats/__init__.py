@@ -15,13 +15,14 @@ from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
 from streamer.records.formats.named import TIME, Fields, named, places_of
+from streamer.records.formats.native import Native
 from streamer.records.formats.several import several
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
 from streamer.records.meaning import as_listed, as_read, meanings
 from streamer.words import TimeUnit
 
-__all__ = ["NAMED", "TIME", "Columns", "Fields", "Format", "as_found", "format_of", "places_of"]
+__all__ = ["NAMED", "TIME", "Columns", "Fields", "Format", "Native", "as_found", "format_of", "places_of"]
 
 
 NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
@@ -35,7 +36,8 @@ def format_of(
     missing: int | float | None,
     unit: TimeUnit,
     fields: Fields,
-    max_steps: int | None = None,
+    max_steps: int | None,
+    native: Native,
 ) -> Format:
     """``json``, ``json-named``, ``msgpack``, ``float32``, or the user's MODULE:FUNCTION. ``max_steps``: of a record that
     holds several; None: it holds one.
@@ -43,9 +45,12 @@ def format_of(
     ``missing``: what stands for a null for which the contract has no rule. ConfigurationError: there is no such format, or
     it cannot have what is asked of it."""
     if max_steps is not None:
+        native.without("records of several steps are read in Python")
         return several(name, features, exact, missing, unit, fields, max_steps)
+    if name not in ("json", "json-named"):
+        native = native.without(f'input.format = "{name}" is read in Python')
     if name in NAMED:
-        return named(name, NAMED[name](), features, exact, missing, unit, fields)
+        return named(name, NAMED[name](), features, exact, missing, unit, fields, native)
     if fields.given:
         raise ConfigurationError(
             f"input.format = {name!r} has no fields with names: leave out [input.fields] and input.time, or set "
@@ -53,7 +58,7 @@ def format_of(
         )
     names = [feature.name for feature in features]
     if name == "json":
-        return JsonList(meanings(as_listed(features, exact), exact, missing), exact, unit)
+        return JsonList(meanings(as_listed(features, exact), exact, missing), exact, unit, native)
     return Float32(names, exact) if name == "float32" else User(name, names, exact)
 
 

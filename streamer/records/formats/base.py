@@ -9,6 +9,7 @@ from typing import Protocol
 
 from streamer.core import Headers
 from streamer.records.exact import Numbers
+from streamer.records.times import Given
 from streamer.records.unusable import Unusable
 
 Row = tuple[Sequence[int | float] | Numbers, object]
@@ -29,6 +30,8 @@ class Columns:
     """Rows that ``Format.row`` has to decide"""
     bad: dict[int, Unusable] = field(default_factory=dict)
     """Rows that are decided: not usable"""
+    given: Given | None = None
+    """Times that native code has read; ``times`` is None then"""
 
 
 class Format(Protocol):
