@@ -20,6 +20,7 @@ import numpy as np
 
 from streamer.core import F32
 from streamer.errors import ModelError
+from streamer.modelfile.decoder import Decoder, check_decoder
 from streamer.modelfile.feature import Feature, as_feature, check_features
 
 METADATA_KEY = "streamer.contract"
@@ -145,6 +146,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """How many trailing values of the previous event are put in front of the next one."""
     feedback: Feedback | None = None
     """For models that generate (below)."""
+    decoder: Decoder | None = None
+    """For models that write a sequence about a window (below); `outputs` are then what it is given, and are not published."""
     cell: str | None = None
     """For people: rnn, lstm, gru, ..."""
     layers: int | None = None
@@ -374,6 +377,10 @@ def _check_outputs(contract: Contract) -> None:
             )
     if contract.feedback is not None:
         _check_feedback(contract, contract.feedback)
+    if contract.decoder is not None:
+        if contract.mode != "window":
+            raise ModelError("decoder: a sequence is written about a window: declare mode window")
+        check_decoder(contract.decoder, {output.name: output.shape for output in contract.outputs})
 
 
 def _check_feedback(contract: Contract, feedback: Feedback) -> None:
