@@ -99,7 +99,9 @@ def parts_of(module: nn.Module) -> tuple[nn.Module, nn.Module]:
 def _decoder_fields(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The contract's table, with indices for begin and end."""
     given = fields.get("decoder")
-    missing = [name for name in ("labels", "begin", "end", "max_steps") if not isinstance(given, dict) or name not in given]
+    missing = [
+        name for name in ("labels", "begin", "end", "max_steps") if not isinstance(given, dict) or name not in given
+    ]
     if missing or not isinstance(given, dict):
         raise ModelError(f"{source}: decoder lacks {', '.join(missing)}: declare what only you know of it")
     labels = list(given["labels"])
@@ -118,13 +120,15 @@ def found_parts(encoder: nn.Module, fields: Mapping[str, Any]) -> Parts:
     shapes = []
     for place, what in ((0, "memory"), (1, "state")):
         named = {}
-        for number, tensor in enumerate(results[0][place]):
+        for number in range(len(results[0][place])):
             seen = [tuple(each[place][number].shape) for each in results]
             axes = axes_of(seen, SIZES)
             if axes.count("batch") != 1 or axes.count("time") > (what == "memory") or None in axes or "flat" in axes:
                 raise ModelError(
                     f"the encoder's {what} {number} has shape {list(seen[0])} for 2 rows of 5 steps, {list(seen[2])} for 2 of 7:"
-                    ' it needs the rows ("batch") once, ' + ('"time" at most once, ' if what == "memory" else "") + "and fixed sizes"
+                    ' it needs the rows ("batch") once, '
+                    + ('"time" at most once, ' if what == "memory" else "")
+                    + "and fixed sizes"
                 )
             named[f"{what}_{number}"] = tuple(axes)
         shapes.append(named)
@@ -147,7 +151,9 @@ def checked_parts(call: Callable[[], Any], shape: Sequence[int]) -> tuple[tuple[
             result = call()
     except Exception as error:  # whatever a foreign module raises
         raise ModelError(f"the encoder failed on events of shape {list(shape)}: {told(error)}") from None
-    good = isinstance(result, tuple | list) and len(result) == 2 and all(isinstance(part, tuple | list) for part in result)
+    good = (
+        isinstance(result, tuple | list) and len(result) == 2 and all(isinstance(part, tuple | list) for part in result)
+    )
     if not good or not all(isinstance(tensor, Tensor) for part in result for tensor in part):
         raise ModelError("the encoder must return (memory, states), each a tuple of tensors; memory may be empty: ()")
     return tuple(result[0]), tuple(result[1])
@@ -170,7 +176,9 @@ class _Step(nn.Module):
             return opaque(call, start, None, None, None)
 
         with intercepted(self.module, answer):
-            log_probabilities, states = self.module(symbol, tuple(rest[: self.states]), tuple(rest[self.states :]), lengths)
+            log_probabilities, states = self.module(
+                symbol, tuple(rest[: self.states]), tuple(rest[self.states :]), lengths
+            )
         # A tensor that is input and output at once, or output twice, would not become an output of its own.
         return tuple(value.clone() for value in (log_probabilities, *states))
 

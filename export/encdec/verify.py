@@ -6,6 +6,7 @@ Every row of the module runs alone and unpadded; the file runs ragged batches. S
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,9 +46,7 @@ class EagerSteps:
         self._memory = [shapes[each.output] for each in declared.memory]
         self._states = [shapes[each.initial] for each in declared.states]
 
-    def step(
-        self, symbols: I64, states: Sequence[F32], memory: Sequence[F32], lengths: I64
-    ) -> tuple[F32, list[F32]]:
+    def step(self, symbols: I64, states: Sequence[F32], memory: Sequence[F32], lengths: I64) -> tuple[F32, list[F32]]:
         """As ``DecoderGraph.step``."""
         rows: list[F32] = []
         nexts: list[list[F32]] = []
@@ -119,7 +118,8 @@ def _encoded_alone(module: nn.Module, model: Model, windows: Sequence[F32]) -> l
     encoder, found = parts_of(module)[0], []
     for window in windows:
         x = torch.from_numpy(layout.feed(window[None], np.dtype(contract.input.dtype).type))
-        memory, states = checked_parts(lambda x=x, n=len(window): encoder(x, torch.tensor([n])), list(x.shape))  # type: ignore[misc]
+        call = partial(encoder, x, torch.tensor([len(window)]))
+        memory, states = checked_parts(call, list(x.shape))
         found.append(
             (
                 [_row(t, shapes[each.output]) for t, each in zip(memory, graph.declared.memory, strict=True)],
@@ -134,9 +134,8 @@ def _stacked(parts: Sequence[Any], steps: int) -> tuple[list[F32], list[F32]]:
     """Memory, padded to ``steps``, and states of all windows."""
     memory = []
     for each in zip(*(memory for memory, _, _ in parts), strict=True):
-        if each[0].ndim == 2:
-            each = [np.pad(one, ((0, steps - len(one)), (0, 0))) for one in each]
-        memory.append(np.stack(each))
+        padded = [np.pad(one, ((0, steps - len(one)), (0, 0))) if one.ndim == 2 else one for one in each]
+        memory.append(np.stack(padded))
     return memory, [np.stack(each) for each in zip(*(states for _, states, _ in parts), strict=True)]
 
 
@@ -154,8 +153,7 @@ def _shaped(value: F32, shape: Sequence[Any]) -> torch.Tensor:
     """[T, O] or [O] as the tensor of one row of a declared shape."""
     numbers = [axis for axis in shape if isinstance(axis, int)]
     rest = [axis for axis in shape if axis != "batch"]
-    if "time" in rest:
-        value = np.moveaxis(value.reshape(len(value), *numbers), 0, rest.index("time"))
-    else:
-        value = value.reshape(numbers)
+    timed = "time" in rest
+    value = value.reshape(len(value), *numbers) if timed else value.reshape(numbers)
+    value = np.moveaxis(value, 0, rest.index("time")) if timed else value
     return torch.from_numpy(np.ascontiguousarray(np.expand_dims(value, list(shape).index("batch"))))

@@ -153,9 +153,7 @@ def traced(
                 external_data=False, verbose=False,
             )  # fmt: skip
         except Exception as error:  # an operator without a translation
-            raise ModelError(
-                f"{_untranslated(found, error, module)} cannot become a graph: {_reason(error)}"
-            ) from None
+            raise ModelError(f"{_untranslated(found, error, module)} cannot become a graph: {_reason(error)}") from None
     model: onnx.ModelProto = program.model_proto
     return model
 
@@ -244,9 +242,7 @@ def filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializers.values())
-    used = {name for node in all_nodes(model.graph) for name in node.input} | {
-        each.name for each in model.graph.output
-    }
+    used = {name for node in all_nodes(model.graph) for name in node.input} | {each.name for each in model.graph.output}
     kept = [each for each in model.graph.initializer if each.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

@@ -7,26 +7,13 @@ Shapes: K rows of the beam, V symbols.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.core import F32, I64
+from streamer.core import F32, I64, Written
 from streamer.modelfile.decoder import Decoder
 
 _PENALTY_STEPS, _PENALTY_UNIT = 5.0, 6.0
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A sequence, without begin and end."""
-
-    symbols: tuple[int, ...]
-    score: float
-    """Normalised sum of log-probabilities"""
-    truncated: bool
-    """``max_steps`` were written and the end did not come."""
 
 
 class Beam:
@@ -71,7 +58,8 @@ class Beam:
         self.live = len(parents)
         self._scores = scores
         self._histories = [
-            [*self._histories[parent], symbol] for parent, symbol in zip(parents.tolist(), symbols.tolist(), strict=True)
+            [*self._histories[parent], symbol]
+            for parent, symbol in zip(parents.tolist(), symbols.tolist(), strict=True)
         ]
         if self.live:
             self.parents[: self.live], self.parents[self.live :] = parents, parents[0]

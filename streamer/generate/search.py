@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from streamer.core import F32, I64, X
+from streamer.core import F32, I64, Written, X
 from streamer.errors import ModelRunError
-from streamer.generate.beam import Beam, Written
+from streamer.generate.beam import Beam
 from streamer.modelfile.decoder import Decoder
 from streamer.modelfile.model import Model
 
@@ -56,15 +56,22 @@ class Searches:
     def __len__(self) -> int:
         return len(self._under_way)
 
+    @property
+    def longest(self) -> int:
+        """T of the longest that is under way."""
+        return max((each.length for each in self._under_way), default=0)
+
     def begin(self, memory: Sequence[F32], states: Sequence[F32], length: int) -> Searching:
         """A further window. ``memory``: each [T, O] or [O]; ``states``: each [O]."""
         searching = Searching(length, Beam(self.declared))
         place, width = len(self._under_way) * self._width, self._width
         self._memory = [
-            _room(kept, place + width, each.shape) for kept, each in zip(self._kept(self._memory, memory), memory, strict=True)
+            _room(kept, place + width, each.shape)
+            for kept, each in zip(self._kept(self._memory, memory), memory, strict=True)
         ]
         self._states = [
-            _room(kept, place + width, each.shape) for kept, each in zip(self._kept(self._states, states), states, strict=True)
+            _room(kept, place + width, each.shape)
+            for kept, each in zip(self._kept(self._states, states), states, strict=True)
         ]
         if len(self._lengths) < place + width:
             self._lengths = np.concatenate((self._lengths, np.zeros(max(place, width), np.int64)))
@@ -103,7 +110,10 @@ class Searches:
         symbols = np.concatenate([each.beam.symbols for each in mine])
         try:
             log_probabilities, nexts = self._steps.step(
-                symbols, [each[rows] for each in self._states], [each[rows] for each in self._memory], self._lengths[rows]
+                symbols,
+                [each[rows] for each in self._states],
+                [each[rows] for each in self._memory],
+                self._lengths[rows],
             )
             if np.isnan(log_probabilities).any() or not all(np.isfinite(each).all() for each in nexts):
                 raise ModelRunError("a log-probability or a next state is not a number")
@@ -140,10 +150,12 @@ class Searches:
         width, end = self._width, len(self._under_way) - 1
         if place != end:
             self._under_way[place] = self._under_way[end]
-            for kept in (*self._memory, *self._states, self._lengths):
-                kept[place * width : (place + 1) * width] = kept[end * width : (end + 1) * width]
+            to, of = slice(place * width, (place + 1) * width), slice(end * width, (end + 1) * width)
+            for kept in (*self._memory, *self._states):
+                kept[to] = kept[of]
+            self._lengths[to] = self._lengths[of]
         self._under_way.pop()
-        longest = max((each.length for each in self._under_way), default=0)
+        longest = self.longest
         for at, kept in enumerate(self._memory):
             if kept.ndim == 3 and longest * _SPARE < kept.shape[1]:
                 self._memory[at] = kept[: len(self._under_way) * width, :longest].copy()

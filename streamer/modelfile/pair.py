@@ -36,7 +36,9 @@ def decoder_bytes(contract: Contract, metadata: Mapping[str, bytes]) -> bytes | 
     if contract.decoder is None and text is None:
         return None
     if contract.decoder is None:
-        raise ModelError(f"it holds a decoder (metadata {DECODER_KEY}), but the contract declares none: declare decoder")
+        raise ModelError(
+            f"it holds a decoder (metadata {DECODER_KEY}), but the contract declares none: declare decoder"
+        )
     if text is None:
         raise ModelError(
             f"the contract declares a decoder, but there is none in metadata {DECODER_KEY}: export the pair as one file"
@@ -79,7 +81,11 @@ class DecoderGraph:
         self._fetch = [declared.log_probabilities, *(each.output for each in declared.states)]
 
     def _check(self, contract: Contract, inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
-        declared, given, made = self.declared, {each.name: each for each in inputs}, {each.name: each for each in outputs}
+        declared, given, made = (
+            self.declared,
+            {each.name: each for each in inputs},
+            {each.name: each for each in outputs},
+        )
         shapes = {output.name: output.shape for output in contract.outputs}
         fixed = []
         symbol = find(given, declared.symbol, "input")
@@ -143,7 +149,10 @@ class DecoderGraph:
             x = np.round(np.abs(x))
         lengths = np.array(_LENGTHS, np.int32) * unit
         try:
-            alone = [self._written(encoder, x[row : row + 1, :length], lengths[row : row + 1], row) for row, length in enumerate(lengths.tolist())]
+            alone = [
+                self._written(encoder, x[row : row + 1, :length], lengths[row : row + 1], row)
+                for row, length in enumerate(lengths.tolist())
+            ]
             outputs, _ = encoder.run(x, lengths, encoder.initial_states(_ROWS))
             together = self._forced(outputs, lengths.astype(np.int64), [0, 1, 2], padding=3.0)
         except ModelRunError as error:
@@ -165,7 +174,9 @@ class DecoderGraph:
         if np.isfinite(sums).all() and np.allclose(sums, 1, rtol=0, atol=_SUM_TOLERANCE):
             findings.append(Finding("decoder_log_probabilities", True, "rows are log-probabilities"))
         else:
-            note = f"exp of the rows sums to {sums.min():.3g} to {sums.max():.3g}: scores mean nothing. Add a log_softmax"
+            note = (
+                f"exp of the rows sums to {sums.min():.3g} to {sums.max():.3g}: scores mean nothing. Add a log_softmax"
+            )
             findings.append(Finding("decoder_log_probabilities", False, note))
         return findings
 

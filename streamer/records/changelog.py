@@ -37,6 +37,7 @@ class Kind(IntEnum):
     ROLLOUT = 3
     DECISIONS = 4
     IDLE = 5
+    DECODING = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class StreamRecord:
     ROLLOUT    offset of the request,  event time of the request    the request and the forked state
                then the stream
     DECISIONS  first offset            -                            offsets that the model refused
+    DECODING   offset of the first     the window's end             which events the window has, by their offsets
+               event, bounds, stream
     IDLE       offset ``before`` which the watermark                -
                the partition was idle
     ========== ======================= ============================ =================================================
@@ -177,7 +180,7 @@ def decode_stream(key: bytes, value: bytes) -> StreamRecord:
     return StreamRecord(kind, model, stream, through, last_ms, model_id, state if has_state else None)
 
 
-_WITH_OFFSET = (Kind.ROLLOUT, Kind.DECISIONS, Kind.IDLE)
+_WITH_OFFSET = (Kind.ROLLOUT, Kind.DECISIONS, Kind.IDLE, Kind.DECODING)
 
 
 def split_key(key: bytes) -> tuple[Kind, str, bytes]:

@@ -17,6 +17,7 @@ from streamer.core import (
     StepAnswers,
     Transaction,
     WindowAnswers,
+    WrittenAnswers,
 )
 from streamer.kafka.rows import RECORD_BYTES, headers_bytes
 from streamer.modelfile.model import Model
@@ -97,6 +98,10 @@ class Sink:
             return encoder.steps(answers.keys, answers.times_ms, answers.y)
         if isinstance(answers, WindowAnswers):
             return [encoder.window(window, y) for window, y in zip(answers.windows, answers.y, strict=True)]
+        if isinstance(answers, WrittenAnswers):
+            return [
+                encoder.written(window, each) for window, each in zip(answers.windows, answers.written, strict=True)
+            ]
         assert isinstance(answers, GeneratedAnswers)
         return answers.values
 

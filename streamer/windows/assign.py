@@ -450,7 +450,17 @@ class Windows:
         start = high - self.rule.size_ms if self._timed else self._least[window]
         assert len(index) == self._count[window], "invariant 6: every event is in its windows"
         self._closing.append(
-            ClosedWindow(stream, start, high, Closed(reason), self._first[window], events.x[index], offsets, times_ms)
+            ClosedWindow(
+                stream,
+                start,
+                high,
+                Closed(reason),
+                self._first[window],
+                events.x[index],
+                offsets,
+                times_ms,
+                self._mark[window],
+            )
         )
         return stored
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from writing import LABELS, write
+
 from tests.simulation import product
 from tests.simulation.chains import fold
 
@@ -17,8 +19,9 @@ Key = tuple[str, int, int, int]
 class Definition:
     """What the windows of one partition must be."""
 
-    def __init__(self, judge: Judge, partition: int, rule: dict[str, Any]) -> None:
-        self.expected: dict[Key, tuple[float, str]] = {}
+    def __init__(self, judge: Judge, partition: int, rule: dict[str, Any], *, writes: bool = False) -> None:
+        self._writes = writes
+        self.expected: dict[Key, tuple[Any, str]] = {}
         self.late: set[tuple[int, int]] = set()
         self.moved: list[tuple[int, int]] = []
         """Idle advances that closed something: (before offset, watermark)"""
@@ -52,13 +55,24 @@ class Definition:
     def _closed(self, step: Any) -> None:
         for window in step.closed:
             values = [self._values[offset] for _, offset in window.events]
-            self.expected[window.stream, window.start, window.end, window.part] = (fold(values), window.reason)
+            told: Any = fold(values) if not self._writes else _written(values)
+            self.expected[window.stream, window.start, window.end, window.part] = (told, window.reason)
+
+
+def _written(values: list[float]) -> Any:
+    symbols, score, truncated = write(values, product.WRITTEN_STEPS)
+    return symbols, "".join(LABELS[symbol] for symbol in symbols), score, truncated
+
+
+def _told(document: dict[str, Any], writes: bool) -> Any:
+    return tuple(document[key] for key in ("y", "text", "score", "truncated")) if writes else document["y"]
 
 
 def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
     told = {each.source for each in judge.dead if each.reason == "late"}
     for partition in judge.log:
-        wanted = Definition(judge, partition, rule)
+        writes = judge.letters[name] == "+"
+        wanted = Definition(judge, partition, rule, writes=writes)
         found: dict[Key, Any] = {}
         for answer in judge.answers:
             if answer.partition == partition and answer.model == name:
@@ -69,9 +83,9 @@ def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
                 judge.say("window", f"{key} of partition {partition} is missing ({wanted.expected[key][1]})")
             elif key not in wanted.expected:
                 judge.say("window", f"{key} of partition {partition} is not by definition: {found[key]}")
-            elif found[key]["y"] != wanted.expected[key][0]:
+            elif (given := _told(found[key], writes)) != wanted.expected[key][0]:
                 right = wanted.expected[key][0]
-                judge.say("window", f"{key} of partition {partition} gives {found[key]['y']}, expected {right}")
+                judge.say("window", f"{key} of partition {partition} gives {given}, expected {right}")
         mine = {source for source in told if source[0] == partition}
         if mine != wanted.late:
             judge.say("late", f"told {sorted(mine - wanted.late)} too many, {sorted(wanted.late - mine)} not")

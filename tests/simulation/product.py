@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from simulated import ChainModel
 from windowing import FoldModel, Reference
+from writing import WritingModel
 
 from streamer.core import Op
 from streamer.errors import ModelRunError, StreamerError
@@ -95,12 +96,18 @@ class WindowModel(FoldModel):
         return super().run(x, lengths, states)
 
 
+WRITTEN_STEPS = 12
+
+
 def load(chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], None]) -> list[tuple[str, Any, Any]]:
-    """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows."""
+    """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows, ``+`` for one
+    that writes about them."""
     found: list[tuple[str, Any, Any]] = []
     for name, section in chosen.model.items():
         letter = letters[name]
-        if section.window is not None:
+        if letter == "+":
+            found.append((name, WritingModel(max_steps=WRITTEN_STEPS, cost=cost), section.window))
+        elif section.window is not None:
             found.append((name, WindowModel(cost), section.window))
         else:
             found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower()), None))

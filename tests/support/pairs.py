@@ -80,7 +80,11 @@ class PlainDecoder(nn.Module):
 
     def __init__(self, symbols: int = len(LABELS), width: int = 8) -> None:
         super().__init__()
-        self.embed, self.cell, self.out = nn.Embedding(symbols, width), nn.GRUCell(width, width), nn.Linear(width, symbols)
+        self.embed, self.cell, self.out = (
+            nn.Embedding(symbols, width),
+            nn.GRUCell(width, width),
+            nn.Linear(width, symbols),
+        )
 
     def forward(self, symbol: Tensor, states: Tensors, memory: Tensors, lengths: Tensor) -> tuple[Tensor, Tensors]:
         h = self.cell(self.embed(symbol), states[0][0])
