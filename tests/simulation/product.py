@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,7 +18,7 @@ from streamer.errors import ModelRunError, StreamerError
 from streamer.kafka import requests as own_requests
 from streamer.kafka.requests import TxnOffsetCommit
 from streamer.modelfile.contract import Contract
-from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
+from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream, split_key
 from streamer.service.wiring import build, prepare
 from streamer.settings import Settings
 from tests.simulation.chains import CHAINS, MODULUS, Chain
@@ -219,6 +220,15 @@ class Change:
     through: int = -1
     gone: bool = False
     """The stream is forgotten up to ``through``"""
+
+
+def being_written(key: bytes) -> tuple[str, int, int, int] | None:
+    """Stream, start, end and part of a window about which a sequence is being written; None: another kind of record."""
+    if key[:1] != bytes([Kind.DECODING]):
+        return None
+    rest = split_key(key)[2]
+    part, start, end = struct.unpack_from(">qqq", rest)
+    return rest[24:].decode(), start, end, part
 
 
 def change(key: bytes, value: bytes | None) -> Change | None:

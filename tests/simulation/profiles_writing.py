@@ -50,4 +50,5 @@ def writing(draw: Draw) -> None:
     draw.traffic(
         what, streams=rng.choice([2, 5]), count=rng.randint(20, 90), lag=lag, transactions=rng.choice([0.0, 0.3])
     )
-    draw.faults(rng.choice([0, 1, 2, 3]))
+    draw.faults(rng.choice([0, 2, 3, 4]))
+    draw.plan.cost_s = rng.choice([(0.0, 0.0), (0.005, 0.0), (0.03, 0.0)])
