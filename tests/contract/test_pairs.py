@@ -21,6 +21,7 @@ from streamer.generate.search import decode
 from streamer.modelfile.contract import METADATA_KEY
 from streamer.modelfile.decoder import DECODER_KEY
 from streamer.modelfile.model import Model
+from streamer.tools.inspect import as_table, inspect
 from tests.support import pairs
 
 BEAM = {"search": "beam", "width": 3, "length_normalisation": 0.6}
@@ -186,3 +187,12 @@ def test_the_digest_covers_the_decoder(luong: Path, tmp_path: Path) -> None:
         other.decoder.out.bias[3] += 0.5
     export_pair(other, pairs.fields(pairs.WORDS), tmp_path / "pair.onnx")
     assert Model.load(tmp_path / "pair.onnx").sha256 != Model.load(luong).sha256
+
+
+def test_inspect_shows_both_parts(luong: Path) -> None:
+    report = inspect(luong, measure=False)
+    assert report["contract"]["decoder"]["states"] == [
+        {"initial": "state_0", "input": "state_0", "output": "state_0_next"}
+    ]
+    assert {"decoder_rows", "decoder_log_probabilities"} <= {each["name"] for each in report["probe"]["findings"]}
+    assert as_table(report).row_count > 10
