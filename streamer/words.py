@@ -102,6 +102,7 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
     NOT_EXACT = "not_exact"
     UNKNOWN_CATEGORY = "unknown_category"
+    UNKNOWN_SCHEMA = "unknown_schema"
     MISSING_KEY = "missing_key"
     BAD_KEY = "bad_key"
     MISSING_VALUE = "missing_value"

@@ -15,8 +15,9 @@ from streamer.core import CARRIED_HEADERS, I64, EventBatch, Headers, Op, RecordB
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import Columns, Fields, format_of
+from streamer.records.formats import Columns, Fields, Source, format_of
 from streamer.records.keys import Keys
+from streamer.records.schemas.book import Book
 from streamer.records.times import YEAR_2000_MS, TimeRule
 from streamer.records.unusable import Unusable, plain, unforeseen
 from streamer.words import KeyForm, Reason, TimeUnit
@@ -48,12 +49,13 @@ class Codec:
         time_unit: str = TimeUnit.MS,
         key: str = KeyForm.UTF8,
         fields: Fields | None = None,
+        source: Source | None = None,
         generates: bool = False,
         careful: bool = False,
     ) -> None:
-        """``fields``: where features and time are found, in formats with names. ``generates``: a model is served that
-        can, so ``generate`` is a command. ``careful``: every record by the definition, one by one; what the fast paths are
-        compared with."""
+        """``fields``: where features and time are found, in formats with names. ``source``: of schemas, in formats that have
+        them. ``generates``: a model is served that can, so ``generate`` is a command. ``careful``: every record by the
+        definition, one by one; what the fast paths are compared with."""
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
@@ -63,8 +65,10 @@ class Codec:
         self._times = TimeRule(TimeUnit(time_unit), min_time_ms, max_future_ms)
         filled = None if missing is None else _missing(missing, exact)
         self._format = format_of(
-            value_format, contract.feature_tables, exact, filled, TimeUnit(time_unit), fields or Fields()
+            value_format, contract.feature_tables, exact, filled, TimeUnit(time_unit), fields or Fields(), source
         )
+        self.schemas: Book | None = None if source is None else source.book
+        """What has to be learned before ``decode``, in formats of a registry"""
         self._careful = careful
 
     def decode(self, records: RecordBatch) -> EventBatch:

@@ -14,34 +14,74 @@ from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
-from streamer.records.formats.named import Fields, named
+from streamer.records.formats.named import TIME, Fields, named, placed
+from streamer.records.formats.registered import JsonSchema, Registered
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
 from streamer.records.meaning import meanings
+from streamer.records.schemas.book import SchemaKind
+from streamer.records.schemas.values import Source
 from streamer.words import TimeUnit
 
-__all__ = ["NAMED", "Columns", "Fields", "Format", "format_of"]
+__all__ = ["FIELDED", "NAMED", "SCHEMAS", "Columns", "Fields", "Format", "Source", "format_of"]
 
 
 NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
-"""Formats whose values have fields with names"""
+"""Formats whose values have fields with names in them"""
+SCHEMAS = {"avro": SchemaKind.AVRO, "protobuf": SchemaKind.PROTOBUF, "json-schema": SchemaKind.JSON}
+"""Formats whose values were written by a schema"""
+FIELDED = (*NAMED, *SCHEMAS)
+"""Formats of which ``[input.fields]`` can say where a feature is"""
 
 
 def format_of(
-    name: str, features: Sequence[Feature], exact: Exact, missing: int | float | None, unit: TimeUnit, fields: Fields
+    name: str,
+    features: Sequence[Feature],
+    exact: Exact,
+    missing: int | float | None,
+    unit: TimeUnit,
+    fields: Fields,
+    source: Source | None = None,
 ) -> Format:
-    """``json``, ``json-named``, ``msgpack``, ``float32``, or the user's MODULE:FUNCTION.
+    """``json``, ``json-named``, ``msgpack``, ``float32``, ``avro``, ``protobuf``, ``json-schema``, or MODULE:FUNCTION.
 
-    ``missing``: what stands for a null for which the contract has no rule. ConfigurationError: there is no such format, or
-    it cannot have what is asked of it."""
+    ``missing``: what stands for a null for which the contract has no rule. ``source``: of schemas. ConfigurationError: there
+    is no such format, or it cannot have what is asked of it."""
+    if name in SCHEMAS:
+        return _by_schema(name, features, exact, missing, unit, fields, source or Source())
     if name in NAMED:
         return named(name, NAMED[name](), features, exact, missing, unit, fields)
     if fields.given:
         raise ConfigurationError(
             f"input.format = {name!r} has no fields with names: leave out [input.fields] and input.time, or set "
-            f"input.format to one of {', '.join(NAMED)}"
+            f"input.format to one of {', '.join(FIELDED)}"
         )
     names = [feature.name for feature in features]
     if name == "json":
         return JsonList(meanings(features, exact, missing), exact, unit)
     return Float32(names, exact) if name == "float32" else User(name, names, exact)
+
+
+def _by_schema(
+    name: str,
+    features: Sequence[Feature],
+    exact: Exact,
+    missing: int | float | None,
+    unit: TimeUnit,
+    fields: Fields,
+    source: Source,
+) -> Format:
+    if source.book is not None and name == "json-schema":
+        return JsonSchema(named(name, Json(), features, exact, missing, unit, fields), source.book)
+    if name == "json-schema":
+        raise ConfigurationError(
+            'input.format = "json-schema" is that of a registry: set registry.url, or input.format = "json-named"'
+        )
+    if source.book is None and source.document is None:
+        raise ConfigurationError(
+            f"input.format = {name!r} needs the schema that values are written by: set registry.url, or input.schema_file "
+            "for values without a registry's frame"
+        )
+    places = placed(name, features, fields)
+    wanted = meanings(features, exact, missing)
+    return Registered(SCHEMAS[name], source, wanted, places, fields.time or TIME, exact, unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from streamer.core import Headers
 from streamer.records.exact import Numbers
@@ -29,6 +29,20 @@ class Columns:
     """Rows that ``Format.row`` has to decide"""
     bad: dict[int, Unusable] = field(default_factory=dict)
     """Rows that are decided: not usable"""
+
+
+class ReadsOne(Protocol):
+    """Finds what is asked for in one value."""
+
+    def read(self, value: bytes, found: list[Any]) -> None:
+        """Puts what is there into ``found``, which begins with nulls. Unusable: it is no such value."""
+        ...
+
+
+class ReadsMany(Protocol):
+    """Numbers and times of many values; those of headers and those that are doubtful are put in later."""
+
+    def columns(self, values: Sequence[bytes]) -> Columns: ...
 
 
 class Format(Protocol):

@@ -20,7 +20,7 @@ from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import json_tokens
-from streamer.records.formats.base import NO_HEADERS, Columns, Row
+from streamer.records.formats.base import NO_HEADERS, Columns, ReadsMany, ReadsOne, Row
 from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, tree, typed
 from streamer.records.formats.typed import Packed, TypedRows, each_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
@@ -57,7 +57,13 @@ def named(
     unit: TimeUnit,
     fields: Fields,
 ) -> Named:
-    """The format ``name``. ConfigurationError: a feature that no record has, or a field of no feature."""
+    """The format ``name``. ConfigurationError: as of ``placed``."""
+    places = placed(name, features, fields)
+    return Named(wire, meanings(features, exact, missing), places, fields.time or TIME, exact, unit)
+
+
+def placed(name: str, features: Sequence[Feature], fields: Fields) -> list[Place]:
+    """Where each feature is. ConfigurationError: a feature that no record of format ``name`` has, or a field of no feature."""
     known = {each for feature in features for each in (feature.name, feature.field)}
     for each in fields.places:
         if each not in known:
@@ -66,8 +72,7 @@ def named(
             )
     refuse_past(features, list(fields.places), name)
     by_name = {feature.name: feature for feature in features if feature.kind != "present"}
-    places = [_place(feature, by_name, fields.places) for feature in features]
-    return Named(wire, meanings(features, exact, missing), places, fields.time or TIME, exact, unit)
+    return [_place(feature, by_name, fields.places) for feature in features]
 
 
 def _place(feature: Feature, by_name: Mapping[str, Feature], given: Mapping[str, Place]) -> Place:
@@ -110,8 +115,13 @@ class Named:
             for at, (meaning, place) in enumerate(zip(wanted, places, strict=True))
             if isinstance(place, FieldHeader)
         ]
-        self._written = Written(tree(self._paths), wire)
-        self._typed: TypedRows[Any] | None = None
+        self._written: ReadsOne
+        self._typed: ReadsMany | None = None
+        self._open(exact)
+
+    def _open(self, exact: Exact) -> None:
+        """What reads values: the definition, and the fast path if there is one."""
+        self._written = Written(tree(self._paths), self._wire)
         with contextlib.suppress(NoFastPath):
             self._typed = self._fast(exact)
 
@@ -193,7 +203,7 @@ class _Column:
         self,
         wire: Wire,
         wanted: Sequence[Meaning],
-        gets: Sequence[str | Callable[[Any], Any] | None],
+        gets: Sequence[str | int | Callable[[Any], Any] | None],
         constants: Mapping[int, int | float],
         exact: Exact,
     ) -> None:

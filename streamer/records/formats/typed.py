@@ -146,11 +146,14 @@ class TypedRows(Generic[Typed]):
         return rows if len(rows) == len(values) else None
 
 
-def each_get(gets: Iterable[str | Callable[[Any], Any]]) -> Callable[[Any], tuple[Any, ...]]:
-    """What attributes (dotted names) or functions find in an object, always in a tuple."""
+def each_get(gets: Iterable[str | int | Callable[[Any], Any]]) -> Callable[[Any], tuple[Any, ...]]:
+    """What attributes (dotted names), places in a list or functions find in an object, always in a tuple."""
     listed = list(gets)
     if not listed:
         return lambda row: ()
+    places = [each for each in listed if isinstance(each, int)]
+    if len(places) == len(listed) > 1:
+        return itemgetter(*places)
     names = [each for each in listed if isinstance(each, str)]
     if len(names) < len(listed):
         functions = [one_get(each) for each in listed]
@@ -161,7 +164,9 @@ def each_get(gets: Iterable[str | Callable[[Any], Any]]) -> Callable[[Any], tupl
     return attrgetter(*names)
 
 
-def one_get(get: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+def one_get(get: str | int | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    if isinstance(get, int):
+        return itemgetter(get)
     return attrgetter(get) if isinstance(get, str) else get
 
 
