@@ -51,6 +51,8 @@ class View:
     state_bytes: int = 0
     windows_open: int = 0
     rollouts_open: int = 0
+    waits_for: str | None = None
+    """Why records wait for their schemas; None: none do"""
     other_machines: Mapping[int, str] = field(default_factory=dict)
     """Partition -> machine that computed its states before us, where it was another kind"""
 

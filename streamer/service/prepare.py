@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from streamer.modelfile.machine import machine
 from streamer.modelfile.model import Model
 from streamer.records.changelog import Identity
 from streamer.records.decode import MAX_KEY_BYTES, Codec
-from streamer.records.formats import NAMED, Fields
+from streamer.records.formats import FIELDED, SCHEMAS, Fields, Source
 from streamer.records.meaning import refuse_different
+from streamer.records.schemas.book import Book
 from streamer.service.clock import Clock, SystemClock
 from streamer.settings import Settings
 from streamer.windows import WindowRule
@@ -99,6 +101,8 @@ def fingerprint(settings: Settings, models: Models) -> str:
     decide += [settings.input.key, str(_max_key_bytes(settings))]
     if settings.input.fields or settings.input.time:
         decide.append(json.dumps([settings.input.fields, settings.input.time], sort_keys=True))
+    if (source := _source(settings)) is not None and source.document is not None:
+        decide.append(f"{hashlib.sha256(source.document).hexdigest()} {source.message}")
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
     return "|".join(decide)
 
@@ -111,7 +115,7 @@ def _max_key_bytes(settings: Settings) -> int:
 def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule | None]]) -> Codec:
     """Raises ConfigurationError for a format that is not there, and for models that read the same record differently."""
     section = settings.input
-    if section.format in ("json", *NAMED):
+    if section.format in ("json", *FIELDED):
         refuse_different([(name, model.contract.feature_tables) for name, model, _ in models])
     return Codec(
         models[0][1].contract,
@@ -124,8 +128,27 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         time_unit=section.time_unit,
         key=section.key,
         fields=Fields(section.places, section.time_place),
+        source=_source(settings),
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
+
+
+def _source(settings: Settings) -> Source | None:
+    """Where schemas come from. ConfigurationError: a file cannot be read, or is not used."""
+    section = settings.input
+    if section.format not in SCHEMAS:
+        if section.schema_file is not None or section.message:
+            raise ConfigurationError(
+                f"input.schema_file and input.message are not used with input.format = {section.format!r}"
+            )
+        return None
+    document = None
+    if section.schema_file is not None:
+        try:
+            document = section.schema_file.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"input.schema_file = {section.schema_file}: {error.strerror}") from error
+    return Source(Book() if settings.registry.url else None, document, section.message)
 
 
 def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str) -> Processor:

@@ -7,14 +7,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from streamer.settings.base import TLS_FILES, Section
 from streamer.settings.fields import Place, parse_place
+from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
 from streamer.settings.window import WindowSection
 from streamer.words import Delivery, ModelChanged
 
-TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
 _ANSWER_OVERHEAD_BYTES = 8_192
 """Key, headers and framing beside a generated sequence"""
 _MAX_FLOAT32 = 3.4028234663852886e38
@@ -28,10 +29,6 @@ def _as_text(value: object) -> object:
 
 
 Moment = Annotated[str, BeforeValidator(_as_text)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class KafkaSection(Section):
@@ -113,7 +110,16 @@ class KafkaSection(Section):
 
 class InputSection(Section):
     topic: str = Field(min_length=1, description="Topic with one record per event, keyed by stream")
-    format: str = Field(default="json", description="json, json-named, msgpack, float32, or a decoder MODULE:FUNCTION")
+    format: str = Field(
+        default="json",
+        description="json, json-named, msgpack, float32, avro, protobuf, json-schema, or a decoder MODULE:FUNCTION",
+    )
+    schema_file: Path | None = Field(
+        default=None,
+        description="avro: schema (JSON), protobuf: descriptor set. With registry.url what values are read as, else what all "
+        "are written by, without a registry's frame",
+    )
+    message: str = Field(default="", description="protobuf with schema_file: full name of the message")
     key: Literal["utf8", "int32", "int64", "uuid", "hex", "base64"] = Field(
         default="utf8", description="What keys are; streams have this text as their name everywhere"
     )
@@ -128,11 +134,11 @@ class InputSection(Section):
     )
     fields: dict[str, str | dict[str, float | int | bool | str]] = Field(
         default={},
-        description="json-named, msgpack: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, or "
+        description="Formats with names: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, or "
         "`{constant = 3.5}`; default: the field of its name. The key stays the record's key",
     )
     time: str = Field(
-        default="", description="json-named, msgpack: place of the event's time, a path or `header:NAME`; default `ts`"
+        default="", description="Formats with names: place of the event's time, a path or `header:NAME`; default `ts`"
     )
     time_unit: Literal["ms", "s", "us", "ns", "iso8601"] = Field(
         default="ms", description="What an event's own time is: a number since 1970 in this unit, or ISO 8601 text"
@@ -339,6 +345,7 @@ class Settings(Section):
 
     kafka: KafkaSection
     input: InputSection
+    registry: RegistrySection = RegistrySection()
     output: OutputSection
     dead_letter: DeadLetterSection = DeadLetterSection()
     changelog: ChangelogSection = ChangelogSection()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from streamer.core import Headers
-from streamer.records.unusable import Unusable
+from streamer.records.unusable import Unusable, plain
 from streamer.words import Reason
 
 MAX_KNOWN = 4_096
@@ -36,7 +36,8 @@ class SchemaKind(StrEnum):
 class Schema:
     """One document, with those that it refers to."""
 
-    kind: SchemaKind
+    kind: str
+    """A ``SchemaKind``, or a word that a registry has for something else"""
     text: str
     references: tuple[tuple[str, str], ...] = ()
     """(name that it is referred to by, its document), each after those that it needs itself"""
@@ -75,8 +76,8 @@ class Book:
     def schema_of(self, number: int, kind: SchemaKind) -> Schema:
         """Unusable: there is none, or it is of another kind."""
         found = self.schema(number)
-        if found.kind is not kind:
-            raise Unusable(Reason.UNDECODABLE, f"schema id {number} is {found.kind}, not {kind} (input.format)")
+        if found.kind != kind:
+            raise Unusable(Reason.UNDECODABLE, plain(f"schema id {number} is {found.kind}, not {kind} (input.format)"))
         return found
 
     @property
