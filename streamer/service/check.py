@@ -23,6 +23,7 @@ from streamer.kafka.tails import chosen, newest_values, read_span
 from streamer.kafka.topics import InputTopic, Topics
 from streamer.records.changelog import Progress, decode_progress, progress_key
 from streamer.records.decode import Codec
+from streamer.service.checkformat import format_lines, learn, mapping
 from streamer.service.clock import SystemClock
 from streamer.service.prepare import (
     Models,
@@ -62,6 +63,7 @@ class Report:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     topics: dict[str, dict[str, Any]] = field(default_factory=dict)
     group: dict[str, Any] = field(default_factory=dict)
+    format: dict[str, Any] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     problems: list[StreamerError] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Report:
             "models": self.models,
             "topics": self.topics,
             "group": self.group,
+            "format": self.format,
             "sample": self.sample,
             "warnings": self.warnings,
             "problems": [{"exit_code": each.exit_code, "error": str(each)} for each in self.problems],
@@ -100,6 +103,8 @@ class Report:
             yield f"{what} {topic['name']}: {_counted(topic['partitions'], 'partition')}{there}"
         if self.group:
             yield f"kafka.group {self.group['name']}: {self.group['says']}"
+        if self.format:
+            yield from format_lines(self.format)
         if self.sample:
             yield from self._sample_lines()
         yield from (f"warning: {each}" for each in self.warnings)
@@ -148,6 +153,8 @@ class _Check:
             self._report.problems.append(error)
             return
         self._judge(models, found)
+        if codec is not None:
+            self._report.format = mapping(self._settings, models[0][1].contract.feature_tables)
         parts = Parts(self._settings, models, link, found)
         if codec is not None and "READ" not in self._rights_missing[INPUT]:
             try:
@@ -253,7 +260,9 @@ class _Check:
             facts = await reader.facts(parts.input.partitions)
             self._states(parts, codec, facts, progress)
             if self._sample:
-                self._score(parts, codec, await self._newest(reader, facts))
+                batches = await self._newest(reader, facts)
+                await learn(self._settings, codec, batches, self._report.format)
+                self._score(parts, codec, batches)
         finally:
             await reader.stop()
 

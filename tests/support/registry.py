@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import tarfile
 import tempfile
@@ -48,7 +47,7 @@ def program() -> Path:
 
 
 class LocalRegistry:
-    """``url`` is that of Confluent's API. ``pause`` and ``resume`` stop it from answering and keep what it knows."""
+    """``url`` is that of Confluent's API. What it knows is gone with its process: ``start`` begins with id 1 again."""
 
     def __init__(self) -> None:
         require_tool("java", "mvn")
@@ -77,21 +76,14 @@ class LocalRegistry:
         except (urllib.error.URLError, OSError):
             return False
 
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def stop(self) -> None:
+    def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def stop(self) -> None:
+        self.kill()
         shutil.rmtree(self._home, ignore_errors=True)
 
 

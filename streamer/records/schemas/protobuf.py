@@ -36,6 +36,11 @@ _FLOATS, _BOOL, _STRING, _MESSAGES, _BYTES, _ENUM = (1, 2), 8, 9, (10, 11), 12, 
 Get = Callable[[Any], Any]
 
 
+def require_library() -> None:
+    """ConfigurationError: Google's library is not installed."""
+    _library("descriptor_pool")
+
+
 class Messages:
     """The messages of a file and of those that it needs."""
 

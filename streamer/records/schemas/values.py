@@ -11,7 +11,7 @@ from streamer.records.formats.layout import Steps
 from streamer.records.schemas.avro import avro_reader
 from streamer.records.schemas.avro_types import BadSchema, Type, parse
 from streamer.records.schemas.book import FRAME_BYTES, Book, SchemaKind, framed_id, message_indexes
-from streamer.records.schemas.protobuf import Messages, protobuf_reader
+from streamer.records.schemas.protobuf import Messages, protobuf_reader, require_library
 from streamer.records.schemas.reader import Reader
 from streamer.records.unusable import Unusable, plain
 from streamer.words import Reason, TimeUnit
@@ -48,6 +48,8 @@ class Values:
         self._misfits: dict[tuple[int, tuple[int, ...]], str] = {}
         self._as: Type | None = None
         self._own: Reader | None = None
+        if kind is SchemaKind.PROTOBUF:
+            require_library()
         if source.document is not None:
             try:
                 self._take(source.document, source.message)
