@@ -115,3 +115,7 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"
     TOO_MANY_ROLLOUTS = "too_many_rollouts"
     TOO_LARGE_ANSWER = "too_large_answer"
+
+
+FLEETING = frozenset({Reason.UNKNOWN_SCHEMA})
+"""Reasons that were true when they were given and may not be later: what was decided by them is remembered for replays."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,7 +22,7 @@ from serving import Recorder, Row, make_settings, produce, read_all, running, wa
 from simulated import ChainModel, advance
 from tables import WORDS, category
 
-from streamer.errors import RegistryUnavailableError
+from streamer.errors import DataLossError, RegistryUnavailableError
 from streamer.modelfile.contract import Contract
 from streamer.service.check import Report, examine
 from streamer.service.loop import Service
@@ -155,6 +157,17 @@ async def service_of(settings: Settings, instance: str = "a") -> tuple[Service, 
     return build(Parts(settings, parts.models, parts.connection, parts.input), recorder, instance=instance), recorder
 
 
+@contextlib.asynccontextmanager
+async def crashing(service: Service) -> AsyncIterator[None]:
+    """Ends without a drain."""
+    task = asyncio.create_task(service.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 @pytest.mark.parametrize("value_format", ["avro", "protobuf", "json-schema"])
 async def test_what_confluents_serializers_write_is_read(
     kafka, topic_name, create_topics, registry, value_format
@@ -224,6 +237,50 @@ async def test_a_registry_that_is_away_delays_and_nothing_is_lost(kafka, topic_n
     assert found[b"s0"] == answered([0, 2, 4, 6, 8, *range(10, 20)])
     assert found[b"s1"] == answered([1, 3, 5, 7, 9, *range(20, 40)])
     assert await read_all(kafka, f"{topic}.dlq") == []
+
+
+async def test_a_replay_decides_as_before_whatever_the_registry_says_by_then(
+    kafka, topic_name, create_topics, registry, monkeypatch
+) -> None:
+    """An id that nobody had registered stays a dead letter; a schema that is gone ends the service before states change."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    registry.kill()
+    registry.start()
+    write = writer("avro", SchemaRegistryClient({"url": registry.url}), topic)
+    good = [write(number) for number in range(6)]
+    assert good[0][:5] == b"\0\0\0\0\1"
+    later = b"\0\0\0\0\2"
+    settings = settings_of(kafka, topic, registry, "avro", topic_name("group"))
+    never = settings.delivery.model_copy(update={"checkpoint_interval_ms": 3_600_000})
+    settings = settings.model_copy(update={"delivery": never})
+    service, recorder = await service_of(settings)
+    async with crashing(service):
+        await produce(kafka, topic, [(0, b"s", good[0], [])])
+        await wait_for(lambda: recorder.committed_events >= 1, recorder)  # the one round, behind which all is replayed
+        values = [*good[1:3], later + good[3][5:]]
+        await produce(kafka, topic, [(0, b"s", value, []) for value in values])
+        await read_all(kafka, f"{topic}.dlq", at_least=1)
+        await wait_for(lambda: recorder.committed_events >= 3, recorder)
+    assert client_id(registry, topic, {**V1, "doc": "registered later"}) == 2
+    service, recorder = await service_of(settings, "b")
+    decode, decoded = service._codec.decode, []
+    monkeypatch.setattr(service._codec, "decode", lambda batch: decoded.extend(batch.offsets) or decode(batch))
+    async with crashing(service):
+        await produce(kafka, topic, [(0, b"s", later + good[4][5:], [])])
+        await wait_for(lambda: recorder.committed_events >= 1, recorder)
+        await produce(kafka, topic, [(0, b"s", good[5], [])])
+        await wait_for(lambda: recorder.committed_events >= 2, recorder)
+    answers = await read_all(kafka, f"{topic}.out", at_least=5)
+    assert [each.document["y"] for each in answers] == answered([0, 1, 2, 4, 5])
+    assert 3 in decoded, "what was decided was decided again"
+    assert len(await read_all(kafka, f"{topic}.dlq", at_least=1)) == 1
+    registry.kill()
+    registry.start()
+    service, recorder = await service_of(settings, "c")
+    with pytest.raises(DataLossError, match="schema id 1"):
+        async with asyncio.timeout(60):
+            await service.run()
 
 
 def client_id(registry: LocalRegistry, topic: str, schema: dict[str, Any]) -> int:
