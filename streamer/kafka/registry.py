@@ -134,7 +134,7 @@ class Registry:
             if error.code == 404 and told.get("error_code") in (absent if isinstance(absent, tuple) else (absent,)):
                 return None
             raise RegistryUnavailableError(self._refusal(path, error.code, told)) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             reason = getattr(error, "reason", None) or error
             if isinstance(reason, ssl.SSLCertVerificationError):
                 reason = f"its certificate is not trusted ({reason.verify_message}): set registry.ssl_cafile"
@@ -168,6 +168,6 @@ def _bounded(answer: Any) -> bytes:
 def _told(error: urllib.error.HTTPError) -> dict[str, Any]:
     try:
         found = json.loads(_bounded(error))
-    except (OSError, ValueError, http.client.HTTPException):
+    except (OSError, ValueError, RecursionError, http.client.HTTPException):
         return {}
     return found if isinstance(found, dict) else {}
