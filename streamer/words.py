@@ -93,6 +93,15 @@ class TimeUnit(StrEnum):
     ISO8601 = "iso8601"
 
 
+class AnswerFormat(StrEnum):
+    """How predictions are written."""
+
+    JSON = "json"
+    AVRO = "avro"
+    JSON_SCHEMA = "json-schema"
+    FLOAT32 = "float32"
+
+
 class Reason(StrEnum):
     """Why a record was rejected: the header ``streamer-error`` and the metric's label."""
 

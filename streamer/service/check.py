@@ -23,6 +23,7 @@ from streamer.kafka.tails import chosen, newest_values, read_span
 from streamer.kafka.topics import InputTopic, Topics
 from streamer.records.changelog import Progress, decode_progress, progress_key
 from streamer.records.decode import Codec
+from streamer.service.answerschemas import answer_schemas, encoders_of
 from streamer.service.checkformat import format_lines, learn, mapping
 from streamer.service.clock import SystemClock
 from streamer.service.prepare import (
@@ -187,6 +188,7 @@ class _Check:
         try:
             codec = codec_of(self._settings, models)
             check_models(models)
+            answer_schemas(self._settings, models)
         except ConfigurationError as error:
             self._report.problems.append(error)
             return None
@@ -332,7 +334,12 @@ class _Check:
             pass
         answers, rejects = processor.results()
         max_bytes = min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT))
-        sink = Sink([(name, model) for name, model, _ in parts.models], codec.keys, max_bytes=max_bytes)
+        sink = Sink(
+            [(name, model) for name, model, _ in parts.models],
+            codec.keys,
+            max_bytes=max_bytes,
+            encoders=encoders_of(self._settings, parts.models, codec.keys, {}),
+        )
         encoded, refused = sink.encode(answers)
         values = [value for outgoing in encoded for value in outgoing.values]
         self._report.sample = {
@@ -341,7 +348,7 @@ class _Check:
             "streams": len(streams),
             "answers": len(values),
             "rejected": _by_reason([*rejects, *refused], parts.input.name),
-            "answer": values[-1].decode()[:_SHOWN] if values else None,
+            "answer": values[-1].decode("utf-8", "backslashreplace")[:_SHOWN] if values else None,
         }
         if any(rule is not None for *_, rule in parts.models):
             self._report.sample["windows"] = sum(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from streamer.engine.processor import Processor, check_models
 from streamer.errors import ConfigurationError
@@ -23,6 +23,7 @@ from streamer.records.decode import MAX_KEY_BYTES, Codec
 from streamer.records.formats import FIELDED, SCHEMAS, Fields, Source
 from streamer.records.meaning import refuse_different
 from streamer.records.schemas.book import Book
+from streamer.service.answerschemas import answer_schemas, registered
 from streamer.service.clock import Clock, SystemClock
 from streamer.settings import Settings
 from streamer.windows import WindowRule
@@ -41,6 +42,8 @@ class Parts:
     models: Models
     connection: Connection
     input: InputTopic
+    schema_ids: Mapping[str, int] = field(default_factory=dict)
+    """Model -> id of the schema of its answers, where the registry has one"""
 
 
 def load_models(settings: Settings) -> Models:
@@ -64,6 +67,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
     """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
     codec_of(settings, models)  # what can be said without a cluster is said first
     check_models(models)
+    answers = answer_schemas(settings, models)
     link, clock = connection(settings), clock or SystemClock()
     async with Topics(link) as topics:
         found = await topics.prepare(
@@ -78,7 +82,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
         log.warning("%s", warning)
     if judgement.errors:
         raise ConfigurationError("\n  ".join(judgement.errors))
-    return Parts(settings, models, link, found)
+    return Parts(settings, models, link, found, await registered(settings, answers))
 
 
 def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:

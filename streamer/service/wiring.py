@@ -18,6 +18,7 @@ from streamer.kafka.registry import Registry
 from streamer.modelfile.machine import machine
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
+from streamer.service.answerschemas import encoders_of
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Observer, Service
@@ -70,6 +71,7 @@ def build(
         [(name, model) for name, model, _ in parts.models],
         codec.keys,
         max_bytes=min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT)),
+        encoders=encoders_of(settings, parts.models, codec.keys, parts.schema_ids),
     )
     schemas = None
     if codec.schemas is not None:

@@ -14,7 +14,7 @@ from streamer.settings.fields import Place, parse_place
 from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
 from streamer.settings.window import WindowSection
-from streamer.words import Delivery, ModelChanged
+from streamer.words import AnswerFormat, Delivery, ModelChanged
 
 _ANSWER_OVERHEAD_BYTES = 8_192
 """Key, headers and framing beside a generated sequence"""
@@ -220,7 +220,10 @@ class InputSection(Section):
 
 class OutputSection(Section):
     topic: str = Field(min_length=1, description="Topic of the predictions")
-    format: Literal["json"] = Field(default="json", description="Value format of predictions")
+    format: AnswerFormat = Field(
+        default=AnswerFormat.JSON,
+        description="Value format of predictions; avro and json-schema in the frame of registry.url",
+    )
     timestamp: Literal["record", "now"] = Field(
         default="record", description="Timestamp of predictions: their record's, or when they are written"
     )

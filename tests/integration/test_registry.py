@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -12,8 +13,8 @@ import msgspec
 import pytest
 from confluent_kafka.schema_registry import Schema as Registered
 from confluent_kafka.schema_registry import SchemaRegistryClient
-from confluent_kafka.schema_registry.avro import AvroSerializer
-from confluent_kafka.schema_registry.json_schema import JSONSerializer
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.schema_registry.json_schema import JSONDeserializer, JSONSerializer
 from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
@@ -26,8 +27,9 @@ from streamer.errors import DataLossError, RegistryUnavailableError
 from streamer.modelfile.contract import Contract
 from streamer.service.check import Report, examine
 from streamer.service.loop import Service
-from streamer.service.wiring import Parts, build, prepare
+from streamer.service.wiring import build, prepare
 from streamer.settings import Settings
+from streamer.words import AnswerFormat
 
 AT_MS = 1_760_000_000_000
 FIELDS = {"cpu": "readings.cpu", "word": "tags[1]"}
@@ -154,7 +156,7 @@ def settings_of(kafka: str, topic: str, registry: LocalRegistry, value_format: s
 async def service_of(settings: Settings, instance: str = "a") -> tuple[Service, Patient]:
     parts = await prepare(settings, [("chain", MixedModel(), None)])  # type: ignore[list-item]
     recorder = Patient()
-    return build(Parts(settings, parts.models, parts.connection, parts.input), recorder, instance=instance), recorder
+    return build(parts, recorder, instance=instance), recorder
 
 
 @contextlib.asynccontextmanager
@@ -281,6 +283,40 @@ async def test_a_replay_decides_as_before_whatever_the_registry_says_by_then(
     with pytest.raises(DataLossError, match="schema id 1"):
         async with asyncio.timeout(60):
             await service.run()
+
+
+@pytest.mark.parametrize("written", ["avro", "json-schema", "float32"])
+async def test_predictions_are_read_by_confluents_deserializers(
+    kafka, topic_name, create_topics, registry, written
+) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    client = SchemaRegistryClient({"url": registry.url})
+    write = writer("avro", client, topic)
+    settings = settings_of(kafka, topic, registry, "avro", topic_name("group"))
+    output = settings.output.model_copy(update={"format": AnswerFormat(written)})
+    settings = settings.model_copy(update={"output": output})
+    for instance, rows, count in (
+        ("a", range(10), 10),
+        ("b", [10], 1),
+    ):  # the schema is there already when the second starts
+        await produce(kafka, topic, [(0, b"s", write(number), []) for number in rows])
+        service, recorder = await service_of(settings, instance)
+        async with running(service):
+            await wait_for(lambda who=recorder, most=count: who.committed_events >= most, recorder)
+    values = [read.value for read in await read_all(kafka, f"{topic}.out", at_least=11)]
+    if written == "float32":
+        assert [struct.unpack("<f", value)[0] for value in values] == answered(list(range(11)))
+        return
+    where = SerializationContext(f"{topic}.out", MessageField.VALUE)
+    read = AvroDeserializer(client) if written == "avro" else JSONDeserializer(None, schema_registry_client=client)
+    found = [read(value, where) for value in values]
+    assert [each["y"] for each in found] == answered(list(range(11)))
+    assert {(each["stream"], each["model"]) for each in found} == {("s", "chain@1")}
+    moments = [round(each["ts"].timestamp() * 1000) if written == "avro" else each["ts"] for each in found]
+    assert moments == [AT_MS + number for number in range(11)]
+    assert client.get_latest_version(f"{topic}.out-value").schema_id == int.from_bytes(values[0][1:5])
+    assert len(client.get_versions(f"{topic}.out-value")) == 1
 
 
 def client_id(registry: LocalRegistry, topic: str, schema: dict[str, Any]) -> int:
