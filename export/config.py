@@ -16,6 +16,8 @@ import torch
 from pydantic import ValidationError
 
 from streamer.errors import ConfigurationError
+from streamer.modelfile.feature import MAX_LAG
+from streamer.settings.fields import Place, parse_field
 from streamer.settings.reference import section_table
 from streamer.windows import WindowRule
 
@@ -65,7 +67,12 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     present: list[str] = msgspec.field(default_factory=list)
     """Columns beside which the model sees whether they had a value (1 or 0)."""
     since_last: bool = False
-    """Whether the model sees the seconds since the stream's previous event."""
+    """Whether the model sees the seconds since the stream's previous event (0 for the first)."""
+    lags: dict[str, list[int]] = {}
+    """Columns of which the model also sees what they were so many events of the stream before: ``{cpu = [1, 2]}``."""
+    fields: dict[str, Any] = {}
+    """Feature -> its place in a record, as in the service's ``[input.fields]``: a path (of JSON lines), a column, or a table
+    with ``path`` and ``missing``; unset: the column of its name."""
     min_count: int = 1
     """Rarer words of the training part are unknown, which is how a model learns what to do with unknown ones."""
     scale: bool = True
@@ -79,7 +86,7 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     def file_options(self) -> FileOptions:
         """What the readers want to know."""
-        by_column = self.missing if isinstance(self.missing, dict) else {}
+        by_column = (self.missing if isinstance(self.missing, dict) else {}) | self.places[1]
         return FileOptions(
             complete=None if self.missing == "reject" else [n for n, rule in by_column.items() if rule == "reject"],
             encoding=self.encoding,
@@ -92,7 +99,24 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     def missing_rule(self, column: str) -> float | str:
         """``mean``, ``last``, ``reject`` or a number."""
-        return self.missing.get(column, "mean") if isinstance(self.missing, dict) else self.missing
+        own = self.own_rule(column)
+        if own is not None:
+            return own
+        return "mean" if isinstance(self.missing, dict) else self.missing
+
+    def own_rule(self, column: str) -> float | str | None:
+        """What is said of this very column."""
+        found = self.places[1].get(column)
+        return self.missing.get(column) if found is None and isinstance(self.missing, dict) else found
+
+    @property
+    def places(self) -> tuple[dict[str, Place], dict[str, float | str]]:
+        """Feature -> place, and feature -> what stands for a missing value, of ``fields``. ValueError: they say neither."""
+        found = {feature: parse_field(written) for feature, written in self.fields.items()}
+        return (
+            {feature: place for feature, (place, _) in found.items() if place is not None},
+            {feature: rule for feature, (_, rule) in found.items() if rule is not None},
+        )
 
     def problem(self) -> str | None:
         """A value that no file could be read by; None if all can be used."""
@@ -104,6 +128,14 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         for key, (value, allowed) in choices.items():
             if value not in allowed:
                 return f"data.{key} must be {' or '.join(str(each) for each in allowed if each)}, not {value!r}"
+        for feature, written in self.fields.items():
+            try:
+                parse_field(written)
+            except ValueError as error:
+                return f"data.fields: {feature!r} {error}"
+        for column, lags in self.lags.items():
+            if not lags or min(lags) < 1 or max(lags) > MAX_LAG or len(set(lags)) != len(lags):
+                return f"data.lags: those of {column!r} must be different numbers of events, each 1 to {MAX_LAG}"
         rules = self.missing.values() if isinstance(self.missing, dict) else [self.missing]
         for rule in rules:
             if isinstance(rule, str) and rule not in ("mean", "last", "reject"):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
+from streamer.modelfile.past import Past
 from streamer.windows import WindowRule
 
 from . import windowing
 from .config import DataSection, TrainConfig
-from .data import F32, Split, Streams, split_by_stream, split_by_time
+from .data import Split, Streams, split_by_stream, split_by_time
 from .readers import load
 
 UNKNOWN = "<unknown>"
@@ -95,48 +97,63 @@ def prepare(split: Split, section: DataSection, *, words: int = 0, notes: list[s
     parts = (split.train, split.validation, split.test)
     tables, vocabularies = [], []
     for at, feature in enumerate(split.train.feature_tables):
+        own = section.own_rule(feature.field)
         if feature.kind == "category" and feature.unknown is None:
             kept = _vocabulary(split.train, at, section.min_count, words)
             vocabularies.append(kept)
-            tables.append(Feature(feature.name, "category", (UNKNOWN, *kept), unknown=0))
-            lost = _unknown_share(split.test if len(split.test) else split.validation, at, kept)
-            notes.append(f"column {feature.name!r}: {len(kept)} words are known, {lost:.1%} of those judged are not")
+            missing: Any = "last" if own == "last" else None
+            tables.append(
+                msgspec.structs.replace(feature, vocabulary=(UNKNOWN, *kept), unknown=0, missing=missing, fallback=0.0)
+            )
+            if not feature.lag:
+                lost = _unknown_share(split.test if len(split.test) else split.validation, at, kept)
+                notes.append(
+                    f"column {feature.name!r}: {len(kept)} words are known, {lost:.1%} of those judged are not"
+                )
             continue
         vocabularies.append([])
         gaps = sum(int(np.isnan(x[:, at]).sum()) for part in parts for x in part.x)
-        rule = section.missing_rule(feature.name)
-        filled = _filled(feature, rule, split.train, at) if gaps or rule == "last" else feature
-        if gaps and filled is not feature:
+        rule = section.missing_rule(feature.field)
+        made_of_a_cell = feature.kind in ("number", "flag")
+        filled = _filled(feature, rule, split.train, at) if made_of_a_cell and (gaps or rule == "last") else feature
+        if gaps and filled is not feature and not feature.lag:
             what = "the stream's last value stands" if filled.missing == "last" else f"{filled.missing:g} stands"
             notes.append(f"column {feature.name!r}: {what} for {gaps} missing cells (data.missing)")
+        if feature.lag and filled.missing != "last":
+            filled = msgspec.structs.replace(filled, fallback=_mean(filled, split.train, at))
         tables.append(filled)
     made = [_apply(part, tables, vocabularies) for part in parts]
     return Split(*made)
 
 
 def derive(data: Streams, section: DataSection) -> Streams:
-    """Columns that say what was there and how long ago, and the last values where those stand for missing ones."""
-    for name in section.present:
-        if name not in data.features:
-            raise ConfigurationError(
-                f"data.present: there is no feature {name!r}, there are {', '.join(data.features)}"
-            )
+    """Columns that say what was there, and those that the stream's past will make (``_apply``): they hold what a record has."""
+    for key, names in (("present", section.present), ("lags", section.lags)):
+        for name in names:
+            if name not in data.features:
+                raise ConfigurationError(
+                    f"data.{key}: there is no feature {name!r}, there are {', '.join(data.features)}"
+                )
     shown = [data.features.index(name) for name in section.present]
-    carried = [i for i, feature in enumerate(data.feature_tables)
-               if feature.kind != "category" and section.missing_rule(feature.name) == "last"]  # fmt: skip
     tables = [*data.feature_tables, *(Feature(f"{n} present", "present", source=n) for n in section.present)]
     if section.since_last:
         tables.append(Feature("since_last", "since_last", unit="s"))
+    lagged = [(data.features.index(name), lag) for name, lags in section.lags.items() for lag in lags]
+    for at, lag in lagged:
+        of = data.feature_tables[at]
+        tables.append(msgspec.structs.replace(of, name=f"{of.name} lag {lag}", source=of.field, lag=lag))
     xs = []
-    for x, times in zip(data.x, data.times_ms, strict=True):
-        extra = [~np.isnan(x[:, shown])]
-        if section.since_last:
-            extra.append((np.diff(times, prepend=times[:1]) / 1000.0)[:, None])
-        filled = x.copy()
-        for column in carried:
-            filled[:, column] = _last_known(x[:, column])
-        xs.append(np.concatenate([filled, *extra], axis=1).astype(np.float32))
+    for x in data.x:
+        gap = np.zeros((len(x), int(section.since_last)), np.float32)
+        xs.append(
+            np.concatenate([x, ~np.isnan(x[:, shown]), gap, x[:, [at for at, _ in lagged]]], axis=1, dtype=np.float32)
+        )
     return replace(data, features=tuple(table.name for table in tables), x=xs, tables=tuple(tables))
+
+
+def _derived(section: DataSection) -> int:
+    """Columns that ``derive`` adds."""
+    return len(section.present) + int(section.since_last) + sum(map(len, section.lags.values()))
 
 
 def _load(config: TrainConfig, path: Path, like: Streams | None, notes: list[str]) -> Streams:
@@ -146,7 +163,7 @@ def _load(config: TrainConfig, path: Path, like: Streams | None, notes: list[str
     classes = [str(each) for each in section.classes] if section.classes and config.task != "next_category" else None
     features = section.features
     if like is not None:
-        tables = like.feature_tables[: len(like.features) - len(section.present) - int(section.since_last)]
+        tables = like.feature_tables[: len(like.features) - _derived(section)]
         options = replace(options, categories=[table.name for table in tables if table.kind == "category"])
         features = [table.name for table in tables]
         classes = classes or (list(like.classes) if like.classes is not None else None)
@@ -159,6 +176,7 @@ def _load(config: TrainConfig, path: Path, like: Streams | None, notes: list[str
         classes=classes,
         labels=_KIND_OF_LABELS.get(config.task, "none"),
         options=options,
+        places=section.places[0],
         notes=notes,
     )
     if like is not None and [t.kind for t in data.feature_tables] != [t.kind for t in tables]:
@@ -217,36 +235,43 @@ def _filled(feature: Feature, rule: float | str, train: Streams, column: int) ->
     """The feature with what stands for its missing values."""
     if not isinstance(rule, str):
         return msgspec.structs.replace(feature, missing=float(np.float32(rule)))
-    values = np.concatenate([x[:, column] for x in train.x])
+    if rule == "last":
+        kept = msgspec.structs.replace(feature, missing="last")
+        return msgspec.structs.replace(kept, fallback=_mean(kept, train, column))
+    return msgspec.structs.replace(feature, missing=_mean(feature, train, column))
+
+
+def _mean(feature: Feature, train: Streams, column: int) -> float:
+    """Of a column, as the model sees it: with the last values where these stand for missing ones."""
+    alone = Past.of([Feature("", missing="last", fallback=np.nan)], "float32") if feature.missing == "last" else None
+    columns = [(x[:, [column]], times) for x, times in zip(train.x, train.times_ms, strict=True)]
+    values = np.concatenate([x if alone is None else alone.whole(x, times) for x, times in columns])
     known = values[~np.isnan(values)].astype(np.float64)
+    if isinstance(feature.missing, float):
+        known = np.where(np.isnan(values), feature.missing, values).astype(np.float64)
     if not len(known):
         raise ConfigurationError(f"column {feature.name!r} has no value at all in the training part: leave it out")
-    mean = float(np.float32(known.mean()))
-    if rule == "last":
-        return msgspec.structs.replace(feature, missing="last", fallback=mean)
-    return msgspec.structs.replace(feature, missing=mean)
+    return float(np.float32(known.mean()))
 
 
 def _apply(part: Streams, tables: Sequence[Feature], vocabularies: Sequence[list[str]]) -> Streams:
+    """Words become their places, gaps what stands for them, and the rest is made by the stream's past, as in the service."""
     xs = [x.copy() for x in part.x]
     for at, (feature, kept) in enumerate(zip(tables, vocabularies, strict=True)):
+        missing = np.nan if feature.missing == "last" else feature.unknown if kept else feature.missing
         places: NDArray[np.float32] | None = None
         if kept:
             known = {word: number + 1 for number, word in enumerate(kept)}
-            # one entry more for cells that are missing: they are unknown too
+            # one entry more for cells that are missing
             names = part.feature_tables[at].vocabulary
-            places = np.array([*(known.get(word, 0) for word in names), 0], np.float32)
+            places = np.array([*(known.get(word, 0) for word in names), missing], np.float32)
         for x in xs:
             gaps = np.isnan(x[:, at])
             if places is not None:
                 x[:, at] = places[np.where(gaps, len(places) - 1, x[:, at]).astype(int)]
             elif gaps.any():
-                x[gaps, at] = feature.fallback if feature.missing == "last" else feature.missing
+                x[gaps, at] = missing
+    past = Past.of(tables, "float32")
+    if past is not None:
+        xs = [past.whole(x, times) for x, times in zip(xs, part.times_ms, strict=True)]
     return replace(part, x=xs, tables=tuple(tables))
-
-
-def _last_known(values: F32) -> F32:
-    """Forward fill; NaN before the first value."""
-    places = np.where(np.isnan(values), -1, np.arange(len(values)))
-    last = np.maximum.accumulate(places)
-    return np.where(last >= 0, values[np.maximum(last, 0)], np.float32(np.nan)).astype(np.float32)

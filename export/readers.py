@@ -7,9 +7,10 @@ is a ConfigurationError that names file, row and column, because training would 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
+from streamer.settings.fields import FieldConstant, Place, written_as
 
 from .data import F32, I64, UNLABELLED, Streams
 from .files import FileOptions, Table, read
@@ -37,17 +39,20 @@ def load(
     classes: Sequence[str] | None = None,
     labels: str = "classes",
     options: FileOptions | None = None,
+    places: Mapping[str, Place] = MappingProxyType({}),
     notes: list[str] | None = None,
 ) -> Streams:
     """Read a file by its suffix (see ``export.files.FORMATS``).
 
     ``features`` default to all columns that are not stream, time or label. ``labels``: classes | values | none. With
     ``classes`` given, labels are their names or numbers. ``options``: what else ``[data]`` says about the file.
-    ``notes`` takes sentences about what was found out.
+    ``places``: where features are that are not in the column of their name. ``notes`` takes sentences about what was
+    found out.
     """
     wanted = label if labels != "none" else None
     options = replace(options or FileOptions(), stream=stream, time=time, label=label, features=features)
     table = read(path, options)
+    _name(table, places)
     time = table.time_column or time
     table.require((stream, time, *(features or ())))
     chosen = list(features) if features else [name for name in table.columns if name not in (stream, time, label)]
@@ -63,6 +68,21 @@ def load(
     if notes is not None:
         notes += table.notes
     return _group(names, times_ns, x, tables, found, class_names)
+
+
+def _name(table: Table, places: Mapping[str, Place]) -> None:
+    """Columns get the names of the features that are made of them, as the service's ``[input.fields]`` has it."""
+    found: dict[str, Any] = {}
+    taken = set()
+    for feature, place in places.items():
+        if isinstance(place, FieldConstant):
+            found[feature] = [place.value] * len(table)
+            continue
+        column = next((name for name in written_as(place) if name in table.columns), written_as(place)[0])
+        table.require((column,))
+        found[feature] = table.columns[column]
+        taken.add(column)
+    table.columns = {name: cells for name, cells in table.columns.items() if name not in taken} | found
 
 
 def _group(

@@ -13,9 +13,10 @@ from typing import Any, get_args, get_origin
 import msgspec
 import numpy as np
 
-from streamer.core import ClosedWindow
+from streamer.core import ClosedWindow, Spelled, Symbols, Transcript
 from streamer.modelfile import contract as contracts
 from streamer.modelfile.contract import Contract, Feedback, Input, Output, State
+from streamer.modelfile.emit import Emit
 from streamer.records.encode import Encoder
 from streamer.records.formats import user
 from streamer.words import Closed
@@ -32,6 +33,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "`states`, a list of": State,
     "`outputs`, a list of": Output,
     "`feedback`": Feedback,
+    "`emit`, of an output": Emit,
 }
 
 
@@ -80,7 +82,7 @@ def _fields(struct: type[msgspec.Struct]) -> str:
 
 def _shown(each: msgspec.structs.FieldInfo) -> str:
     value = each.default if each.default is not msgspec.NODEFAULT else each.default_factory()
-    return "none" if value is None else str(value) if not isinstance(value, tuple | dict) else "empty"
+    return "none" if value is None else "empty" if isinstance(value, tuple | dict) or value == "" else str(value)
 
 
 def _type(annotation: Any) -> str:
@@ -137,6 +139,32 @@ def _predictions() -> list[str]:
         "Window mode, one output per window and one per event. `ts` is the window's end; `reason` why it closed (time,"
         " count, end, full, span, limit); `part` counts further windows with the same bounds; `offsets` are the first and"
         f" the last record in it:\n\n```json\n{closed.decode()}\n```",
+        *_emitted(window),
+    ]
+
+
+def _emitted(window: ClosedWindow) -> list[str]:
+    """Answers in symbols, of the same shapes."""
+    letters = {"name": "p", "shape": ["batch", "time", 3], "kind": "classes", "labels": ["-", "h", "i"]}
+    emitting = {**letters, "emit": {"rule": "ctc"}}
+    step = Encoder(_contract("step", emitting), "demo")
+    begin_ms = window.start_ms
+    fresh = step.emitted(b"call-7", Symbols([1], begin_ms, 40, begin_ms + 320))
+    final = Transcript(52, Closed.TIME, 0, 13, -0.75)
+    ended = step.emitted(b"call-7", Symbols([1, 2], begin_ms, 40, begin_ms + 480, final=final))
+    spelled = Spelled([1, 2], [0, 1], -1.5)
+    whole = Encoder(_contract("window", emitting), "demo").window(window, [np.zeros((2, 3), np.float32)], None, spelled)
+    return [
+        "**Answers in symbols.** An output with `emit` is collapsed: of the likeliest label of each step, repeats are one symbol"
+        " and the blank is none. A step model then writes a record only when symbols appear (`ts`: the event's), and at the end"
+        " of the utterance its transcript with `final`. `score` is the logarithm of the probability of the likeliest labels of"
+        " its `count` steps; `utterance.start` and the first of `offsets` name the utterance, `reason` says why it ended (end:"
+        " the command; time: `gap_ms`; span: `max_span_ms`; full: `max_symbols`, then the utterance goes on with the next"
+        " `part`). The header `streamer-source` of a transcript names its last event. The end of an utterance sets the model's"
+        " state back; the command `reset`, `state.idle_ttl_ms` and the memory limit forget an utterance without a transcript."
+        f" An event that brings no symbol has no record.\n\n```json\n{fresh.decode()}\n{ended.decode()}\n```",
+        "A window model's answer has its transcript in place of the values; beside other outputs it is an object under its name."
+        f" The collapse is greedy: there is no beam search.\n\n```json\n{whole.decode()}\n```",
     ]
 
 

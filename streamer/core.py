@@ -39,6 +39,14 @@ class Op(IntEnum):
     GENERATE = 3
 
 
+def step_rows(steps: I64, rows: I64) -> I64:
+    """Where the steps of ``rows`` are, one row's after the other, in columns that hold ``steps`` [N] for each of N rows."""
+    counts = steps[rows]
+    before = np.cumsum(counts) - counts
+    found: I64 = np.repeat((np.cumsum(steps) - steps)[rows] - before, counts) + np.arange(int(counts.sum()))
+    return found
+
+
 @dataclass(slots=True)
 class RecordBatch:
     """Raw records of one fetch and partition, in columns of length N; offsets grow, gaps are allowed."""
@@ -119,6 +127,8 @@ class EventBatch:
     """Row -> headers that travel on to the prediction (``traceparent``)."""
     checksum: int = 0
     """CRC-32 of key and value of the record at ``next_offset - 1``: tells after a restart whether the log is the same."""
+    steps: I64 | None = None
+    """[N] steps of each row, where a record holds several (a command: 0); ``x`` is then [sum of the steps, F]. None: one each"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -148,7 +158,8 @@ class EventBatch:
             times_ms=self.times_ms[rows],
             timestamps_ms=[self.timestamps_ms[row] for row in index],
             keys=[self.keys[row] for row in index],
-            x=self.x[rows],
+            x=self.x[rows if self.steps is None else step_rows(self.steps, rows)],
+            steps=None if self.steps is None else self.steps[rows],
             ops=None if self.ops is None else self.ops[rows],
             commands={new: self.commands[row] for new, row in enumerate(index) if row in self.commands},
             headers={new: self.headers[row] for new, row in enumerate(index) if row in self.headers},
@@ -169,6 +180,8 @@ class Batch:
     """[B, T]"""
     lengths: I32
     """[B], 1..T"""
+    records: I64 | None = None
+    """[B, T] the event row that each step belongs to, where events have several: then ``rows`` are rows of steps"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +249,28 @@ class StepAnswers(Answers):
     times_ms: I64
     """[N] event times"""
     y: list[F32]
-    """Per output of the contract [N, O]"""
+    """Per output of the contract [N, O]; with ``steps`` [sum of the steps, O]"""
+    steps: I64 | None = None
+    """[N] steps of each event, where a record holds several; None: one each"""
+    _ends: list[int] = field(init=False, default_factory=list)
+
+    def row(self, row: int) -> tuple[bytes, int, list[F32]]:
+        """Stream, event time, and per output [T, O], of an event of several steps."""
+        assert self.steps is not None
+        self._ends = self._ends or np.cumsum(self.steps).tolist()
+        end, count = self._ends[row], int(self.steps[row])
+        return self.keys[row], int(self.times_ms[row]), [y[end - count : end] for y in self.y]
+
+
+class Spelled(NamedTuple):
+    """A window's labels, collapsed."""
+
+    labels: Sequence[int]
+    """Of its symbols"""
+    steps: Sequence[int]
+    """Where in the window each came"""
+    score: float
+    """Logarithm of the probability of the labels of all steps"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -248,6 +282,8 @@ class WindowAnswers(Answers):
     windows: list[ClosedWindow]
     y: list[list[F32]]
     """Per window and output of the contract: [T, O] where there is one per event, else [O]"""
+    spelled: Sequence[Spelled] | None = None
+    """Per window, of a model that emits"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -258,6 +294,44 @@ class GeneratedAnswers(Answers):
 
     values: list[bytes]
     """JSON, made step by step: many sequences that end together would keep live events waiting otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """What one record of an utterance brings: new symbols, or the transcript. Event times in ms, offsets of the log."""
+
+    labels: Sequence[int]
+    start_ms: int
+    first: int
+    """Offset of the utterance's first event"""
+    time_ms: int
+    """Of the event that brought them, or of the newest"""
+    steps: Sequence[int] | None = None
+    """New symbols of a record of several steps: which step of it each came with"""
+    final: Transcript | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """How a transcript ended. With stream, ``first`` and ``part`` it is named, also after a crash."""
+
+    last: int
+    """Offset of the last event"""
+    reason: Closed
+    part: int
+    """Transcripts of the same utterance before it, that were full"""
+    steps: int
+    score: float
+    """Logarithm of the probability of the labels of all its steps"""
+
+
+@dataclass(slots=True, kw_only=True)
+class EmittedAnswers(Answers):
+    """Zero to many rows per event: where symbols appear, and where transcripts end."""
+
+    mode: ClassVar[Mode] = Mode.STEP
+
+    emitted: list[Symbols]
 
 
 @dataclass(slots=True)

@@ -20,12 +20,14 @@ from streamer.core import F32, I64, ClosedWindow, EventBatch, LogFacts, RecordBa
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.settings import BatchSection, DeliverySection, StateSection
 from streamer.windows import WindowRule
 from streamer.words import Delivery
 
 Given = tuple[Sequence[str], Any] | tuple[Sequence[str], Any, Any]
-"""Streams [N], features [N, F], and event times in ms [N]; without times the rows count as one ms each"""
+"""Streams [N], features [N, F] (or N arrays [T, F], where the contract says that a record holds several steps), and event
+times in ms [N]; without times the rows count as one ms each"""
 
 _END = 1 << 62
 
@@ -37,7 +39,8 @@ class Answered:
     keys: list[str]
     """Streams"""
     outputs: Mapping[str, Any]
-    """Per output of the contract: [N, O], or per window a list of N arrays [T, O] where there is one per event"""
+    """Per output of the contract: [N, O], or a list of N arrays [T, O] where there is one per step: of a window, or of a
+    record of several"""
     times_ms: I64
     """[N] of the events, or the ends of the windows"""
     rows: I64
@@ -63,14 +66,23 @@ class Runner:
         window: WindowRule | None = None,
         state: StateSection | None = None,
         batch: BatchSection | None = None,
+        past: bool = False,
     ) -> None:
-        """``window``: how streams are cut, for a model over windows. ConfigurationError: the model needs one."""
+        """``window``: how streams are cut, for a model over windows. ConfigurationError: the model needs one.
+
+        ``past``: what depends on a stream's past is made here, as in the service from records with names: where the
+        contract has a lag, x holds the value of this event; where it has ``since_last``, any number; where it has
+        ``missing = "last"``, NaN is a missing value. Without it x holds the numbers that the graph gets."""
         self._model = model
+        contract = model.contract
+        made = Past.of(contract.feature_tables, contract.input.dtype) if past else None
+        self._may_be_missing = np.array([past and each.missing == "last" for each in contract.feature_tables])
         self._processor = Processor(
             [(model.contract.name, model, window)],
             state=state,
             batch=batch,
             delivery=DeliverySection(mode=Delivery.EPHEMERAL),
+            pasts={} if made is None else {contract.name: made},
         )
         restore = Restore(self._processor, 0, Names("", ""))
         self._partition = restore.finish(Found(LogFacts("", 0, _END, _END), None, 0))
@@ -102,11 +114,16 @@ class Runner:
 
     def _batch(self, keys: Sequence[str], x: Any, times_ms: Any, first: int) -> EventBatch:
         features, dtype = self._model.contract.features, self._model.contract.input.dtype
-        given = np.asarray(x)
+        steps: I64 | None = None
+        if self._model.contract.many_steps:
+            given, steps = _joined(keys, x, features)
+        else:
+            given = np.asarray(x)
+            if given.shape != (len(keys), features):
+                raise ValueError(f"x has shape {list(given.shape)}: {len(keys)} keys need [{len(keys)}, {features}]")
         values = given.astype(dtype)
-        if values.ndim != 2 or values.shape != (len(keys), features):
-            raise ValueError(f"x has shape {list(given.shape)}: {len(keys)} keys need [{len(keys)}, {features}]")
-        if not np.isfinite(values).all() or not (dtype.startswith("float") or np.array_equal(values, given)):
+        usable = np.isfinite(values) | (np.isnan(values) & self._may_be_missing)
+        if not usable.all() or not (dtype.startswith("float") or np.array_equal(values, given)):
             raise ValueError(f"x must be finite, and every number one of {dtype}")
         if times_ms is None:
             times = np.arange(self._clock_ms, self._clock_ms + len(keys), dtype=np.int64)
@@ -118,7 +135,7 @@ class Runner:
         offsets = np.arange(first, first + len(keys), dtype=np.int64)
         streams, stamps = [key.encode() for key in keys], times.tolist()
         raw = RecordBatch(0, offsets.tolist(), stamps, list(streams), [None] * len(streams))
-        return EventBatch(0, offsets, times, stamps, streams, values, None, raw, first + len(keys))
+        return EventBatch(0, offsets, times, stamps, streams, values, None, raw, first + len(keys), steps=steps)
 
     def _take(self, first: int) -> Answered:
         """What the model answered, out of the processor: nothing of it stays there."""
@@ -141,10 +158,14 @@ class Runner:
         return self._answered(first, steps, refused)
 
     def _answered(self, first: int, steps: Sequence[StepAnswers], refused: Mapping[int, str] | None = None) -> Answered:
-        outputs = {}
+        outputs: dict[str, Any] = {}
         for at, output in enumerate(self._model.contract.outputs):
             empty: F32 = np.empty((0, output.size), np.float32)
-            outputs[output.name] = np.concatenate([empty, *(each.y[at] for each in steps)])
+            outputs[output.name] = (
+                [each.row(row)[2][at] for each in steps for row in range(len(each))]
+                if self._model.contract.many_steps
+                else np.concatenate([empty, *(each.y[at] for each in steps)])
+            )
         rows = [source - first for each in steps for source in each.sources]
         times = [each.times_ms for each in steps]
         return Answered(
@@ -154,3 +175,18 @@ class Runner:
             np.array(rows, np.int64),
             refused or {},
         )
+
+
+def _joined(keys: Sequence[str], x: Any, features: int) -> tuple[Any, I64]:
+    """N arrays [T, F] one after the other, and T of each. ValueError: one is of another shape, or has no step."""
+    parts = [np.asarray(each) for each in x]
+    shapes = [list(part.shape) for part in parts]
+    if len(parts) != len(keys):
+        raise ValueError(f"x has {len(parts)} arrays: {len(keys)} keys need one for each")
+    for shape in shapes:
+        if len(shape) != 2 or shape[0] < 1 or shape[1] != features:
+            raise ValueError(
+                f"x has an array of shape {shape}: a record of several steps is [T, {features}], T at least 1"
+            )
+    none = np.empty((0, features), parts[0].dtype if parts else np.float32)
+    return np.concatenate([none, *parts]), np.array([shape[0] for shape in shapes], np.int64)

@@ -62,6 +62,7 @@ class Closed(StrEnum):
     FULL = "full"
     SPAN = "span"
     LIMIT = "limit"
+    RECORD = "record"
 
 
 class Forgotten(StrEnum):

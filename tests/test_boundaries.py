@@ -18,14 +18,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core", "errors", "words"),
     ("settings", "modelfile"),
     ("records", "windows", "state"),
-    ("generate",),
+    ("generate", "emission"),
     ("engine",),
     ("kafka", "observe", "library"),
     ("service",),
     ("tools",),
     ("cli",),
 )
-PURE = {"core", "errors", "words", "settings", "modelfile", "records", "windows", "state", "generate", "engine"}
+PURE = {"core", "errors", "words", "settings", "modelfile", "records", "windows", "state", "generate", "emission"}
+PURE |= {"engine"}
 """What decides: from its arguments only, so that a log can be replayed through it. Settings are values here: it never reads any."""
 
 

@@ -7,9 +7,10 @@ point moves to where the round began. So a changed stream is written once per ro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamer.core import I64
+from streamer.emission.eventclock import NO_TIME_MS
 from streamer.engine.lane import StepLane
 from streamer.records.changelog import RECORD_OVERHEAD_BYTES, Kind, encode_stream, stream_key
 
@@ -23,6 +24,8 @@ class ReplayPoint:
 
     offset: int
     watermark: int
+    clock_ms: int = NO_TIME_MS
+    """The clock of utterances at the last complete round: every state reflects what it ended until there."""
 
 
 @dataclass(slots=True)
@@ -96,20 +99,27 @@ class Checkpoint:
         ``oldest``: (offset, watermark before it) of that event."""
         point = self.complete
         if oldest is not None and oldest[0] < point.offset:
-            point = ReplayPoint(*oldest)
+            point = ReplayPoint(*oldest, point.clock_ms)
         assert self.replay_point.offset <= point.offset <= position, (self.replay_point, point, position)
         self.replay_point = point
 
     def note_idle(self, offset: int, watermark: int) -> None:
         """An idle advance at ``offset``: a replay that begins there has it behind it."""
         if self._round is not None and self._round.start.offset == offset:
-            self._round.start = ReplayPoint(offset, watermark)
+            self._round.start = replace(self._round.start, watermark=watermark)
         if self.complete.offset == offset:
-            self.complete = ReplayPoint(offset, watermark)
+            self.complete = replace(self.complete, watermark=watermark)
+
+    def note_clock(self, offset: int, clock_ms: int) -> None:
+        """The same of the clock that ends utterances."""
+        if self._round is not None and self._round.start.offset == offset:
+            self._round.start = replace(self._round.start, clock_ms=clock_ms)
+        if self.complete.offset == offset:
+            self.complete = replace(self.complete, clock_ms=clock_ms)
 
     def skip_to(self, position: int) -> None:
         """Without a changelog nothing is ever replayed."""
-        self.replay_point = self.complete = ReplayPoint(position, self.complete.watermark)
+        self.replay_point = self.complete = replace(self.complete, offset=position)
 
 
 def _states(lane: StepLane, slots: I64, streams: Sequence[bytes]) -> list[ChangelogRecord]:

@@ -38,12 +38,14 @@ def journal(
         windows = partition.windows
         watermark = windows.windows.watermark if windows else NO_WATERMARK
         slots = partition.streams.every() if lanes.stepping else np.empty(0, np.int64)
-        checkpoint.begin(ReplayPoint(partition.position, watermark), lanes.stepping, slots, now_ms)
+        clock_ms = partition.silence.clock.value_ms if partition.silence else NO_WATERMARK
+        checkpoint.begin(ReplayPoint(partition.position, watermark, clock_ms), lanes.stepping, slots, now_ms)
     written, spent = checkpoint.slice(lanes.stepping, partition.still_mine, budget_bytes)
     records += written
     checkpoint.move(partition.position, partition.oldest_open)
     records += _decisions(partition)
     records += _idle(partition)
+    records += _clock(partition)
     tombstones = [(key, None) for key in islice(_tombstones(partition), _TOMBSTONES_AT_ONCE)]
     partition.moved |= len(tombstones) == _TOMBSTONES_AT_ONCE
     records += tombstones
@@ -90,6 +92,16 @@ def _idle(partition: Partition) -> Iterator[ChangelogRecord]:
     windows.fresh_idle.clear()
 
 
+def _clock(partition: Partition) -> Iterator[ChangelogRecord]:
+    clock = partition.silence.clock if partition.silence else None
+    if clock is None:
+        return
+    for before, value_ms in clock.fresh.items():
+        key = offset_key(Kind.CLOCK, "", before)
+        yield key, encode_stream(key, before - 1, value_ms, bytes(8), None)
+    clock.fresh.clear()
+
+
 def _tombstones(partition: Partition) -> Iterator[bytes]:
     """Keys of records that no replay can need. A stream that came back has a record to come; one that is forgotten with
     this very epoch had its record written a moment ago."""
@@ -107,6 +119,9 @@ def _tombstones(partition: Partition) -> Iterator[bytes]:
             yield offset_key(Kind.DECISIONS, lane.name, first)
     for first in partition.fleeting.drop_before(point):
         yield offset_key(Kind.DECISIONS, NO_MODEL, first)
+    clock = partition.silence.clock if partition.silence else None
+    while clock is not None and clock.idle and clock.idle[0][0] <= partition.checkpoint.complete.offset:
+        yield offset_key(Kind.CLOCK, "", clock.idle.pop(0)[0])
     window_lane, windows = partition.lanes.windowing, partition.windows
     if window_lane is None or windows is None:
         return
@@ -139,4 +154,5 @@ def _progress(partition: Partition) -> Progress:
         last_offset=partition.last_offset,
         checksum=partition.checksum,
         rollouts=partition.rollouts.emitted(),
+        clock_ms=partition.checkpoint.replay_point.clock_ms,
     )

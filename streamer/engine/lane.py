@@ -7,7 +7,9 @@ from math import isfinite
 
 import numpy as np
 
-from streamer.core import F32, I64, Batch, Flags, ModelCall, X
+from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, X
+from streamer.engine.emitting import Emitting
+from streamer.engine.frames import by_record
 from streamer.errors import ModelRunError
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
@@ -36,67 +38,100 @@ class Lane:
 class StepLane(Lane):
     """A causal model with the states of all streams in its arena."""
 
-    def __init__(self, name: str, carried: Carried, capacity: int, *, idle_ttl_ms: int = 0) -> None:
-        """``idle_ttl_ms``: an event that is later than its stream's newest by more than this begins anew; 0: never."""
+    def __init__(
+        self, name: str, carried: Carried, capacity: int, *, idle_ttl_ms: int = 0, emitting: Emitting | None = None
+    ) -> None:
+        """``idle_ttl_ms``: an event that is later than its stream's newest by more than this begins anew; 0: never.
+        ``emitting``: the model answers in symbols instead of once per event."""
         super().__init__(name, carried.model)
         self.carried = carried
-        self.arena = Arena(carried.states, carried.initial, capacity)
+        self.arena = Arena(carried.states, carried.initial, capacity, carried.beside)
         self.states = ", ".join(
             f"{state.input}{[size if axis != state.batch_axis else 'batch' for axis, size in enumerate(value.shape)]}"
             for state, value in zip(carried.states, carried.initial, strict=True)
         )
         self._idle_ttl_ms = idle_ttl_ms
+        self.emitting = emitting
+        if emitting is not None:
+            emitting.bind(self.arena)
+            self.states += f"; {emitting.states}"
 
     def outputs(self, rows: int) -> list[F32]:
-        """Room for the outputs of ``rows`` events, each [rows, O]."""
+        """Room for the outputs of ``rows`` steps, each [rows, O]."""
         return [np.empty((rows, size), np.float32) for size in self.model.contract.output_sizes]
 
-    def begins_anew(self, slots: I64, times_ms: I64, events: Flags | None) -> Flags | None:
+    def begins_anew(self, slots: I64, times_ms: I64, ops: U8 | None) -> Flags | None:
         """[N] rows whose event is later than the newest of its stream before it by more than the TTL; None: no row is.
 
-        ``events``: rows that carry an event, None: all do."""
-        ttl, newest = self._idle_ttl_ms, self.arena.newest_ms[slots]
+        ``ops``: of the rows, None: all are events. An end forgets the newest event, also where the stream goes on."""
+        ttl = self._idle_ttl_ms
         if not ttl or not len(slots):
             return None
+        newest = self.arena.newest_ms[slots]
         known = newest[newest != NO_EVENT_MS]
         earliest = min(int(times_ms.min()), int(known.min()) if len(known) else int(times_ms.min()))
         if int(times_ms.max()) - earliest <= ttl:
             return None
         order = np.argsort(slots, kind="stable")
-        times = times_ms if events is None else np.where(events, times_ms, NO_EVENT_MS)
-        before = newest[order]
-        before[1:] = np.where(
-            slots[order][1:] == slots[order][:-1],
-            np.maximum(before[1:], _running_max(slots[order], times[order])[:-1]),
-            before[1:],
-        )
+        grouped = slots[order]
+        times, before = times_ms[order], newest[order]
+        apart = grouped[1:] != grouped[:-1]
+        if ops is not None:
+            told = ops[order]
+            times = np.where(told == Op.EVENT, times, NO_EVENT_MS)
+            ends = np.cumsum(told == Op.END) - (told == Op.END)  # before each row
+            first = np.concatenate(([0], np.flatnonzero(apart) + 1))
+            before[ends > np.repeat(ends[first], np.diff(first, append=len(ends)))] = NO_EVENT_MS
+            apart |= ends[1:] != ends[:-1]
+        groups = np.concatenate(([0], np.cumsum(apart)))
+        before[1:] = np.where(apart, before[1:], np.maximum(before[1:], _running_max(groups, times)[:-1]))
         anew = np.zeros(len(slots), bool)
-        anew[order] = (before != NO_EVENT_MS) & (times[order] != NO_EVENT_MS) & (times[order] - before > ttl)
+        anew[order] = (before != NO_EVENT_MS) & (times != NO_EVENT_MS) & (times - before > ttl)
         return anew if anew.any() else None
 
-    def reflect(self, slots: I64, offsets: I64, times_ms: I64, events: Flags | None) -> None:
-        """The states of ``slots`` now reflect these rows, in log order. A command has no event time."""
+    def reflect(self, slots: I64, offsets: I64, times_ms: I64, ops: U8 | None) -> None:
+        """The states of ``slots`` now reflect these rows, in log order. A command has no event time; after an end there is
+        no newest event, until the next one."""
         arena = self.arena
         arena.through[slots] = offsets
         arena.changed[slots] = True
-        if events is None:
+        if ops is None:
             np.maximum.at(arena.newest_ms, slots, times_ms)
-        else:
-            np.maximum.at(arena.newest_ms, slots[events], times_ms[events])
+            return
+        events, ends = ops == Op.EVENT, np.flatnonzero(ops == Op.END)
+        if len(ends):
+            streams, stream = np.unique(slots, return_inverse=True)
+            last = np.full(len(streams), -1)
+            np.maximum.at(last, stream[ends], ends)
+            events &= np.arange(len(slots)) > last[stream]
+            arena.newest_ms[slots[ends]] = NO_EVENT_MS
+        np.maximum.at(arena.newest_ms, slots[events], times_ms[events])
 
-    def call(self, x: X, batch: Batch, outputs: Sequence[F32], refused: dict[int, str], calls: list[ModelCall]) -> None:
-        """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F]. A call that fails changed nothing, and
-        is halved until the row is found that the model does not take: that one is in ``refused``, the others have run."""
+    def call(
+        self,
+        x: X,
+        times_ms: I64,
+        batch: Batch,
+        outputs: Sequence[F32],
+        refused: dict[int, str],
+        calls: list[ModelCall],
+    ) -> None:
+        """Take, run, put, and the outputs of ``batch`` at its rows of ``x`` [N, F] and ``times_ms`` [N]. A call that fails
+        changed nothing, and is halved until the event is found that the model does not take: that one is in ``refused``, the
+        others have run."""
         rows = batch.rows
         single = rows.shape[1] == 1
         taken = x[rows[:, 0]][:, None, :] if single else x[np.maximum(rows, 0)] * (rows >= 0)[:, :, None]
+        times = None if self.carried.past is None else times_ms[np.maximum(rows, 0)]
         try:
-            results, states = self.carried.run(taken, batch.lengths, self.arena.take(batch.slots))
+            results, states = self.carried.run(taken, batch.lengths, self.arena.take(batch.slots), times)
             _check_finite(results, batch, states)
         except ModelRunError as error:
-            self._halve(x, batch, outputs, refused, calls, error)
+            self._halve(x, times_ms, batch, outputs, refused, calls, error)
             return
         self.arena.put(batch.slots, states)
+        if self.emitting is not None:
+            self.emitting.take(batch, results)
         if single:
             for output, result in zip(outputs, results, strict=True):
                 output[rows[:, 0]] = result[:, 0]
@@ -109,6 +144,7 @@ class StepLane(Lane):
     def _halve(
         self,
         x: X,
+        times_ms: I64,
         batch: Batch,
         outputs: Sequence[F32],
         refused: dict[int, str],
@@ -120,12 +156,20 @@ class StepLane(Lane):
             half = count // 2
             for part in (slice(0, half), slice(half, count)):
                 longest = int(batch.lengths[part].max())
-                piece = Batch(batch.slots[part], batch.rows[part, :longest], batch.lengths[part])
-                self.call(x, piece, outputs, refused, calls)
+                records = None if batch.records is None else batch.records[part, :longest]
+                piece = Batch(batch.slots[part], batch.rows[part, :longest], batch.lengths[part], records)
+                self.call(x, times_ms, piece, outputs, refused, calls)
+        elif batch.records is not None:
+            pieces = by_record(batch)
+            if len(pieces) == 1:  # no half of a record is ever in the state
+                refused[int(batch.records[0, 0])] = str(error)
+                return
+            for piece in pieces:
+                self.call(x, times_ms, piece, outputs, refused, calls)
         elif steps > 1:
             for step in range(int(batch.lengths[0])):
                 piece = Batch(batch.slots, batch.rows[:, step : step + 1], np.ones(1, np.int32))
-                self.call(x, piece, outputs, refused, calls)
+                self.call(x, times_ms, piece, outputs, refused, calls)
         else:
             refused[int(batch.rows[0, 0])] = str(error)
 
@@ -141,7 +185,7 @@ def _running_max(groups: I64, values: I64) -> I64:
     return found
 
 
-def _check_finite(results: Sequence[F32], batch: Batch, states: Sequence[F32]) -> None:
+def _check_finite(results: Sequence[F32], batch: Batch, states: Sequence[X]) -> None:
     """A sum is finite when all its terms are, so the common case costs one pass and no array of flags."""
     for result in results:
         if not isfinite(float(result.sum())):

@@ -23,8 +23,10 @@ from enum import StrEnum
 import numpy as np
 
 from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
+from streamer.emission.eventclock import EventClock
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
 from streamer.engine.lane import StepLane
+from streamer.engine.silence import Silence
 from streamer.engine.tally import Tally
 from streamer.engine.truth import Decisions, LaneTruth
 from streamer.engine.windowing import Closing, OpenWindows
@@ -68,6 +70,11 @@ class Lanes:
     late_to_dead_letter: bool = False
     durable: bool = True
 
+    @property
+    def timed(self) -> bool:
+        """Time alone brings answers: windows close, utterances end."""
+        return self.windowing is not None or any(lane.emitting for lane in self.stepping)
+
 
 @dataclass(slots=True)
 class Begin:
@@ -81,6 +88,7 @@ class Begin:
     checksum: int = 0
     window_through: dict[bytes, int] = field(default_factory=dict)
     idle: list[tuple[int, int]] = field(default_factory=list)
+    clock_idle: list[tuple[int, int]] = field(default_factory=list)
     window_since: int = 0
     """Where the window model's regime began"""
     fleeting: Decisions = field(default_factory=Decisions)
@@ -98,6 +106,8 @@ class Partition:
         self.streams = Streams(lanes.slots)
         self.rollouts = Rollouts(number, lanes.generators)
         self.windows: OpenWindows | None = None
+        self.silence: Silence | None = None
+        """What ends utterances of models that emit"""
         self.truths: list[LaneTruth] = []
         self.fleeting = Decisions()
         """Records that were rejected for what was true then, whatever is true in a replay"""
@@ -163,9 +173,13 @@ class Partition:
                 idle=found.idle,
                 since=found.window_since,
             )
+        if any(lane.emitting for lane in self.lanes.stepping):
+            clock = EventClock(point.clock_ms, found.clock_idle)
+            self.silence = Silence(self.number, clock, list(zip(self.lanes.stepping, self.truths, strict=True)))
         dropped, self._dropped = self._dropped, {}
         self._to(Phase.REPLAYING if self.replaying else Phase.LIVE)
         self._note_forgotten(dropped, Forgotten.MEMORY)
+        self._end_silent()
 
     def hand_over(self) -> None:
         """No more records: what is open is sealed once more."""
@@ -181,7 +195,7 @@ class Partition:
         self._to(Phase.GONE)
         self.streams.release_all()
         self.rollouts.drop()
-        self.windows = None
+        self.windows = self.silence = None
         self.answers, self.rejects, self.gone, self.tally = [], [], [], Tally()
 
     # records
@@ -204,6 +218,8 @@ class Partition:
         if self.windows is not None:
             closed, late = self.windows.take(batch, self.live_from, self.tally)
             self._late(batch, late)
+        if self.silence is not None:
+            self.silence.clock.take(batch)
         if self.replaying:
             batch = self._without_forgotten(batch)
         self.next_offset = batch.next_offset
@@ -216,6 +232,7 @@ class Partition:
 
     def idle(self, elapsed_ms: int) -> list[Closing]:
         """What closes because no record came for ``elapsed_ms``."""
+        self._end_idle(elapsed_ms)
         if self.windows is None or self.phase is not Phase.LIVE:
             return []
         before = self.windows.windows.watermark
@@ -224,6 +241,19 @@ class Partition:
             self.checkpoint.note_idle(self.next_offset, self.windows.windows.watermark)
             self.moved = True
         return closed
+
+    def _end_silent(self) -> None:
+        """Utterances that the clock ended with the last fetch."""
+        if self.silence is not None:
+            self.answers += self.silence.end(self.streams, self.lanes.slots, self.live_from)
+
+    def _end_idle(self, elapsed_ms: int) -> None:
+        if self.silence is None or self.phase is not Phase.LIVE:
+            return
+        if found := self.silence.idle(self.streams, self.lanes.slots, elapsed_ms, self.next_offset):
+            self.answers += found
+            self.checkpoint.note_clock(self.next_offset, self.silence.clock.value_ms)
+            self.moved = True
 
     def _late(self, batch: EventBatch, rows: Sequence[int]) -> None:
         self.tally.late += len(rows)
@@ -271,7 +301,8 @@ class Partition:
             self._end(batch)
 
     def caught_up(self) -> None:
-        """After a run: the replay may be over."""
+        """After a run: utterances of silent streams end, and the replay may be over."""
+        self._end_silent()
         if self.phase is Phase.REPLAYING and not self.replaying:
             self._to(Phase.LIVE)
 
@@ -366,6 +397,8 @@ class Partition:
             truth.forgotten.clear()
             truth.decisions.take()
         self.fleeting.take()
+        if self.silence is not None:
+            self.silence.clock.forget_idle()
         if self.windows is not None:
             self.windows.idle.clear()
             self.windows.fresh_idle.clear()

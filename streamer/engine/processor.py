@@ -38,6 +38,7 @@ from streamer.core import (
     Reject,
     X,
 )
+from streamer.engine.emitting import Emitting
 from streamer.engine.journal import journal
 from streamer.engine.lane import StepLane
 from streamer.engine.memory import Memory
@@ -51,9 +52,10 @@ from streamer.errors import ConfigurationError
 from streamer.generate.rollouts import Generators
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.keys import Keys
-from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
+from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection, UtteranceSection
 from streamer.state.table import STREAM_OVERHEAD_BYTES, Slots
 from streamer.windows import WindowRule
 
@@ -77,20 +79,40 @@ class Processor:
         late: str = "drop",
         identity: Identity | None = None,
         keys: Keys | None = None,
+        pasts: Mapping[str, Past] | None = None,
+        utterances: Mapping[str, UtteranceSection] | None = None,
     ) -> None:
         """``models``: at most one in window mode, all of one width and dtype. ``late``: as ``input.late``.
-        ``keys``: what the keys of the input are (``Codec.keys``)."""
+        ``keys``: what the keys of the input are (``Codec.keys``). ``pasts``: by model, of features that records do not have.
+        ``utterances``: of the models that answer in symbols; without it they answer in numbers, per event."""
         check_models(models)
+        emitting = {
+            name: Emitting(model.contract, utterances[name])
+            for name, model, _ in models
+            if utterances and name in utterances
+        }
         self.batch, state = batch or BatchSection(), state or StateSection()
         self.delivery = delivery or DeliverySection()
         contract = models[0][1].contract
         self.no_events: X = np.empty((0, contract.features), contract.input.dtype)
-        carried = {name: Carried(model) for name, model, rule in models if rule is None}
+        pasts = pasts or {}
+        carried = {
+            name: Carried(model, pasts.get(name), emitting[name].layout if name in emitting else None)
+            for name, model, rule in models
+            if rule is None
+        }
         per_stream = sum(each.bytes_per_stream for each in carried.values()) + STREAM_OVERHEAD_BYTES
         self.max_streams = max(state.max_bytes // per_stream, 1)
         capacity = self.max_streams + self.batch.max_poll_records + RESTORE_STREAMS if carried else 1
-        stepping = [StepLane(name, each, capacity, idle_ttl_ms=state.idle_ttl_ms) for name, each in carried.items()]
-        windowing = [WindowLane(name, model, rule, keys or Keys()) for name, model, rule in models if rule is not None]
+        stepping = [
+            StepLane(name, each, capacity, idle_ttl_ms=state.idle_ttl_ms, emitting=emitting.get(name))
+            for name, each in carried.items()
+        ]
+        windowing = [
+            WindowLane(name, model, rule, keys or Keys(), pasts.get(name))
+            for name, model, rule in models
+            if rule is not None
+        ]
         self.lanes = Lanes(
             stepping=stepping,
             windowing=windowing[0] if windowing else None,
@@ -322,6 +344,11 @@ def check_models(models: Sequence[Served]) -> None:
     dtypes = {name: model.contract.input.dtype for name, model, _ in models}
     if len(set(dtypes.values())) > 1:
         raise ConfigurationError(f"models on one input must take the same dtype, these take {dtypes}")
+    if len({model.contract.many_steps for _, model, _ in models}) > 1:
+        raise ConfigurationError(
+            'models on one input must take records of the same kind, but only one has input.steps = "many" in its '
+            "contract: export them alike"
+        )
     for name, model, rule in models:
         if rule is None and model.contract.mode == "window":
             raise ConfigurationError(

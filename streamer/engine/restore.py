@@ -81,6 +81,7 @@ class Restore:
         self._rollouts: dict[bytes, StreamRecord] = {}
         self._decisions: dict[tuple[str, bytes], StreamRecord] = {}
         self._idle: dict[bytes, tuple[int, int]] = {}
+        self._clock_idle: dict[bytes, tuple[int, int]] = {}
         self._ahead_ms: int | None = None
         """Our clock minus event time: how long ago restored streams count as used"""
 
@@ -119,6 +120,8 @@ class Restore:
             self._decisions.pop((model, stream), None)
         elif kind is Kind.IDLE:
             self._idle.pop(stream, None)
+        elif kind is Kind.CLOCK:
+            self._clock_idle.pop(stream, None)
 
     def _note(self, record: StreamRecord, loading: dict[str, _Loading]) -> None:
         if record.kind is Kind.WINDOW:
@@ -129,6 +132,8 @@ class Restore:
             self._decisions[record.model, record.stream] = record
         elif record.kind is Kind.IDLE:
             self._idle[record.stream] = (record.offset, record.last_ms)
+        elif record.kind is Kind.CLOCK:
+            self._clock_idle[record.stream] = (record.offset, record.last_ms)
         elif (lane := self._lanes.get(record.model)) is not None:
             if record.state is None or len(record.state) != lane.arena.bytes_per_stream:
                 self._unload(lane, record.stream)
@@ -239,7 +244,10 @@ class Restore:
         idle = [(at, NO_WATERMARK if at <= window_since else mark) for at, mark in sorted(self._idle.values())]
         return Begin(
             position=progress.position,
-            replay_point=ReplayPoint(progress.replay_point, progress.watermark if known else NO_WATERMARK),
+            replay_point=ReplayPoint(
+                progress.replay_point, progress.watermark if known else NO_WATERMARK, progress.clock_ms
+            ),
+            clock_idle=list(self._clock_idle.values()),
             truths=truths,
             window_since=window_since,
             last_offset=progress.last_offset,

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, StepAnswers
+from streamer.core import F32, I64, U8, Batch, Flags, ModelCall, Op, StepAnswers, step_rows
+from streamer.emission.utterance import Rows
+from streamer.engine.emitting import Emitting, Gathered
+from streamer.engine.frames import Frames
 from streamer.engine.lane import StepLane
 from streamer.engine.partition import Lanes
 from streamer.engine.scheduler import Restart, plan_steps
@@ -37,17 +40,24 @@ class StepRun:
         self._lane: StepLane = lanes.stepping[number]
         self._work = work
         self._bounds = bounds
+        self._frames = None if work.steps is None else Frames(work.steps, bounds, ragged=self._lane.model.ragged)
 
     def run(self, calls: list[ModelCall]) -> Iterator[None]:
         """One model call per iteration, told in ``calls``; answers, refusals and states are settled when it ends."""
         lane, work = self._lane, self._work
         due = self._due()
-        outputs, refused = lane.outputs(len(work.offsets)), dict[int, str]()
+        outputs, refused = lane.outputs(len(work.x)), dict[int, str]()
+        times_ms = work.times_ms if work.steps is None else np.repeat(work.times_ms, work.steps)
+        if lane.emitting is not None:
+            due.anew = self._utterances(lane.emitting, due)
         for item in self._plan(due):
             if isinstance(item, Batch):
-                lane.call(work.x, item, outputs, refused, calls)
-                yield
+                for batch in (item,) if self._frames is None else self._frames.calls(item):
+                    lane.call(work.x, times_ms, batch, outputs, refused, calls)
+                    yield
             elif isinstance(item, Restart):
+                if lane.emitting is not None:
+                    lane.emitting.end(work.slots[item.rows], item.rows)
                 lane.arena.reset(work.slots[item.rows])
             else:
                 self._command(item)
@@ -70,13 +80,35 @@ class StepRun:
             decided = decided[rows] if decided.any() else None
         ops = work.ops if rows is None or work.ops is None else work.ops[rows]
         slots, times = (work.slots, work.times_ms) if rows is None else (work.slots[rows], work.times_ms[rows])
-        anew = lane.begins_anew(slots, times, None if ops is None else ops == Op.EVENT)
+        anew = lane.begins_anew(slots, times, ops)
         return _Due(rows, ops, anew, decided)
+
+    def _utterances(self, emitting: Emitting, due: _Due) -> Flags | None:
+        """[N] due rows whose states begin anew, with those before which an utterance ends."""
+        work = self._work
+        before, clock = np.empty((2, len(work.offsets)), np.int64)
+        stamps: list[int] = []
+        for part in work.parts:
+            silence = part.partition.silence
+            assert silence is not None, "a partition of a model that emits has a clock"
+            before[part.begin : part.end], clock[part.begin : part.end] = silence.clock.around(part.batch.offsets)
+            stamps += part.batch.timestamps_ms
+        at = np.arange(len(work.offsets)) if due.rows is None else due.rows
+        stamps_ms = np.array(stamps, np.int64)[at]
+        rows = Rows(work.slots[at], work.times_ms[at], stamps_ms, work.offsets[at], due.ops, before[at], clock[at])
+        over = emitting.judge(at, rows)
+        if not len(over):
+            return due.anew
+        anew = np.zeros(len(at), bool) if due.anew is None else due.anew
+        anew[over] = True
+        return anew
 
     def _plan(self, due: _Due) -> Iterator[Batch | Restart | I64]:
         """Items over the rows of the work."""
         model, bounds, work = self._lane.model, self._bounds, self._work
         steps = bounds.max_steps if model.max_steps is None else min(bounds.max_steps, model.max_steps)
+        if self._frames is not None:
+            steps = self._frames.records_per_call(steps)
         rows, ops, anew = due.rows, due.ops, due.anew
         if due.decided is not None:
             # what was refused when it was news did nothing, but for a state that began anew with it
@@ -100,6 +132,8 @@ class StepRun:
         """Between model calls: states go back to the initial one, or are forked for a rollout if that is news."""
         lane, work = self._lane, self._work
         asking = np.zeros(len(rows), bool) if work.ops is None else work.ops[rows] == Op.GENERATE
+        if lane.emitting is not None:
+            lane.emitting.end(work.slots[rows[~asking]], rows[~asking])
         lane.arena.reset(work.slots[rows[~asking]])
         for row in rows[asking].tolist():
             part = work.part_of(row)
@@ -118,7 +152,7 @@ class StepRun:
             part.partition.rollouts.ask(
                 lane.name,
                 offset,
-                work.keys[row],
+                batch.keys[at],
                 value,
                 headers=batch.records.headers.get(bisect_left(batch.records.offsets, offset), ()),
                 timestamp_ms=batch.timestamps_ms[at],
@@ -129,12 +163,13 @@ class StepRun:
     def _settle(self, due: _Due, outputs: Sequence[F32], refused: dict[int, str]) -> None:
         """Outputs of one model become answers of the open epoch; states become known up to their last row."""
         lane, work, number = self._lane, self._work, self._number
-        events = None if due.ops is None else due.ops == Op.EVENT
         if due.rows is None:
-            lane.reflect(work.slots, work.offsets, work.times_ms, events)
+            lane.reflect(work.slots, work.offsets, work.times_ms, due.ops)
         else:
             at = due.rows
-            lane.reflect(work.slots[at], work.offsets[at], work.times_ms[at], events)
+            lane.reflect(work.slots[at], work.offsets[at], work.times_ms[at], due.ops)
+        if lane.emitting is not None:
+            self._emit(lane.emitting)
         answered: Flags | None = None
         if refused or work.ops is not None or due.rows is not None:
             answered = np.ones(len(work.offsets), bool) if work.ops is None else work.ops == Op.EVENT
@@ -144,22 +179,36 @@ class StepRun:
             if due.rows is None:
                 truth.returned(part.batch.keys)
             else:
-                mine = due.rows[(due.rows >= part.begin) & (due.rows < part.end)]
-                truth.returned(work.keys[row] for row in mine.tolist())
+                mine = due.rows[(due.rows >= part.begin) & (due.rows < part.end)] - part.begin
+                truth.returned(part.batch.keys[row] for row in mine.tolist())
                 assert answered is not None
                 answered[part.begin : part.end] &= part.batch.offsets >= part.partition.live_from
-            self._answer(part, outputs, None if answered is None else answered[part.begin : part.end])
+            if lane.emitting is None:
+                self._answer(part, outputs, None if answered is None else answered[part.begin : part.end])
         for row, detail in refused.items():
             self._refuse(row, detail)
 
+    def _emit(self, emitting: Emitting) -> None:
+        told = emitting.settle()
+        for part in self._work.parts if told else ():
+            assert part.partition.silence is not None
+            gathered = Gathered(part.partition.number, self._lane.name, part.partition.live_from)
+            for row, each in told:
+                if part.begin <= row < part.end:
+                    gathered.told(part.batch, row - part.begin, each, part.partition.silence.clock)
+            if len(gathered.answers):
+                part.partition.answers.append(gathered.answers)
+
     def _answer(self, part: Part, outputs: Sequence[F32], answered: Flags | None) -> None:
         batch, lane = part.batch, self._lane
-        y = [output[part.begin : part.end] for output in outputs]
+        span = slice(part.begin, part.end) if self._frames is None else self._frames.span(part.begin, part.end)
+        y = [output[span] for output in outputs]
         if answered is not None and not answered.all():
             rows = np.flatnonzero(answered)
             if not len(rows):
                 return
-            batch, y = batch.select(rows), [output[rows] for output in y]
+            at = rows if batch.steps is None else step_rows(batch.steps, rows)
+            batch, y = batch.select(rows), [output[at] for output in y]
         part.partition.tally.scores += lane.scores(y)
         part.partition.answers.append(
             StepAnswers(
@@ -171,6 +220,7 @@ class StepRun:
                 headers=batch.headers,
                 times_ms=batch.times_ms,
                 y=y,
+                steps=batch.steps,
             )
         )
 

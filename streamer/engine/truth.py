@@ -39,6 +39,8 @@ class Decisions:
 
     def take(self) -> list[I64]:
         """Those of the open epoch, in pieces that fit a record."""
+        if not self._fresh:
+            return []
         fresh, self._fresh = np.unique(np.array(self._fresh, np.int64)), []
         pieces = [fresh[at : at + DECISIONS_PER_RECORD] for at in range(0, len(fresh), DECISIONS_PER_RECORD)]
         for piece in pieces:
@@ -64,6 +66,8 @@ class LaneTruth:
         self.forgotten: dict[bytes, int] = {}
         """Streams whose record without state waits for its tombstone: stream -> through."""
         self.decisions = Decisions()
+        self.quiet_ms = -(2**62)
+        """Of a model that emits: until the partition's clock has passed this, it ends no utterance."""
 
     def due(self, keys: list[bytes], offsets: I64, through: I64) -> tuple[Flags, Flags | None]:
         """In a replay: [N] rows that the model's states do not reflect yet, and which of them it refused before."""

@@ -10,7 +10,7 @@ import numpy as np
 from streamer.core import ClosedWindow, EventBatch, Headers
 from streamer.engine.tally import Tally
 from streamer.records.changelog import NO_WATERMARK
-from streamer.windows import Added, Traces, Windows
+from streamer.windows import Added, EachRecord, Traces, Windows
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class OpenWindows:
     """Windows of one partition. ``through`` and ``idle`` are what a replay could not know by itself."""
 
     def __init__(
-        self, windows: Windows, through: dict[bytes, int], idle: Sequence[tuple[int, int]], since: int = 0
+        self, windows: Windows | EachRecord, through: dict[bytes, int], idle: Sequence[tuple[int, int]], since: int = 0
     ) -> None:
         self.windows = windows
         self.since = since

@@ -6,14 +6,16 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from streamer.core import F32, ClosedWindow, ModelCall, Reject, WindowAnswers
+from streamer.core import F32, ClosedWindow, ModelCall, Reject, Spelled, WindowAnswers
+from streamer.emission.ctc import spelled
 from streamer.engine.lane import Lane
 from streamer.engine.scheduler import plan_windows
 from streamer.engine.windowing import Closing, OpenWindows
 from streamer.errors import ModelRunError
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.records.keys import Keys
-from streamer.windows import WindowRule, Windows
+from streamer.windows import EachRecord, WindowRule, Windows
 from streamer.words import Reason
 
 Verdict = list[F32] | str
@@ -25,23 +27,31 @@ Settled = tuple[WindowAnswers, list[Reject], list[tuple[str, F32]]]
 class WindowLane(Lane):
     """Zero state, nothing is kept beyond a window."""
 
-    def __init__(self, name: str, model: Model, rule: WindowRule, keys: Keys) -> None:
-        """``keys``: what the keys of the input are; dead letters have the same."""
+    def __init__(self, name: str, model: Model, rule: WindowRule, keys: Keys, past: Past | None = None) -> None:
+        """``keys``: what the keys of the input are; dead letters have the same. ``past``: of features that records do not
+        have; it begins with the first event of each window."""
         super().__init__(name, model)
+        self._past = past
         self.rule, self.keys = rule, keys
 
     def opened(
         self, watermark: int, *, replaying: bool, through: dict[bytes, int], idle: Sequence[tuple[int, int]], since: int
     ) -> OpenWindows:
         """The windows of a partition that is taken over at its replay point."""
-        windows = Windows(
-            self.rule,
-            self.model.contract.features,
-            dtype=self.model.contract.input.dtype,
-            length_multiple=self.model.length_multiple,
-            watermark=watermark,
-            replaying=replaying,
-        )
+        contract, multiple = self.model.contract, self.model.length_multiple
+        windows: Windows | EachRecord
+        if self.rule.kind == "record":
+            windows = EachRecord(self.rule, length_multiple=multiple, watermark=watermark, replaying=replaying)
+        else:
+            windows = Windows(
+                self.rule,
+                contract.features,
+                dtype=contract.input.dtype,
+                several=contract.many_steps,
+                length_multiple=multiple,
+                watermark=watermark,
+                replaying=replaying,
+            )
         return OpenWindows(windows, through, idle, since)
 
     def run(
@@ -64,7 +74,7 @@ class WindowLane(Lane):
         lengths = np.array([len(window.x) for window in windows], np.int32)
         x = np.zeros((len(windows), int(lengths.max()), self.model.contract.features), windows[0].x.dtype)
         for row, window in zip(x, windows, strict=True):
-            row[: len(window.x)] = window.x
+            row[: len(window.x)] = window.x if self._past is None else self._past.whole(window.x, window.times_ms)
         try:
             results, _ = self.model.run(x, lengths, self.model.initial_states(len(windows)))
             parts = [
@@ -98,10 +108,20 @@ class WindowLane(Lane):
             headers={row: closing.headers for row, (closing, _) in enumerate(good) if closing.headers},
             windows=[closing.window for closing, _ in good],
             y=[y for _, y in good],
+            spelled=self._spelled([y for _, y in good]),
         )
         scores = [score for _, y in good for score in self.scores(y)]
         refused = zip(closings, verdicts, strict=True)
         return answers, [self._refusal(partition, each, why) for each, why in refused if isinstance(why, str)], scores
+
+    def _spelled(self, answers: Sequence[list[F32]]) -> list[Spelled] | None:
+        """What the windows of a model that emits spell."""
+        outputs = self.model.contract.outputs
+        at = self.model.contract.emitting
+        emit = None if at is None else outputs[at].emit
+        if at is None or emit is None:
+            return None
+        return [spelled(emit, y[at].reshape(len(y[at]), -1)) for y in answers]
 
     def _refusal(self, partition: int, closing: Closing, detail: str) -> Reject:
         window = closing.window

@@ -33,9 +33,10 @@ class Work:
     x: X
     offsets: I64
     times_ms: I64
-    keys: list[bytes]
     ops: U8 | None
     windows: list[tuple[Partition, Closing]]
+    steps: I64 | None = None
+    """[N] steps of each row, ``x`` then has a row per step; None: one each"""
     refused: dict[int, Refused] = field(default_factory=dict)
     """Row -> why a rollout was not opened"""
 
@@ -60,9 +61,9 @@ class Work:
             x=_joined([batch.x for batch in batches], no_events.dtype),
             offsets=_joined([batch.offsets for batch in batches], np.int64),
             times_ms=_joined([batch.times_ms for batch in batches], np.int64),
-            keys=batches[0].keys if len(batches) == 1 else [key for batch in batches for key in batch.keys],
             ops=ops,
             windows=windows,
+            steps=_joined([b.steps for b in batches], np.int64) if batches and batches[0].steps is not None else None,
         )
 
     def part_of(self, row: int) -> Part:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -75,6 +75,8 @@ class Committer:
         self._writes = Writes(settings, topic)
         self._changelog_stamps = topic.configs.get(CHANGELOG, {}).get(TIMESTAMP_TYPE) == APPEND_TIME
         self.producers = Producers(connection, settings, new_id)
+        self._changelog_ends: dict[int, int] = {}
+        """Partition -> where its changelog ended when this process last read or wrote it"""
         self._submitting = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -103,6 +105,10 @@ class Committer:
     async def stop(self) -> None:
         await self.abandon()
         await self.producers.stop()
+
+    def restored(self, changelog_ends: Mapping[int, int]) -> None:
+        """Partitions were read from a changelog that ended there: what is written next lies behind it."""
+        self._changelog_ends |= changelog_ends
 
     async def abandon(self) -> None:
         """For who drops the open epoch: ends publications and a commit that are under way, and returns when they have
@@ -207,7 +213,7 @@ class Committer:
             )
             # a failed batch does not fail the transaction by itself
             await self._taken(sent, "" if self._writes.stamped else self._settings.output.topic)
-            written = await self._taken(changelog, self._settings.changelog_topic or "")
+            firsts = self._firsts(await self._taken(changelog, self._settings.changelog_topic or ""))
             await checking
             offsets = {TopicPartition(self._input.name, part): position for part, position in epoch.positions.items()}
             fence = Fence(ownership.generation, ownership.member_id, ownership.instance)
@@ -221,13 +227,27 @@ class Committer:
             checking.add_done_callback(noticed)
             checking.cancel()
         counts = {changelog.partition: len(changelog) for changelog in epoch.changelog}
+        # its records are contiguous, and the commit marker follows them
+        ends = {partition: first + counts[partition] + 1 for partition, first in firsts.items()}
+        self._changelog_ends |= ends
+        return ends
+
+    def _firsts(self, written: Sequence[Any]) -> dict[int, int]:
+        """Partition of the changelog -> offset of its first record in this transaction. Raises DataLossError where the log has
+        become shorter: it is another one, without the states of the streams that are silent just now."""
         firsts: dict[int, int] = {}
         for metadata in written:
             firsts[metadata.partition] = min(firsts.get(metadata.partition, metadata.offset), metadata.offset)
+        for partition, first in firsts.items():
+            if first < self._changelog_ends.get(partition, 0):
+                raise DataLossError(
+                    f"changelog {self._settings.changelog_topic!r}, partition {partition}, ended at offset "
+                    f"{self._changelog_ends[partition]} and now at {first}: it was deleted and created again, or lost records, "
+                    "while the service runs, and the states with it. Use a new kafka.group."
+                )
         if news := self.clock.appended([each.timestamp for each in written if self._changelog_stamps]):
             log.warning("%s", news)
-        # its records are contiguous, and the commit marker follows them
-        return {partition: first + counts[partition] + 1 for partition, first in firsts.items()}
+        return firsts
 
     async def same_input(self, partitions: Collection[int] = ()) -> None:
         """Positions of a topic mean nothing in another one of the same name."""

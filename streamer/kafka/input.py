@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
-from streamer.core import Headers, LogFacts, RecordBatch
+from streamer.core import LogFacts, RecordBatch
 from streamer.errors import DataLossError
 from streamer.kafka.client import Connection, KafkaError, close
 from streamer.kafka.identity import gone, topic_identity
@@ -22,17 +23,18 @@ _TURNS = 4
 
 
 _LOOK_S = 5.0
+_COLUMNS = tuple(map(attrgetter, ("offset", "timestamp", "key", "value", "headers")))
 
 
 def to_columns(partition: int, records: list[Any]) -> RecordBatch:
-    headers: dict[int, Headers] = {row: tuple(record.headers) for row, record in enumerate(records) if record.headers}
+    offsets, stamps, keys, values, headers = (list(map(get, records)) for get in _COLUMNS)
     return RecordBatch(
         partition=partition,
-        offsets=[record.offset for record in records],
-        timestamps_ms=[record.timestamp for record in records],
-        keys=[record.key for record in records],
-        values=[record.value for record in records],
-        headers=headers,
+        offsets=offsets,
+        timestamps_ms=stamps,
+        keys=keys,
+        values=values,
+        headers={row: tuple(found) for row, found in enumerate(headers) if found} if any(headers) else {},
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +22,11 @@ from aiokafka.producer import sender as _sender
 from aiokafka.producer import transaction_manager as _manager
 from aiokafka.structs import OffsetAndMetadata
 
-from streamer.kafka import foreign
+from streamer.kafka.fetched import Buffers, Tap
 from streamer.kafka.requests import TxnOffsetCommit, TxnOffsetCommitResponse
 
 BETWEEN_TRANSACTIONS_S = 0.002
 """The broker writes the last transaction's markers for a few ms: the client's 20 ms between two looks would be a p99."""
-_FETCH = 1
-"""API key"""
 _FENCED = {22: "illegal generation", 25: "unknown member", 82: "fenced instance"}
 
 Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
@@ -283,81 +280,6 @@ async def _nowhere(*_: Any, **__: Any) -> int:
     return 0
 
 
-class _Records(_fetcher.PartitionRecords):
-    """Hands on the parsed record itself instead of building an eleven-field object per record (1.4 us each).
-
-    Also reads on where compaction left an empty control batch: the marker is gone, so there is no abort to note; and where
-    a header's name is no UTF-8."""
-
-    raw: bytes | None = None
-    """What is parsed; kept for the case that the client's parser gives up."""
-
-    def __iter__(self) -> Any:
-        return self._records_iterator
-
-    def _unpack_records(self) -> Iterator[Any]:
-        try:
-            yield from super()._unpack_records()
-        except UnicodeDecodeError:
-            if self.raw is None:
-                raise
-            self._records = foreign.Records(self.raw)  # from the beginning: what was read is passed over
-            yield from super()._unpack_records()
-
-    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
-        return record
-
-    def _contains_abort_marker(self, next_batch: Any) -> bool:
-        try:
-            return bool(super()._contains_abort_marker(next_batch))
-        except kafka_errors.KafkaError as error:
-            if "did not contain any records" in str(error):
-                return False
-            raise
-
-
-class _Tap:
-    """The connections of a fetcher. Remembers of each answer the bytes of its records, until they are parsed."""
-
-    def __init__(self, client: Any, raw: dict[TopicPartition, bytes]) -> None:
-        self._client = client
-        self._raw = raw
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    async def send(self, *args: Any, **options: Any) -> Any:
-        response = await self._client.send(*args, **options)
-        if response.API_KEY == _FETCH:
-            for topic, partitions in response.topics:
-                self._raw.update({TopicPartition(topic, part[0]): part[-1] for part in partitions})
-        return response
-
-
-class _Buffers(OrderedDict[TopicPartition, Any]):
-    """What a fetcher has fetched, by partition: records that nobody has read yet become ours when they come in."""
-
-    def __init__(self, raw: dict[TopicPartition, bytes]) -> None:
-        super().__init__()
-        self._bytes = raw
-
-    def __setitem__(self, tp: TopicPartition, result: Any) -> None:
-        if isinstance(result, _fetcher.FetchResult):
-            came = result._partition_records
-            ours = result._partition_records = _Records(
-                came._tp,
-                came._records,
-                came._aborted_transactions,
-                came.next_fetch_offset,
-                None,
-                None,
-                came._check_crcs,
-                came._isolation_level,
-            )
-            ours.raw = self._bytes.pop(tp, None)
-        super().__setitem__(tp, result)
-
-
 class Consumer(AIOKafkaConsumer):
     """A consumer whose private facts can be asked for. ``columns``: records come as the parser made them."""
 
@@ -370,8 +292,8 @@ class Consumer(AIOKafkaConsumer):
         await super().start()
         if self.columns:
             raw: dict[TopicPartition, bytes] = {}
-            self._fetcher._records = _Buffers(raw)
-            self._fetcher._client = _Tap(self._client, raw)
+            self._fetcher._records = Buffers(raw)
+            self._fetcher._client = Tap(self._client, raw)
 
     def fetch_position(self, tp: TopicPartition) -> int:
         """Offset of the next fetch."""

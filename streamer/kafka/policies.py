@@ -114,10 +114,15 @@ def max_message_bytes(config: Config) -> int:
 
 
 def judge(
-    settings: Settings, configs: Mapping[str, Config], windows: Mapping[str, int], state_bytes: int = 0
+    settings: Settings,
+    configs: Mapping[str, Config],
+    windows: Mapping[str, int],
+    state_bytes: int = 0,
+    replicas: Mapping[str, int] | None = None,
 ) -> Judgement:
     """``configs``: setting -> configuration of each topic that is there. ``windows``: model -> how long one of its windows
-    can be open in ms. ``state_bytes``: kept per stream, of the larger model."""
+    can be open in ms. ``state_bytes``: kept per stream, of the larger model. ``replicas``: setting -> replicas of each topic
+    that is written."""
     names = topic_names(settings)
     errors: list[str] = []
     warnings: list[str] = []
@@ -129,9 +134,22 @@ def judge(
                 "Grant DESCRIBE_CONFIGS on it to this client's principal."
             )
             continue
+        if (told := _too_few(where, config, (replicas or {}).get(what))) is not None:
+            errors.append(told)
         for fatal, sentence in _judged(settings, what, where, configs, windows, state_bytes):
             (errors if fatal else warnings).append(sentence)
     return Judgement(tuple(errors), tuple(warnings))
+
+
+def _too_few(where: str, config: Config, replicas: int | None) -> str | None:
+    """More replicas are asked for than there are: every write is refused."""
+    needed = int(config.get("min.insync.replicas", 1))
+    if replicas is None or needed <= replicas:
+        return None
+    return (
+        f"{where} needs {needed} replicas to take a record (min.insync.replicas) and has {replicas}: nothing can be written "
+        f"there. Add replicas, or set min.insync.replicas = {replicas}."
+    )
 
 
 def _unchecked(what: str, settings: Settings, windows: Mapping[str, int]) -> str:

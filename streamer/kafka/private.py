@@ -41,6 +41,8 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.consumer.fetcher:Fetcher", "_isolation_level", ""),
     ("aiokafka.consumer.fetcher:Fetcher", "_retrieve_offsets", "(self, timestamps, timeout_ms=None)"),
     ("aiokafka.consumer.fetcher:FetchResult", "_partition_records", ""),
+    ("aiokafka.consumer.fetcher:FetchResult", "_topic_partition", ""),
+    ("aiokafka.consumer.fetcher:FetchResult", "_update_position", "(self)"),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_tp", ""),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_records", ""),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_aborted_transactions", ""),
@@ -58,6 +60,9 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
 """Every private name of the client that is touched."""
 
 USED: tuple[tuple[str, str, str], ...] = (
+    ("aiokafka.consumer.fetcher:FetchResult", "check_assignment", "(self, tp)"),
+    ("aiokafka.consumer.fetcher:FetchResult", "getall", "(self, max_records=None)"),
+    ("aiokafka.consumer.fetcher:FetchResult", "has_more", "(self)"),
     ("aiokafka.producer.sender:AddPartitionsToTxnHandler", "__init__", "(self, sender, topic_partitions)"),
     ("aiokafka.producer.sender:AddPartitionsToTxnHandler", "handle_response", "(self, resp)"),
     ("aiokafka.producer.sender:TxnOffsetCommitHandler", "__init__", "(self, sender, offsets, group_id)"),

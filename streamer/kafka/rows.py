@@ -32,12 +32,15 @@ _DETAIL_BYTES = 1_024
 def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing], *, stamped: bool = True) -> Iterable[Row]:
     """``prefix``: of the sources, the input topic and a slash. ``stamped``: with the times of their records, else of when
     they are written."""
-    prefix += b"%d/" % partition
+    source_of = (prefix.replace(b"%", b"%%") + b"%d/%%d" % partition).__mod__
     for part in parts:
-        common = list(part.common)
-        headers: list[list[tuple[str, bytes | None]]] = [
-            [(SOURCE_HEADER, prefix + b"%d" % source), *common] for source in part.sources
-        ]
+        sources = map(source_of, part.sources)
+        headers: list[list[tuple[str, bytes | None]]]
+        if len(part.common) == 1:  # the model's, as of nearly all
+            (model,) = part.common
+            headers = [[(SOURCE_HEADER, source), model] for source in sources]
+        else:
+            headers = [[(SOURCE_HEADER, source), *part.common] for source in sources]
         for row, more in part.headers.items():
             headers[row] = [*headers[row], *more]
         times: Iterable[int | None] = part.timestamps_ms if stamped else repeat(None, len(part.keys))

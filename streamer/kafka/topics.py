@@ -12,6 +12,7 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import CoordinationType
 
 from streamer.errors import ConfigurationError, KafkaRefusedError, KafkaUnavailableError
 from streamer.kafka.client import Connection, KafkaError, close
@@ -39,6 +40,8 @@ class InputTopic:
     """Setting that names it -> configuration, of every topic that is there"""
     missing: tuple[TopicNeed, ...] = ()
     """Those that would be created (``dry``)"""
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    """Setting that names it -> replicas of a partition, of every topic that is there and written"""
     clock_ahead_ms: int | None = None
     """Our clock minus the cluster's; None: nobody told"""
 
@@ -108,7 +111,7 @@ class Topics:
                 "describe it: create it, correct input.topic, or grant READ"
             )
         partitions = await self._partitions(input_topic)
-        configs = {INPUT: await self.config(input_topic)}
+        configs, factors = {INPUT: await self.config(input_topic)}, {}
         missing = [need for need in needs if need.name not in existing]
         for need in needs:
             if need not in missing:
@@ -124,8 +127,9 @@ class Topics:
         for need in needs:
             if not (dry and need in missing):
                 configs[need.what] = await self.config(need.name)
+                factors[need.what] = await self._replicas(need.name)
         topic_id = await topic_identity(client_of(self._admin), input_topic) or ""
-        return InputTopic(input_topic, partitions, topic_id, configs, tuple(missing) if dry else ())
+        return InputTopic(input_topic, partitions, topic_id, configs, tuple(missing) if dry else (), factors)
 
     async def _clock_ahead_ms(self, now_ms: Callable[[], int]) -> int | None:
         began = now_ms()
@@ -138,6 +142,16 @@ class Topics:
             return await missing_rights(client_of(self._admin), topic, wanted)
         except (TimeoutError, KafkaError, OSError) as error:
             raise self._connection.explain(error, f"looking at rights on {topic!r}") from error
+
+    async def transactional_id_denied(self, name: str) -> bool:
+        """This client has no right to transactional ids like ``name``. Only their coordinator is asked for."""
+        try:
+            await client_of(self._admin).coordinator_lookup(CoordinationType.TRANSACTION, name)
+        except kafka_errors.TransactionalIdAuthorizationFailed:
+            return True
+        except (TimeoutError, KafkaError, OSError):  # nothing is known; others say what is wrong with the cluster
+            return False
+        return False
 
     async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int | None]:
         """Committed offsets of a group that this client does not join, None where there is none."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from streamer.core import F32
 from streamer.errors import ModelError
+from streamer.modelfile.emit import Emit, check_emit, check_emitting
 from streamer.modelfile.feature import Feature, as_feature, check_features
 
 METADATA_KEY = "streamer.contract"
@@ -46,6 +47,8 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """One per value of an event: a name (a number), or a table that says what the value means."""
     dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
     """Of the graph input; whole numbers for ids of words."""
+    steps: Literal["one", "many"] = "one"
+    """Of a record: one: it is one step of its stream; many: T >= 1 steps of F features, in one call (a text always is)."""
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -101,6 +104,8 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Names of the O values; the prediction then says which is the largest."""
     per: Literal["event", "window"] = "event"
     """In window mode "window" by default for an output without "time"."""
+    emit: Emit | None = None
+    """For models that recognise: the answer is what its labels spell (below)."""
 
     @property
     def size(self) -> int:
@@ -175,10 +180,20 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         """What each of the F values of an event means; where only names are declared, or nothing: numbers."""
         return tuple(as_feature(each) for each in self.input.features or [f"x{i}" for i in range(self.features)])
 
+    @cached_property
+    def many_steps(self) -> bool:
+        """A record holds several steps of its stream: said, or one is a text."""
+        return self.input.steps == "many" or any(feature.kind == "text" for feature in self.feature_tables)
+
     @property
     def output_sizes(self) -> tuple[int, ...]:
         """O of each output, in order."""
         return tuple(output.size for output in self.outputs)
+
+    @property
+    def emitting(self) -> int | None:
+        """Index of the output that emits symbols; None: every event or window has an answer of numbers."""
+        return next((at for at, output in enumerate(self.outputs) if output.emit is not None), None)
 
     @property
     def single_step(self) -> bool:
@@ -372,6 +387,11 @@ def _check_outputs(contract: Contract) -> None:
                 f"{what}: kind {output.kind} is one number, but shape {list(output.shape)} has {output.size}:"
                 " use vector"
             )
+        if output.emit is not None:
+            check_emit(output.emit, what, output.kind, output.labels, output.per)
+    emitting = sum(output.emit is not None for output in contract.outputs)
+    step, feedback = contract.mode == "step", contract.feedback is not None
+    check_emitting(emitting, len(contract.outputs), step=step, feedback=feedback)
     if contract.feedback is not None:
         _check_feedback(contract, contract.feedback)
 

@@ -9,7 +9,7 @@ number     the value of the field
 category   the place of the field's word in ``vocabulary``; ``unknown`` for any other word
 flag       1 for true, 0 for false
 present    1 if the field ``source`` was there with a value, else 0
-since_last seconds since the stream's previous event, by event time; 0 for a stream's first event
+since_last seconds since the stream's newest event before this one, by event time (``modelfile.past``)
 text       places of characters or pieces in ``vocabulary``: one record becomes several steps
 ========== ===========================================================================================
 
@@ -29,6 +29,8 @@ from streamer.errors import ModelError
 
 _NAMED = ("category", "text")
 _FROM_A_FIELD = ("number", "category", "flag")
+MAX_LAG = 1_000
+"""Events; so many values are kept per stream."""
 
 
 class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -43,12 +45,12 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     source: str | None = None
     """The field that the value comes from; None: the field of the feature's own name."""
     lag: int = 0
-    """number, category, flag: the value of so many events of the stream before this one."""
+    """number, category, flag: the value of so many events of the stream before this one; ``fallback`` until then."""
     missing: float | Literal["last"] | None = None
     """What training put where the field had no value: a number, or the stream's last value ("last"; before the first
     one the ``fallback``). None: such an event is refused, or ``unknown`` where that is declared."""
     fallback: float = 0.0
-    """With missing = "last": the number for a stream that has had no value yet."""
+    """With missing = "last", a lag or since_last: the number for a stream that has had no value yet."""
     unit: str | None = None
     bounds: tuple[float, float] | None = None
     """number: the smallest and the largest value that is plausible."""
@@ -69,12 +71,15 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             return f"has {double!r} in its vocabulary twice: give each word one place"
         if self.unknown is not None and not 0 <= self.unknown < len(self.vocabulary):
             return f"has unknown {self.unknown}, but its vocabulary has the places 0 to {len(self.vocabulary) - 1}"
-        if self.lag < 0 or (self.lag and self.kind not in _FROM_A_FIELD):
-            return "has a lag, which must be at least 0, and belongs to number, category and flag"
+        if not 0 <= self.lag <= MAX_LAG or (self.lag and self.kind not in _FROM_A_FIELD):
+            return f"has a lag, which must be 0 to {MAX_LAG} events, and belongs to number, category and flag"
         if self.missing is not None and self.kind not in _FROM_A_FIELD:
             return f"is of kind {self.kind}, which is never missing: leave missing out"
         if self.kind == "category" and isinstance(self.missing, float):
             return 'is a category: missing is "last" or left out (then it is unknown)'
+        kept = self.kind == "category" and (self.lag or self.missing == "last")
+        if kept and self.fallback not in range(len(self.vocabulary)):
+            return f"has fallback {self.fallback}, but its vocabulary has the places 0 to {len(self.vocabulary) - 1}"
         numbers = (self.fallback, *(self.bounds or ()), *([self.missing] if isinstance(self.missing, float) else []))
         if not all(math.isfinite(number) for number in numbers):
             return "has a missing, fallback or bound that is not finite: give a number"

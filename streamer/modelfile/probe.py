@@ -79,7 +79,8 @@ class Probe:
     def _classes(self) -> None:
         """Rows of an output of kind classes are probabilities: they sum to one."""
         model, steps = self.model, self.x.shape[1]
-        chosen = [(at, each.name) for at, each in enumerate(model.contract.outputs) if each.kind == "classes"]
+        declared = [(at, each) for at, each in enumerate(model.contract.outputs) if each.kind == "classes"]
+        chosen = [(at, each.name) for at, each in declared if each.emit is None or each.emit.scale == "probability"]
         if not chosen:
             return
         outputs = [output for row in range(_ROWS) for output, _ in self._alone(row, [slice(0, steps)])]

@@ -69,6 +69,11 @@ class Metrics(Collector):
         yield _gauge(
             "outage_seconds", "How long Kafka cannot be used, 0 when it can", state.outage.lasts_s(wall_s) or 0.0
         )
+        if state.view.clock_ahead_ms is not None:
+            ahead_s = state.view.clock_ahead_ms / 1000
+            yield _gauge(
+                "clock_ahead_seconds", "The clock of this machine minus the cluster's, where that is known", ahead_s
+            )
         yield _gauge("last_commit_timestamp_seconds", "Time of the last commit, Unix epoch", counts.last_commit_s)
         partitions = GaugeMetricFamily(
             "streamer_partitions",

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from streamer.core import F32, I64, ClosedWindow
+from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract, Output
 from streamer.records.encode import Encoder
@@ -37,7 +37,29 @@ class AnswerEncoder(Protocol):
 
     def steps(self, keys: Sequence[bytes], times_ms: I64, outputs: Sequence[F32]) -> list[bytes]: ...
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes: ...
+    def window(
+        self,
+        window: ClosedWindow,
+        outputs: Sequence[F32],
+        part: tuple[int, int] | None = None,
+        spelled: Spelled | None = None,
+    ) -> bytes: ...
+
+    def several(
+        self, key: bytes, time_ms: int, outputs: Sequence[F32], part: tuple[int, int] | None = None
+    ) -> bytes: ...
+
+    def emitted(self, key: bytes, symbols: Symbols) -> bytes: ...
+
+
+class _Tables:
+    """Formats of models that answer one event or one window with numbers; others are refused before they are served."""
+
+    def several(self, key: bytes, time_ms: int, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+        raise NotImplementedError
+
+    def emitted(self, key: bytes, symbols: Symbols) -> bytes:
+        raise NotImplementedError
 
 
 def answer_encoder(
@@ -62,7 +84,7 @@ def answer_schema(written: AnswerFormat, contract: Contract, model_name: str, *,
     return None
 
 
-class Framed:
+class Framed(_Tables):
     """JSON behind the id of its schema."""
 
     def __init__(self, inner: Encoder, frame: bytes) -> None:
@@ -76,11 +98,17 @@ class Framed:
         frame = self._frame
         return [frame + value for value in self._inner.steps(keys, times_ms, outputs)]
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+    def window(
+        self,
+        window: ClosedWindow,
+        outputs: Sequence[F32],
+        part: tuple[int, int] | None = None,
+        spelled: Spelled | None = None,
+    ) -> bytes:
         return self._frame + self._inner.window(window, outputs, part)
 
 
-class Bare:
+class Bare(_Tables):
     """The numbers of all outputs, float32 little-endian; of a window per output those of all its events, or one row."""
 
     def __init__(self, contract: Contract) -> None:
@@ -94,11 +122,17 @@ class Bare:
         size, whole = joined.shape[1] * 4, joined.tobytes()
         return [whole[at : at + size] for at in range(0, len(whole), size)]
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+    def window(
+        self,
+        window: ClosedWindow,
+        outputs: Sequence[F32],
+        part: tuple[int, int] | None = None,
+        spelled: Spelled | None = None,
+    ) -> bytes:
         return b"".join(y.astype("<f4").tobytes() for y in outputs)
 
 
-class AvroEncoder:
+class AvroEncoder(_Tables):
     """Avro's binary form of ``answer_schema``."""
 
     def __init__(self, contract: Contract, model_name: str, keys: Keys, *, window: bool, frame: bytes) -> None:
@@ -127,7 +161,13 @@ class AvroEncoder:
         columns.append([self._model] * len(keys))
         return list(map(b"".join, zip(*columns, strict=True)))
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+    def window(
+        self,
+        window: ClosedWindow,
+        outputs: Sequence[F32],
+        part: tuple[int, int] | None = None,
+        spelled: Spelled | None = None,
+    ) -> bytes:
         cut = slice(None)
         if part is not None:
             cut = slice(*(len(window.x) * border // part[1] for border in (part[0], part[0] + 1)))

@@ -39,6 +39,7 @@ class Kind(IntEnum):
     ROLLOUT = 3
     DECISIONS = 4
     IDLE = 5
+    CLOCK = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class StreamRecord:
                                                                     name: rejects that a replay could judge otherwise
     IDLE       offset ``before`` which the watermark                -
                the partition was idle
+    CLOCK      as IDLE                 the clock of utterances      -
     ========== ======================= ============================ =================================================
     """
 
@@ -103,6 +105,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     """CRC-32 of key and value of that record."""
     rollouts: tuple[tuple[int, int], ...] = ()
     """Open rollouts that answer per step: (offset of the request, answers committed)."""
+    clock_ms: int = NO_WATERMARK
+    """The clock of utterances at the last complete round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +184,7 @@ def decode_stream(key: bytes, value: bytes) -> StreamRecord:
     return StreamRecord(kind, model, stream, through, last_ms, model_id, state if has_state else None)
 
 
-_WITH_OFFSET = (Kind.ROLLOUT, Kind.DECISIONS, Kind.IDLE)
+_WITH_OFFSET = (Kind.ROLLOUT, Kind.DECISIONS, Kind.IDLE, Kind.CLOCK)
 
 
 def split_key(key: bytes) -> tuple[Kind, str, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import Columns, Fields, Source, format_of
+from streamer.records.formats.several import joined, no_steps
 from streamer.records.keys import Keys
 from streamer.records.schemas.book import Book
 from streamer.records.times import YEAR_2000_MS, TimeRule
@@ -43,6 +45,7 @@ class Codec:
         *,
         missing: float | None = None,
         max_record_bytes: int = 1_048_576,
+        max_record_steps: int = 4_096,
         max_key_bytes: int = MAX_KEY_BYTES,
         max_future_ms: int | None = None,
         min_time_ms: int = YEAR_2000_MS,
@@ -59,13 +62,21 @@ class Codec:
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
+        self._several = contract.many_steps
         self.keys = Keys(KeyForm(key))
         self._ops_known = {**_OPS, b"generate": Op.GENERATE} if generates else _OPS
         self._max_record_bytes, self._max_key_bytes = max_record_bytes, max_key_bytes
         self._times = TimeRule(TimeUnit(time_unit), min_time_ms, max_future_ms)
         filled = None if missing is None else _missing(missing, exact)
         self._format = format_of(
-            value_format, contract.feature_tables, exact, filled, TimeUnit(time_unit), fields or Fields(), source
+            value_format,
+            contract.feature_tables,
+            exact,
+            filled,
+            TimeUnit(time_unit),
+            fields or Fields(),
+            max_record_steps if self._several else None,
+            source,
         )
         self.schemas: Book | None = None if source is None else source.book
         """What has to be learned before ``decode``, in formats of a registry"""
@@ -74,8 +85,9 @@ class Codec:
     def decode(self, records: RecordBatch) -> EventBatch:
         """All records of ``records`` become rows of the event batch or of its rejects, in order. N >= 1.
 
-        ``x`` has the contract's dtype, ``keys`` are streams: the text form of the keys."""
-        stamps = np.array(records.timestamps_ms, np.int64)
+        ``x`` has the contract's dtype, ``keys`` are streams: the text form of the keys. Of records of several steps ``x``
+        is [sum of the steps, F]."""
+        stamps = np.fromiter(records.timestamps_ms, np.int64, len(records))
         ops, bad = self._ops(records)
         streams = self._usable(records, ops, bad)
         if not ops and not bad:
@@ -104,8 +116,8 @@ class Codec:
     def _usable(self, records: RecordBatch, ops: Mapping[int, Op], bad: Bad) -> list[bytes]:
         """The stream of each record; those whose key or value cannot be one are added to ``bad``."""
         keys, values = records.keys, records.values
-        if not ops and not bad and self._none_too_large(keys, values):
-            streams = self.keys.texts(keys)  # type: ignore[arg-type]
+        if not ops and not bad:
+            streams = self._all_usable(keys, values)
             if streams is not None:
                 return streams
         found = [b""] * len(keys)
@@ -117,14 +129,20 @@ class Codec:
                     bad[row] = why
         return found
 
-    def _none_too_large(self, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> bool:
-        """All keys and values are there, and none is too large."""
-        if None in keys or b"" in keys or None in values:
-            return False
-        small = len(b"".join(keys)) <= self._max_key_bytes  # type: ignore[arg-type] # together, so each
-        return (small or max(map(len, keys)) <= self._max_key_bytes) and (  # type: ignore[arg-type]
-            max(map(len, values)) <= self._max_record_bytes  # type: ignore[arg-type]
-        )
+    def _all_usable(self, keys: Sequence[Any], values: Sequence[Any]) -> list[bytes] | None:
+        """The streams where all keys and values are there, and none is too large; else None. In few passes."""
+        try:
+            if max(map(len, values)) > self._max_record_bytes:
+                return None
+            joined = b"\n".join(keys)
+        except TypeError:  # one is None
+            return None
+        # together, so each; and where no two line breaks meet and none is at an end, no key is empty
+        if len(joined) > self._max_key_bytes and max(map(len, keys)) > self._max_key_bytes:
+            return None
+        if (b"\n\n" in joined or joined[:1] in b"\n" or joined[-1:] == b"\n") and b"" in keys:
+            return None
+        return self.keys.texts(keys)
 
     def _stream(self, key: bytes | None, value: bytes | None, *, command: bool) -> bytes:
         if not key:
@@ -140,9 +158,13 @@ class Codec:
             )
         return stream
 
+    def _nothing(self, rows: int) -> Numbers:
+        """Of rows that mean nothing, or not yet: [N, F], or of several steps [N] of arrays."""
+        return no_steps(rows) if self._several else np.zeros((rows, self.features), self.dtype)
+
     def _some(self, records: RecordBatch, stamps: I64, ops: Mapping[int, Op], bad: Bad) -> tuple[Numbers, I64]:
         """With commands, whose rows are zeros, and with rows in ``bad``, which mean nothing."""
-        x = np.zeros((len(records), self.features), self.dtype)
+        x = self._nothing(len(records))
         times = stamps.copy()
         rows = [row for row in range(len(records)) if row not in bad and row not in ops]
         if rows:
@@ -162,10 +184,10 @@ class Codec:
     def _events(
         self, values: Sequence[bytes], stamps: I64, headers: Mapping[int, Headers], bad: Bad
     ) -> tuple[Numbers, I64]:
-        """Features [N, F] and times [N] of values; rows in ``bad`` mean nothing."""
+        """Features [N, F], or [N] of arrays [T, F], and times [N] of values; rows in ``bad`` mean nothing."""
         columns = None if self._careful else self._columns(values, headers)
         if columns is None:
-            columns = Columns(np.zeros((len(values), self.features), self.dtype), None, list(range(len(values))))
+            columns = Columns(self._nothing(len(values)), None, list(range(len(values))))
         times, unsure = self._times.column(columns.times, stamps)
         bad |= columns.bad
         doubtful = [row for row in sorted({*columns.doubtful, *unsure}) if row not in bad]
@@ -186,7 +208,7 @@ class Codec:
         except Exception:  # what nobody foresaw: each record is judged alone, and one of them will say what it was
             return None
 
-    def _event(self, value: bytes, headers: Headers, stamp_ms: int) -> tuple[Sequence[int | float], int]:
+    def _event(self, value: bytes, headers: Headers, stamp_ms: int) -> tuple[Sequence[int | float] | Numbers, int]:
         """The definition: what a value means, alone. Unusable: no event."""
         try:
             numbers, given = self._format.row(value, headers)
@@ -199,13 +221,16 @@ class Codec:
     def _batch(
         self, records: RecordBatch, streams: list[bytes], x: Numbers, times: I64, ops: Mapping[int, Op], bad: Bad
     ) -> EventBatch:
-        offsets, stamps = np.array(records.offsets, np.int64), records.timestamps_ms
+        offsets, stamps = _int64(records.offsets), records.timestamps_ms
         kept: range | list[int] = range(len(records))
         if bad:
             kept = [row for row in kept if row not in bad]
             index = np.array(kept, np.int64)
             offsets, times, x = offsets[index], times[index], x[index]
             streams, stamps = [streams[row] for row in kept], [stamps[row] for row in kept]
+        steps: I64 | None = None
+        if self._several:
+            x, steps = joined(x, self.features, self.dtype)
         last = len(records) - 1
         batch = EventBatch(
             partition=records.partition,
@@ -218,6 +243,7 @@ class Codec:
             records=records,
             next_offset=records.offsets[last] + 1,
             rejects=[records.reject(row, bad[row].reason, plain(bad[row].detail)) for row in sorted(bad)],
+            steps=steps,
             checksum=zlib.crc32(records.values[last] or b"", zlib.crc32(records.keys[last] or b"")),
         )
         if ops or records.headers:
@@ -245,6 +271,14 @@ def carried(headers: Headers) -> list[tuple[str, bytes]]:
         for name, value in headers
         if name in CARRIED_HEADERS and value is not None and len(value) <= MAX_CARRIED_BYTES
     ]
+
+
+def _int64(growing: Sequence[int]) -> I64:
+    """Offsets: without a gap nearly always, so the first and the last say all."""
+    first, last = growing[0], growing[-1]
+    if last - first + 1 == len(growing):
+        return np.arange(first, last + 1, dtype=np.int64)
+    return np.fromiter(growing, np.int64, len(growing))
 
 
 def _missing(missing: float, exact: Exact) -> int | float:

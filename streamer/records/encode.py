@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from streamer.core import F32, I64, ClosedWindow
+from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols
 from streamer.modelfile.contract import Contract, Output
+from streamer.modelfile.emit import Emit
 from streamer.records.keys import Keys
 
-_NEEDS_ESCAPE = re.compile(rb'[\x00-\x1f"\\]')
+_ESCAPED = bytes(range(0x20)) + b'"\\'
 
 
 class Encoder:
@@ -32,6 +32,10 @@ class Encoder:
         self._names = ["y" if single else output.name for output in contract.outputs]
         self._tail = b',"model":%b}' % msgspec.json.encode(f"{model_name}@{contract.version}")
         self._templates: dict[tuple[int, ...], bytes] = {}
+        self._of_a_step = [
+            (msgspec.json.encode(name), msgspec.json.encode(self._label_name(name)), _numbers(output, output.size))
+            for name, output in zip(self._names, self._outputs, strict=True)
+        ]
 
     def steps(self, keys: Sequence[bytes], times_ms: I64, outputs: Sequence[F32]) -> list[bytes]:
         """One value per row of ``outputs`` (each [N, O_k], finite)."""
@@ -41,23 +45,46 @@ class Encoder:
             columns.extend(y.T.tolist())
             if labels:
                 columns.append([labels[index] for index in y.argmax(axis=1).tolist()])
-        return [template % row for row in zip(*columns, strict=True)]
+        return list(map(template.__mod__, zip(*columns, strict=True)))
+
+    def several(self, key: bytes, time_ms: int, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+        """The value of a record of T steps, ``outputs`` each [T, O_k]: what ``steps`` writes for one, in a list.
+
+        ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the steps each, in order."""
+        pieces = [b'{"stream":"%b","ts":%d' % (escape([key])[0], time_ms)]
+        for (name, label, step), labels, whole in zip(self._of_a_step, self._labels_of, outputs, strict=True):
+            y = whole if part is None else whole[_cut(len(whole), part)]
+            pieces.append(b",%b:[%b]" % (name, b",".join([step % tuple(row) for row in y.tolist()])))
+            if labels:
+                found = b",".join([labels[index] for index in y.argmax(axis=1).tolist()])
+                pieces.append(b",%b:[%b]" % (label, found))
+        if part is not None:
+            pieces.append(b',"slice":[%d,%d]' % part)
+        return b"".join(pieces) + self._tail
 
     @property
     def per_event(self) -> bool:
         """Whether an output of a window has a row per event, so that its answer can be written in slices."""
-        return any(output.per == "event" for output in self._outputs)
+        return any(output.per == "event" and output.emit is None for output in self._outputs)
 
-    def window(self, window: ClosedWindow, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
+    def window(
+        self,
+        window: ClosedWindow,
+        outputs: Sequence[F32],
+        part: tuple[int, int] | None = None,
+        spelled: Spelled | None = None,
+    ) -> bytes:
         """The value of a closed window; outputs per event are arrays over its T events ([T, O_k]), others [O_k].
 
         ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the events each, in order; what is not per
-        event is in all of them."""
-        cut = slice(None)
-        if part is not None:
-            cut = slice(*(len(window.x) * border // part[1] for border in (part[0], part[0] + 1)))
+        event is in all of them. ``spelled``: stands in place of the output that emits."""
+        cut = slice(None) if part is None else _cut(len(window.x), part)
         fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
         for name, output, named, y in zip(self._names, self._outputs, self._labels_of, outputs, strict=True):
+            if spelled is not None and output.emit is not None:
+                text = _transcript(output, output.emit, spelled, window)
+                fields |= text if name == "y" else {name: text}
+                continue
             flat = y.reshape(len(y), -1)[cut] if output.per == "event" else y.reshape(1, -1)
             values = [_number(row) for row in flat]
             fields[name] = values if output.per == "event" else values[0]
@@ -76,13 +103,35 @@ class Encoder:
             fields["slice"] = part
         return msgspec.json.encode(fields)[:-1] + self._tail
 
+    def emitted(self, key: bytes, symbols: Symbols) -> bytes:
+        """The value of new symbols, or of a transcript."""
+        output = self._outputs[0]
+        assert output.emit is not None
+        names = [(output.labels or ())[label] for label in symbols.labels]
+        fields: dict[str, Any] = {
+            "stream": key.decode(),
+            "ts": symbols.time_ms,
+            "text": output.emit.separator.join(names),
+        }
+        final = symbols.final
+        utterance: dict[str, Any] = {"start": symbols.start_ms}
+        if final is None:
+            fields["symbols"] = [{"label": name, "ts": symbols.time_ms} for name in names]
+            for each, step in zip(fields["symbols"], symbols.steps or (), strict=False):
+                each["step"] = step
+            utterance["offsets"] = [symbols.first]
+        else:
+            fields["score"] = float(f"{final.score:.9g}")
+            utterance |= {"end": symbols.time_ms, "count": final.steps, "reason": final.reason, "part": final.part}
+            utterance["offsets"] = [symbols.first, final.last]
+        fields |= {"final": final is not None, "utterance": utterance}
+        return msgspec.json.encode(fields)[:-1] + self._tail
+
     def _template(self, sizes: tuple[int, ...]) -> bytes:
         if sizes not in self._templates:
             text = b'{"stream":"%b","ts":%d'
             for name, output, labels, size in zip(self._names, self._outputs, self._labels_of, sizes, strict=True):
-                scalar = size == 1 and output.kind in ("value", "score")
-                numbers = b",".join([b"%.9g"] * size)
-                text += b",%b:%b" % (_quoted(name), numbers if scalar else b"[" + numbers + b"]")
+                text += b",%b:%b" % (_quoted(name), _numbers(output, size))
                 if labels:
                     text += b",%b:%%b" % _quoted(self._label_name(name))
             self._templates[sizes] = text + self._tail.replace(b"%", b"%%")
@@ -92,8 +141,30 @@ class Encoder:
         return "label" if name == "y" else f"{name}_label"
 
 
+def _transcript(output: Output, emit: Emit, spelled: Spelled, window: ClosedWindow) -> dict[str, Any]:
+    names = [(output.labels or ())[label] for label in spelled.labels]
+    times = window.times_ms[list(spelled.steps)].tolist()
+    return {
+        "text": emit.separator.join(names),
+        "symbols": [{"label": name, "ts": at} for name, at in zip(names, times, strict=True)],
+        "score": float(f"{spelled.score:.9g}"),
+        "final": True,
+    }
+
+
 def _encoded(output: Output) -> tuple[bytes, ...]:
     return tuple(msgspec.json.encode(label) for label in output.labels or ())
+
+
+def _numbers(output: Output, size: int) -> bytes:
+    """How the numbers of one step are written."""
+    numbers = b",".join([b"%.9g"] * size)
+    return numbers if size == 1 and output.kind in ("value", "score") else b"[" + numbers + b"]"
+
+
+def _cut(count: int, part: tuple[int, int]) -> slice:
+    """The ``part[0]``-th of ``part[1]`` slices of ``count``, as equal as can be."""
+    return slice(*(count * border // part[1] for border in (part[0], part[0] + 1)))
 
 
 def _quoted(name: str) -> bytes:
@@ -107,6 +178,7 @@ def _number(row: F32) -> Any:
 
 def escape(keys: Sequence[bytes]) -> Sequence[bytes]:
     """Keys as the inside of JSON strings."""
-    if _NEEDS_ESCAPE.search(b" ".join(keys)) is None:
+    joined = b"".join(keys)
+    if len(joined.translate(None, _ESCAPED)) == len(joined):
         return keys
     return [msgspec.json.encode(key.decode())[1:-1] for key in keys]

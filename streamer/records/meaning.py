@@ -7,8 +7,11 @@ what can be none of them (a list, an object, bytes).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Container, Mapping, Sequence
+from math import isfinite, nan
+from typing import Literal
+
+import msgspec
 
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
@@ -24,6 +27,9 @@ class NoCell:
 NO_CELL = NoCell()
 Cell = None | bool | int | float | str | NoCell
 Number = int | float
+MissingRule = float | Literal["last", "reject"]
+_CELLS = ("number", "category", "flag")
+"""Kinds that are made of one cell"""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,398}")
 _MOST = 10**399
@@ -33,25 +39,28 @@ _MOST = 10**399
 class Meaning:
     """One feature: ``number`` is the definition. ``table``, where there is one, has the same for most cells."""
 
-    def __init__(self, feature: Feature, exact: Exact, missing: Number | None) -> None:
+    def __init__(self, feature: Feature, exact: Exact, missing: Number | None, *, complete: bool = False) -> None:
         """``missing``: what stands for a missing number or flag that the contract has no rule for; None: nothing does.
+        ``complete``: nothing stands for a missing one, whatever it is.
 
         ConfigurationError: what the contract has for a missing one is no number of its dtype."""
         self.name, self.kind, self._exact = feature.name, feature.kind, exact
-        self.missing = _stand_in(feature, exact, missing)
+        self.missing = None if complete else _stand_in(feature, exact, missing)
+        """NaN: the stream's last value, which only its past knows (``modelfile.past``)"""
         self._unknown = feature.unknown
         self._measured = feature.kind not in ("category", "flag", "present")
         self._places: dict[str, Number] = {word: place for place, word in enumerate(feature.vocabulary)}
-        self.table: dict[object, Number] | None = None
+        self.table: dict[object, Number | None] | None = None
         """Cell -> number, for cells of few kinds; what is not in it ``number`` has to decide, or is ``other``."""
         self.other: Number | None = None
         if feature.kind == "category":
-            self.table = dict(self._places.items()) | _numbers(self._places)
-            self.other = feature.unknown
+            self.table = dict[object, Number | None](self._places) | _numbers(self._places)
+            # a NaN among cells is a missing one, and no table finds it: it may be another word only where both are the same
+            self.other = feature.unknown if self.missing == feature.unknown else None
         elif feature.kind == "flag":
             self.table = {0: 0, 1: 1}
         if self.table is not None:
-            self.table |= {None: self.missing} if self.missing is not None else {}
+            self.table[None] = self.missing
 
     def number(self, cell: Cell) -> Number:
         """What the graph gets. Unusable: nothing that the contract allows."""
@@ -104,32 +113,61 @@ def as_word(cell: Cell) -> str:
     return str(cell)
 
 
-def meanings(features: Sequence[Feature], exact: Exact, missing: Number | None) -> list[Meaning]:
-    return [Meaning(feature, exact, missing) for feature in features]
+def meanings(
+    features: Sequence[Feature], exact: Exact, missing: Number | None, complete: Container[str] = ()
+) -> list[Meaning]:
+    """``complete``: features, or fields, for which nothing may stand."""
+    return [
+        Meaning(each, exact, missing, complete=each.name in complete or each.field in complete) for each in features
+    ]
 
 
-def refuse_past(features: Sequence[Feature], mapped: Sequence[str], value_format: str) -> None:
-    """ConfigurationError for the first feature that depends on the stream's past, which no record has.
+def as_read(
+    features: Sequence[Feature], mapped: Container[str], rules: Mapping[str, MissingRule]
+) -> tuple[Feature, ...]:
+    """The features of a contract as a format with names makes them of records.
 
-    ``mapped``: features whose numbers a record has, as ``input.fields`` says."""
+    ``mapped``: those whose place ``input.fields`` says: what a record has, no past makes. ``rules``: feature or field
+    -> what stands for a missing one, instead of what the contract says. ConfigurationError: a rule that cannot be."""
+    found = []
+    for declared in features:
+        feature = declared
+        if feature.name in mapped and feature.kind == "since_last":
+            feature = msgspec.structs.replace(feature, kind="number")
+        elif feature.name in mapped and feature.kind in _CELLS:
+            feature = msgspec.structs.replace(feature, lag=0, source=None)
+        rule = rules.get(declared.name, rules.get(declared.field))
+        if rule is not None and feature.kind in _CELLS:
+            feature = msgspec.structs.replace(feature, missing=None if rule == "reject" else rule)
+            if (problem := feature.problem()) is not None:
+                raise ConfigurationError(f"input.fields.{feature.name}: missing = {rule!r}: the feature {problem}")
+        found.append(feature)
+    return tuple(found)
+
+
+def as_listed(features: Sequence[Feature], exact: Exact) -> tuple[Feature, ...]:
+    """The features of a contract where a record has the numbers that the graph gets, by their place. A null among them is
+    the stream's last value where the contract says so, and x can say that it is missing."""
+    listed = as_read(features, {feature.name for feature in features}, {})
+    if not exact.integral:
+        return listed
+    return tuple(msgspec.structs.replace(f, missing=None) if f.missing == "last" else f for f in listed)
+
+
+def refuse_past(features: Sequence[Feature], exact: Exact, value_format: str) -> None:
+    """ConfigurationError for the first feature that no record with names can be made into. ``features``: as read."""
     for feature in features:
         if feature.kind == "text":
             why = "is text, of which one record is several steps"
-        elif feature.missing == "last":
-            why = 'has missing = "last", the stream\'s last value'
-        elif (feature.kind == "since_last" or feature.lag) and feature.name not in mapped:
-            why = f"has a lag of {feature.lag}" if feature.lag else "is the time since the stream's previous event"
+        elif exact.integral and feature.missing == "last":
+            why = f'has missing = "last", but in {exact.dtype} nothing says that a value is missing'
+        elif exact.integral and feature.kind == "since_last":
+            why = f"is a time in seconds, which {exact.dtype} cannot hold exactly"
         else:
             continue
-        instead = (
-            ""
-            if feature.kind == "text" or feature.missing == "last"
-            else f" say in [input.fields] where the record has this number ({feature.name!r} = PATH), or"
-        )
         raise ConfigurationError(
-            f"input.format = {value_format!r}: the contract's feature {feature.name!r} {why}, which is not made from "
-            f'records with names:{instead} set input.format = "json" and send the numbers that the graph gets, or train '
-            "without it"
+            f"input.format = {value_format!r}: the contract's feature {feature.name!r} {why}, so it is not made from records "
+            'with names: set input.format = "json" and send the numbers that the graph gets, or train without it'
         )
 
 
@@ -138,11 +176,11 @@ def refuse_different(models: Sequence[tuple[str, Sequence[Feature]]]) -> None:
     (first, wanted), *others = models
     for name, features in others:
         for one, two in zip(wanted, features, strict=False):
-            plainly = one.kind == two.kind == "number" and one.missing == two.missing
+            plainly = one.kind == two.kind == "number" and (one.missing, one.lag) == (two.missing, two.lag)
             if not plainly and _decides(one) != _decides(two):
                 raise ConfigurationError(
                     f"models {first!r} and {name!r} are served on one input, but mean different things by the features "
-                    f"{one.name!r} and {two.name!r} (kind, vocabulary, unknown, missing): export them from the same data"
+                    f"{one.name!r} and {two.name!r} (kind, vocabulary, unknown, lag, missing): export them from the same data"
                 )
 
 
@@ -151,6 +189,8 @@ def _decides(feature: Feature) -> tuple[object, ...]:
 
 
 def _stand_in(feature: Feature, exact: Exact, missing: Number | None) -> Number | None:
+    if feature.missing == "last":
+        return nan
     if feature.kind == "category":
         return feature.unknown
     if not isinstance(feature.missing, float):
@@ -164,9 +204,9 @@ def _stand_in(feature: Feature, exact: Exact, missing: Number | None) -> Number 
         ) from error
 
 
-def _numbers(places: Mapping[str, Number]) -> dict[object, Number]:
+def _numbers(places: Mapping[str, Number]) -> dict[object, Number | None]:
     """Numbers that are one of the words."""
-    found: dict[object, Number] = {}
+    found: dict[object, Number | None] = {}
     for word, place in places.items():
         if _INTEGER.fullmatch(word):
             found[int(word)] = place

@@ -25,9 +25,13 @@ def answer_schemas(settings: Settings, models: Served) -> dict[str, tuple[str, S
     if written is AnswerFormat.JSON_SCHEMA and not settings.registry.url:
         raise ConfigurationError('output.format = "json-schema" needs registry.url; without a registry it is "json"')
     for name, model, rule in models:
-        if rule is None and model.contract.feedback is not None:
+        contract = model.contract
+        what = "generates sequences" if rule is None and contract.feedback is not None else ""
+        what = "answers records of several steps" if contract.many_steps else what
+        what = "writes symbols" if contract.emitting is not None else what
+        if what:
             raise ConfigurationError(
-                f'output.format = "{written}": model {name!r} generates sequences, which are told in JSON: set output.format = "json"'
+                f'output.format = "{written}": model {name!r} {what}, which is told in JSON: set output.format = "json"'
             )
     found = {}
     for name, model, rule in models:

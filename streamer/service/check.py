@@ -23,8 +23,10 @@ from streamer.kafka.tails import chosen, newest_values, read_span
 from streamer.kafka.topics import InputTopic, Topics
 from streamer.records.changelog import Progress, decode_progress, progress_key
 from streamer.records.decode import Codec
+from streamer.records.schemas.book import Schema
+from streamer.service import mapping
 from streamer.service.answerschemas import answer_schemas, encoders_of
-from streamer.service.checkformat import format_lines, learn, mapping
+from streamer.service.checkformat import format_lines, format_told, learned
 from streamer.service.clock import SystemClock
 from streamer.service.prepare import (
     Models,
@@ -35,6 +37,7 @@ from streamer.service.prepare import (
     load_model,
     processor_of,
     state_bytes,
+    utterances,
 )
 from streamer.service.sink import Sink
 from streamer.settings import Settings
@@ -65,6 +68,8 @@ class Report:
     topics: dict[str, dict[str, Any]] = field(default_factory=dict)
     group: dict[str, Any] = field(default_factory=dict)
     format: dict[str, Any] = field(default_factory=dict)
+    features: list[mapping.Mapped] = field(default_factory=list)
+    time: str = ""
     sample: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     problems: list[StreamerError] = field(default_factory=list)
@@ -90,6 +95,7 @@ class Report:
             "topics": self.topics,
             "group": self.group,
             "format": self.format,
+            "features": [each.as_dict() for each in self.features],
             "sample": self.sample,
             "warnings": self.warnings,
             "problems": [{"exit_code": each.exit_code, "error": str(each)} for each in self.problems],
@@ -106,6 +112,7 @@ class Report:
             yield f"kafka.group {self.group['name']}: {self.group['says']}"
         if self.format:
             yield from format_lines(self.format)
+        yield from mapping.lines(self.time, self.features)
         if self.sample:
             yield from self._sample_lines()
         yield from (f"warning: {each}" for each in self.warnings)
@@ -141,6 +148,7 @@ class _Check:
         self._sample = min(sample, settings.batch.max_poll_records)
         self._say = say
         self._rights_missing: dict[str, list[str]] = {}
+        self._id_denied = False
         self._committed: dict[int, int | None] = {}
 
     async def run(self) -> None:
@@ -154,8 +162,6 @@ class _Check:
             self._report.problems.append(error)
             return
         self._judge(models, found)
-        if codec is not None:
-            self._report.format = mapping(self._settings, models[0][1].contract.feature_tables)
         parts = Parts(self._settings, models, link, found)
         if codec is not None and "READ" not in self._rights_missing[INPUT]:
             try:
@@ -175,7 +181,7 @@ class _Check:
             self._report.models[name] = {
                 "sha256": model.sha256,
                 "mode": "window" if section.window is not None else model.contract.mode,
-                "state_bytes": state_bytes(models[-1:]),
+                "state_bytes": self._bytes(models[-1:]),
                 "findings": {finding.name: finding.detail for finding in model.findings if not finding.passed},
             }
             self._report.warnings += [
@@ -183,15 +189,25 @@ class _Check:
             ]
         return models
 
+    def _bytes(self, models: Models) -> int:
+        """Of state per stream; what settings and contract do not agree about is told when they are fitted together."""
+        try:
+            return state_bytes(self._settings, models)
+        except ConfigurationError:
+            return max(model.state_bytes_per_stream for _, model, _ in models)
+
     def _fitting(self, models: Models) -> Codec | None:
         """The codec, when models, windows and format can be served together."""
         try:
             codec = codec_of(self._settings, models)
             check_models(models)
             answer_schemas(self._settings, models)
+            utterances(self._settings, models)
         except ConfigurationError as error:
             self._report.problems.append(error)
             return None
+        self._report.features = mapping.mapping(self._settings, models)
+        self._report.time = mapping.time(self._settings)
         return codec
 
     # topics
@@ -205,7 +221,7 @@ class _Check:
         try:
             work = topics.prepare(
                 settings.input.topic,
-                topic_needs(settings, state_bytes(models)),
+                topic_needs(settings, state_bytes(settings, models)),
                 create=settings.topics.create,
                 dry=True,
                 now_ms=SystemClock().now_ms,
@@ -221,6 +237,8 @@ class _Check:
                 what: [] if what in absent else await topics.missing_rights(name, _RIGHTS[what])
                 for what, name in names.items()
             }
+            if settings.changelog_topic is not None:
+                self._id_denied = await topics.transactional_id_denied(settings.kafka.group)
             work_offsets = topics.committed(settings.kafka.group, found.name, found.partitions)
             self._committed = await self._patiently(work_offsets, f"the coordinator of group {settings.kafka.group}")
             return found
@@ -231,6 +249,14 @@ class _Check:
         judgement = judged(self._settings, models, found)
         self._report.problems += [ConfigurationError(each) for each in judgement.errors]
         self._report.warnings += judgement.warnings
+        if self._id_denied:
+            prefix = self._settings.kafka.group
+            self._report.problems.append(
+                KafkaRefusedError(
+                    f"permission denied: no right to transactional ids that begin with {prefix!r}. Grant WRITE and DESCRIBE on "
+                    "them to this client's principal."
+                )
+            )
         names = topic_names(self._settings)
         for what, rights in self._rights_missing.items():
             if rights:
@@ -263,8 +289,9 @@ class _Check:
             self._states(parts, codec, facts, progress)
             if self._sample:
                 batches = await self._newest(reader, facts)
-                await learn(self._settings, codec, batches, self._report.format)
-                self._score(parts, codec, batches)
+                known = await learned(self._settings, codec, batches)
+                self._report.format = format_told(self._settings, known)
+                self._score(parts, codec, batches, known)
         finally:
             await reader.stop()
 
@@ -321,9 +348,13 @@ class _Check:
             taken.setdefault(at, []).append(row)
         return [chosen(batches[at], sorted(rows)) for at, rows in sorted(taken.items())]
 
-    def _score(self, parts: Parts, codec: Codec, batches: Sequence[RecordBatch]) -> None:
+    def _score(
+        self, parts: Parts, codec: Codec, batches: Sequence[RecordBatch], known: Mapping[int, Schema | None]
+    ) -> None:
         """Every stream from its initial state, and nothing is kept."""
         decoded = [codec.decode(batch) for batch in batches]
+        if self._report.features:
+            mapping.try_on(self._settings, parts.models, batches, self._report.features, known)
         streams = {key for batch in decoded for key in batch.keys}
         ephemeral = self._settings.delivery.model_copy(update={"mode": Delivery.EPHEMERAL})
         settings = self._settings.model_copy(update={"delivery": ephemeral})

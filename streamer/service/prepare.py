@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from streamer.emission.kept import layout
 from streamer.engine.processor import Processor, check_models
 from streamer.errors import ConfigurationError
 from streamer.kafka import clocks
@@ -18,14 +19,16 @@ from streamer.kafka.topics import InputTopic, Topics
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.machine import machine
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.decode import MAX_KEY_BYTES, Codec
-from streamer.records.formats import FIELDED, SCHEMAS, Fields, Source
+from streamer.records.exact import Exact
+from streamer.records.formats import FIELDED, SCHEMAS, Fields, Source, as_found
 from streamer.records.meaning import refuse_different
 from streamer.records.schemas.book import Book
 from streamer.service.answerschemas import answer_schemas, registered
 from streamer.service.clock import Clock, SystemClock
-from streamer.settings import Settings
+from streamer.settings import Settings, UtteranceSection
 from streamer.windows import WindowRule
 
 log = logging.getLogger("streamer")
@@ -68,11 +71,12 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
     codec_of(settings, models)  # what can be said without a cluster is said first
     check_models(models)
     answers = answer_schemas(settings, models)
+    utterances(settings, models)
     link, clock = connection(settings), clock or SystemClock()
     async with Topics(link) as topics:
         found = await topics.prepare(
             settings.input.topic,
-            topic_needs(settings, state_bytes(models)),
+            topic_needs(settings, state_bytes(settings, models)),
             create=settings.topics.create,
             plain_broker=mock,
             now_ms=clock.now_ms,
@@ -87,15 +91,53 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
 
 def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
     """What was found out about topics and clocks, as sentences."""
-    windows = {name: rule.longest_ms for name, _, rule in models if rule is not None}
-    judgement = judge(settings, found.configs, windows, state_bytes(models))
+    windows = {name: rule.longest_ms for name, _, rule in models if rule is not None and rule.longest_ms}
+    judgement = judge(settings, found.configs, windows, state_bytes(settings, models), found.replicas)
     clock = clocks.told(found.clock_ahead_ms)
     return Judgement(judgement.errors, (*judgement.warnings, *([clock] if clock else [])))
 
 
-def state_bytes(models: Models) -> int:
+def state_bytes(settings: Settings, models: Models) -> int:
     """Kept per stream and record of the changelog, of the model that keeps most."""
-    return max((Carried(model).bytes_per_stream for _, model, rule in models if rule is None), default=0)
+    kept = {name: layout(rule.max_symbols) for name, rule in utterances(settings, models).items()}
+    known = pasts(settings, models)
+    carried = [Carried(model, known.get(name), kept.get(name)) for name, model, rule in models if rule is None]
+    return max((each.bytes_per_stream for each in carried), default=0)
+
+
+def pasts(settings: Settings, models: Models) -> dict[str, Past]:
+    """By model the features that the stream's past makes, where there are any."""
+    section, found = settings.input, {}
+    for name, model, _ in models:
+        declared = model.contract.input.dtype
+        features = as_found(section.format, model.contract.feature_tables, Exact(declared), fields_of(settings))
+        if (past := Past.of(features, declared)) is not None:
+            found[name] = past
+    return found
+
+
+def fields_of(settings: Settings) -> Fields:
+    return Fields(settings.input.places, settings.input.time_place, settings.input.missing_rules)
+
+
+def utterances(settings: Settings, models: Models) -> dict[str, UtteranceSection]:
+    """The rule of each model that answers in symbols. Raises ConfigurationError for rules that cannot be followed."""
+    found = {}
+    for name, model, window in models:
+        declared = settings.model[name].utterance
+        if window is None and model.contract.emitting is not None:
+            found[name] = rule = declared or UtteranceSection()
+            ttl_ms = settings.state.idle_ttl_ms
+            if 0 < ttl_ms <= rule.gap_ms:
+                raise ConfigurationError(
+                    f"state.idle_ttl_ms is {ttl_ms}, so streams would be forgotten before model.{name}.utterance.gap_ms = "
+                    f"{rule.gap_ms} ends their utterances: make it longer"
+                )
+        elif declared is not None:
+            raise ConfigurationError(
+                f"[model.{name}.utterance] belongs to a step model with emit in its contract: leave it out"
+            )
+    return found
 
 
 def fingerprint(settings: Settings, models: Models) -> str:
@@ -107,7 +149,10 @@ def fingerprint(settings: Settings, models: Models) -> str:
         decide.append(json.dumps([settings.input.fields, settings.input.time], sort_keys=True))
     if (source := _source(settings)) is not None and source.document is not None:
         decide.append(f"{hashlib.sha256(source.document).hexdigest()} {source.message}")
+    if any(model.contract.many_steps for _, model, _ in models):
+        decide.append(f"steps:{settings.input.max_record_steps}")
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
+    decide += [f"{name}:utterance:{rule.fingerprint()}" for name, rule in utterances(settings, models).items()]
     return "|".join(decide)
 
 
@@ -126,12 +171,13 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         section.format,
         missing=None if section.missing == "reject" else float(section.missing),
         max_record_bytes=section.max_record_bytes,
+        max_record_steps=section.max_record_steps,
         max_key_bytes=_max_key_bytes(settings),
         max_future_ms=section.max_future_ms,
         min_time_ms=section.min_time_ms,
         time_unit=section.time_unit,
         key=section.key,
-        fields=Fields(section.places, section.time_place),
+        fields=fields_of(settings),
         source=_source(settings),
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
@@ -166,4 +212,6 @@ def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str
         late=settings.input.late,
         identity=Identity(settings.kafka.group, topic_id, fingerprint(settings, models), machine()),
         keys=codec.keys,
+        pasts=pasts(settings, models),
+        utterances=utterances(settings, models),
     )

@@ -3,17 +3,19 @@ a reject: never the end of the service."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from streamer.core import (
     Answers,
+    EmittedAnswers,
     Epoch,
     GeneratedAnswers,
     Outgoing,
     Reject,
     Report,
     Source,
+    Spelled,
     StepAnswers,
     Transaction,
     WindowAnswers,
@@ -76,6 +78,8 @@ class Sink:
             for name, model in models
         }
         """One tuple per model, which all its records share"""
+        self._fixed = {name: RECORD_BYTES + headers_bytes(headers) for name, headers in self._headers.items()}
+        """What a record has beside key, value and headers of its own"""
 
     def encode(self, answers: Sequence[Answers]) -> tuple[list[Outgoing], list[Reject]]:
         """One batch of records per batch of answers, in their order; and the answers that no record can hold."""
@@ -101,10 +105,16 @@ class Sink:
 
     def _values(self, answers: Answers) -> list[bytes]:
         encoder = self._encoders[answers.model]
+        if isinstance(answers, StepAnswers) and answers.steps is not None:
+            return [encoder.several(*answers.row(row)) for row in range(len(answers))]
         if isinstance(answers, StepAnswers):
             return encoder.steps(answers.keys, answers.times_ms, answers.y)
         if isinstance(answers, WindowAnswers):
-            return [encoder.window(window, y) for window, y in zip(answers.windows, answers.y, strict=True)]
+            spelled: Sequence[Spelled | None] = answers.spelled or [None] * len(answers)
+            rows = zip(answers.windows, answers.y, spelled, strict=True)
+            return [encoder.window(window, y, spelled=text) for window, y, text in rows]
+        if isinstance(answers, EmittedAnswers):
+            return [encoder.emitted(key, each) for key, each in zip(answers.keys, answers.emitted, strict=True)]
         assert isinstance(answers, GeneratedAnswers)
         return answers.values
 
@@ -112,7 +122,7 @@ class Sink:
 
     def _fitted(self, answers: Answers, whole: Outgoing, refused: list[Reject]) -> Outgoing:
         """``whole`` itself in the common case: all of it fits."""
-        fixed = RECORD_BYTES + headers_bytes(whole.common)
+        fixed = self._fixed[answers.model]
         longest = max(map(len, whole.values), default=0)
         own = {row: headers_bytes(headers) for row, headers in whole.headers.items()}
         # a key is told in the value, at most 8 bytes shorter there (int64)
@@ -136,18 +146,24 @@ class Sink:
         return fitted
 
     def _slices(self, answers: Answers, row: int, size: int, room: int) -> list[bytes]:
-        """The answer of a window in several values of at most ``room`` bytes; none where that cannot be."""
+        """An answer with a row per event or step in several values of at most ``room`` bytes; none where that cannot be."""
         encoder = self._encoders[answers.model]
-        if not isinstance(answers, WindowAnswers) or not encoder.per_event:
+        write: Callable[[tuple[int, int]], bytes]
+        if isinstance(answers, WindowAnswers) and encoder.per_event:
+            window, per_output = answers.windows[row], answers.y[row]
+            text = answers.spelled[row] if answers.spelled else None
+            events, write = len(window.x), lambda part: encoder.window(window, per_output, part, text)
+        elif isinstance(answers, StepAnswers) and answers.steps is not None:
+            key, time_ms, y = answers.row(row)
+            events, write = len(y[0]), lambda part: encoder.several(key, time_ms, y, part)
+        else:
             return []
-        window, y = answers.windows[row], answers.y[row]
-        events = len(window.x)
-        if len(encoder.window(window, y, (0, events))) > room:  # a single event is too much
+        if len(write((0, events))) > room:  # a single event is too much
             return []
         number = -(-size // room)
         while True:
             number = min(number, events)
-            values = [encoder.window(window, y, (index, number)) for index in range(number)]
+            values = [write((index, number)) for index in range(number)]
             if max(map(len, values)) <= room:
                 return values
             if number == events:

@@ -151,6 +151,7 @@ class Takeover:
             if (offset := restore.wanted_record) is not None and facts[number].begin <= offset < facts[number].end
         }
         checksums = await self._checksums(wanted)
+        self._committer.restored({number: changelog_ends[number] for number in restores if number in changelog_ends})
         for number, restore in restores.items():
             start_at = starts.get(number, facts[number].begin)
             found = Found(facts[number], committed[number], start_at, checksums.get(number))

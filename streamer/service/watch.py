@@ -34,7 +34,7 @@ class Watch:
             if not partition.running:
                 continue
             self._note_blocked(number, reader.blocked(number), now_s)
-            if self._processor.lanes.windowing is None:
+            if not self._processor.lanes.timed:
                 continue
             look = Look(
                 partition=number,

@@ -1,6 +1,6 @@
 """Settings: one TOML file, every key also as ``STREAMER_SECTION__KEY`` and ``--set section.key=value``.
 
-``sections``, ``registry`` and ``window`` are the tree of frozen values that travels through the service as it is, ``times`` what a
+``sections``, ``registry``, ``window`` and ``utterance`` are the tree of frozen values that travels through the service as it is, ``times`` what a
 moment is, ``fields`` where a feature is, ``load`` where values come from, ``reference`` how they are told.
 """
 
@@ -24,6 +24,7 @@ from streamer.settings.sections import (
     TopicsSection,
 )
 from streamer.settings.times import likely_unit, moment_text
+from streamer.settings.utterance import UtteranceSection
 from streamer.settings.window import WindowSection
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Settings",
     "StateSection",
     "TopicsSection",
+    "UtteranceSection",
     "WindowSection",
     "describe",
     "likely_unit",

@@ -1,7 +1,9 @@
 """Where a record has what a feature needs: a path in its value, a header, or a number that no record has to say.
 
 ``readings.cpu`` and ``tags[0]`` are paths; a name that is no plain word is quoted in brackets, ``["a.b"].c``.
-``header:unit`` is a header of the record. ``{constant = 3.5}`` is the same for all.
+``header:unit`` is a header of the record. ``{constant = 3.5}`` is the same for all. ``{path = "readings.cpu", missing =
+"last"}`` also says what stands for a missing value, instead of what the contract says: a number, the stream's "last" value, or
+"reject"; without ``path`` the field is that of the feature's name.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
 
 MAX_STEPS = 32
 """Of a path; deeper is a mistake."""
@@ -16,6 +20,7 @@ MAX_INDEX = 9_999
 _HEADER = "header:"
 _STEP = re.compile(r'(?P<dot>\.?)(?P<name>[^.\[\]"\s]+)|\[(?P<index>\d{1,9})\]|\["(?P<quoted>[^"]+)"\]')
 Constant = float | int | bool | str
+Missing = float | Literal["last", "reject"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,48 @@ class FieldConstant:
 
 
 Place = FieldPath | FieldHeader | FieldConstant
+
+
+def told(place: Place) -> str:
+    """As a person writes it in the settings."""
+    if isinstance(place, FieldHeader):
+        return f"header:{place.name}"
+    if isinstance(place, FieldConstant):
+        return f"constant {place.value}"
+    text = ""
+    for step in place.steps:
+        plain = isinstance(step, int) or _STEP.fullmatch(step) is None
+        text += (
+            (f"[{step}]" if isinstance(step, int) else f'["{step}"]') if plain else f".{step}" if text else str(step)
+        )
+    return text
+
+
+def written_as(place: FieldPath | FieldHeader) -> tuple[str, ...]:
+    """Names that a table may have for the column of a place: as in the settings, and with plain dots between all names."""
+    if isinstance(place, FieldHeader):
+        return (told(place),)
+    dotted = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place.steps).removeprefix(".")
+    return tuple(dict.fromkeys((told(place), dotted)))
+
+
+def parse_field(written: object) -> tuple[Place | None, Missing | None]:
+    """A place as text or a table (see above), and what stands for a missing value. ValueError: it is none of them."""
+    if not isinstance(written, Mapping) or "constant" in written:
+        return parse_place(written), None
+    if not written or set(written) - {"path", "missing"}:
+        raise ValueError(
+            'is a table, but neither {constant = 3.5} nor {path = "cpu", missing = "last"}: write one of them'
+        )
+    rule = written.get("missing")
+    if rule is not None and rule not in ("last", "reject"):
+        try:
+            rule = float(rule)
+        except (TypeError, ValueError):
+            rule = float("nan")
+        if isinstance(written["missing"], bool) or not isfinite(rule):
+            raise ValueError('has a missing that is neither "reject", "last" nor a finite number')
+    return (parse_place(written["path"]) if "path" in written else None), rule
 
 
 def parse_place(written: object) -> Place:

@@ -13,16 +13,20 @@ from pydantic.fields import FieldInfo
 
 from streamer.settings.base import Section
 from streamer.settings.sections import ModelSection, Settings
+from streamer.settings.utterance import UtteranceSection
 from streamer.settings.window import WindowSection
+
+_TABLES = {"window": WindowSection, "utterance": UtteranceSection}
+"""Of a model"""
 
 
 def sections() -> dict[str, dict[str, FieldInfo]]:
-    """Section -> its keys. ``model.NAME`` and ``model.NAME.window`` stand for those of every model."""
+    """Section -> its keys. ``model.NAME`` and its tables stand for those of every model."""
     found: dict[str, dict[str, FieldInfo]] = {}
     for name, info in Settings.model_fields.items():
         if name == "model":
-            found["model.NAME"] = {key: each for key, each in ModelSection.model_fields.items() if key != "window"}
-            found["model.NAME.window"] = WindowSection.__pydantic_fields__  # type: ignore[attr-defined]
+            found["model.NAME"] = {key: each for key, each in ModelSection.model_fields.items() if key not in _TABLES}
+            found |= {f"model.NAME.{key}": table.__pydantic_fields__ for key, table in _TABLES.items()}  # type: ignore[attr-defined]
         else:
             assert isinstance(info.annotation, type)
             assert issubclass(info.annotation, Section)

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from streamer.settings.base import TLS_FILES, Section
-from streamer.settings.fields import Place, parse_place
+from streamer.settings.fields import Missing, Place, parse_field, parse_place
 from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
+from streamer.settings.utterance import UtteranceSection
 from streamer.settings.window import WindowSection
 from streamer.words import AnswerFormat, Delivery, ModelChanged
 
@@ -129,13 +130,20 @@ class InputSection(Section):
     max_record_bytes: int = Field(
         default=1_048_576, ge=1, le=104_857_600, description="Larger values are dead-lettered"
     )
+    max_record_steps: int = Field(
+        default=4_096,
+        ge=1,
+        le=1_000_000,
+        description="Steps of a record, for models that take several; more are dead-lettered",
+    )
     missing: float | Literal["reject"] = Field(
         default="reject", description="Null features without a rule in the contract: reject, or this number"
     )
     fields: dict[str, str | dict[str, float | int | bool | str]] = Field(
         default={},
-        description="Formats with names: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, or "
-        "`{constant = 3.5}`; default: the field of its name. The key stays the record's key",
+        description="Formats with names: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, "
+        '`{constant = 3.5}`, or with a rule of its own `{path = "readings.cpu", missing = "last"}` (`reject`, `last`, a '
+        "number); default: the field of its name. The key stays the record's key",
     )
     time: str = Field(
         default="", description="Formats with names: place of the event's time, a path or `header:NAME`; default `ts`"
@@ -180,7 +188,7 @@ class InputSection(Section):
             raise ValueError("is no table: write [input.fields] with a line for each feature that is elsewhere")
         for feature, written in value.items():
             try:
-                parse_place(written)
+                parse_field(written)
             except ValueError as error:
                 raise ValueError(f"{str(feature)[:80]!r} {error}") from None
         return value
@@ -195,7 +203,14 @@ class InputSection(Section):
     @property
     def places(self) -> dict[str, Place]:
         """Where features are that are not in the field of their name."""
-        return {feature: parse_place(written) for feature, written in self.fields.items()}
+        found = {feature: parse_field(written)[0] for feature, written in self.fields.items()}
+        return {feature: place for feature, place in found.items() if place is not None}
+
+    @property
+    def missing_rules(self) -> dict[str, Missing]:
+        """What stands for missing features, instead of what the contract says."""
+        found = {feature: parse_field(written)[1] for feature, written in self.fields.items()}
+        return {feature: rule for feature, rule in found.items() if rule is not None}
 
     @property
     def time_place(self) -> Place | None:
@@ -295,7 +310,10 @@ class BatchSection(Section):
         default=16, ge=1, le=4_096, description="Steps of one model call for streams that are behind"
     )
     max_window_cells: int = Field(
-        default=16_384, ge=1, le=16_777_216, description="Events, with padding, of one call over closed windows"
+        default=16_384,
+        ge=1,
+        le=16_777_216,
+        description="Steps, with padding, of one call over closed windows or records of several steps",
     )
     max_poll_records: int = Field(default=16_384, ge=1, le=100_000, description="Records of one poll")
     threads: int = Field(default=1, ge=1, le=64, description="Threads of ONNX Runtime")
@@ -322,6 +340,7 @@ class ModelSection(Section):
     path: Path = Field(description="ONNX file")
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$", description="Refuse any other file")
     window: WindowSection | None = Field(default=None, description="Window mode")
+    utterance: UtteranceSection | None = Field(default=None, description="Step mode with emit in the contract")
 
 
 class HttpSection(Section):

@@ -14,6 +14,7 @@ _SIZES = {
     "session": ["gap_ms"],
     "count": ["count"],
     "end": [],
+    "record": [],
 }
 """Kind -> the settings that it needs."""
 _MAX_WINDOWS_PER_EVENT = 1_024
@@ -33,10 +34,14 @@ class WindowSection:
     session   events not more than ``gap_ms`` apart         first, last + gap        last + gap
     count     ``count`` events in order of arrival          first, last              never
     end       events up to the record that ends the stream  first, last              never
+    record    every record                                  its time                 at once, by arrival
     ========  ============================================  =======================  ===========================
+
+    Where a record holds several steps (contract: ``input.steps``), counts and bounds are of steps. A record's steps stay
+    together, so a window may be longer than ``count`` or ``max_events`` by what its last record brings.
     """
 
-    kind: Literal["tumbling", "hopping", "session", "count", "end"] = Field(description="Kind of window")
+    kind: Literal["tumbling", "hopping", "session", "count", "end", "record"] = Field(description="Kind of window")
     size_ms: int = Field(default=0, ge=0, description="tumbling, hopping: length")
     hop_ms: int = Field(default=0, ge=0, description="hopping: distance of starts")
     gap_ms: int = Field(default=0, ge=0, description="session: gap that ends it")
@@ -77,7 +82,9 @@ class WindowSection:
 
     @property
     def longest_ms(self) -> int:
-        """No window is open for longer, in event time: until the watermark is past its end, or its span."""
+        """No window is open for longer, in event time: until the watermark is past its end, or its span; 0: none ever is."""
+        if self.kind == "record":
+            return 0
         end_ms = self.size_ms if self.kind in ("tumbling", "hopping") else self.max_span_ms
         return min(end_ms, self.max_span_ms) + self.disorder_ms
 

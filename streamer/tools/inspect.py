@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamer.modelfile.model import Model
+from streamer.modelfile.past import Past
 
 BATCH_SIZES = (1, 16, 64, 256)
 _SECONDS_PER_SIZE = 0.15
@@ -21,19 +22,23 @@ _MIN_CALLS, _MAX_CALLS = 5, 2000
 
 
 def inspect(path: str | Path, *, sha256: str | None = None, measure: bool = True) -> dict[str, Any]:
-    """The report as plain values: contract, sha256, parameters, state_bytes_per_stream, microseconds_per_event by rows
+    """The report as plain values: contract, sha256, parameters, state_bytes_per_stream, past_bytes_per_stream (kept beside
+    the state where records have fields with names, for features that depend on the past), microseconds_per_event by rows
     of a call (one event each; empty without ``measure``), probe {passed, findings}, and how calls are made.
 
     ModelError for a model that would be refused at start.
     """
     model = Model.load(path, sha256=sha256)
     contract = model.contract
+    whole = contract.input.dtype.startswith("int")
+    past = None if whole else Past.of(contract.feature_tables, contract.input.dtype)
     return {
         "path": str(path),
         "contract": msgspec.json.decode(contract.dump()),
         "sha256": model.sha256,
         "parameters": contract.parameters,
         "state_bytes_per_stream": model.state_bytes_per_stream,
+        "past_bytes_per_stream": 0 if past is None else past.width,
         "microseconds_per_event": {str(rows): _cost(model, rows) for rows in BATCH_SIZES} if measure else {},
         "batched": model.batched,
         "rows_per_call": model.rows_per_call,

@@ -125,7 +125,7 @@ class Events:
 
     streams: NDArray[np.str_] | list[str]
     x: F32
-    """[N, F]"""
+    """[N, F]; of records of several steps [N, steps, F]"""
     times_ms: I64
     """Event times"""
     due_ms: NDArray[np.float64]
@@ -279,7 +279,7 @@ def _encoder(value_format: str, names: tuple[str, ...]) -> _Encode:
 
     def float32(x: F32, times_ms: list[int]) -> list[bytes]:
         del times_ms
-        data, width = x.astype("<f4").tobytes(), 4 * x.shape[1]
+        data, width = x.astype("<f4").tobytes(), 4 * x[0].size if len(x) else 4
         return [data[at : at + width] for at in range(0, len(data), width)]
 
     return {"json": plain, "json-named": named, "float32": float32}[value_format]
@@ -295,7 +295,10 @@ def _broken(kind: str, key: bytes, value: bytes, value_format: str) -> tuple[byt
         return key, value[: len(value) // 2]
     fields = msgspec.json.decode(value)
     if value_format == "json":
-        fields["x"] = [*fields["x"], 0.0] if kind == "wrong_width" else [1e39, *fields["x"][1:]]
+        several = isinstance(fields["x"][0], list)
+        step, *rest = fields["x"] if several else [fields["x"]]
+        step = [*step, 0.0] if kind == "wrong_width" else [1e39, *step[1:]]
+        fields["x"] = [step, *rest] if several else step
     elif kind == "missing_feature":
         del fields[next(iter(fields))]
     else:

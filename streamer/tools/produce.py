@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.tools.broker import require_confluent_kafka
 from streamer.tools.eventfile import Columns
+from streamer.tools.grouping import Grouped
 from streamer.tools.load import (
     FORMATS,
     SKEWS,
@@ -252,6 +253,7 @@ def produce_command(
     disorder_ms: Annotated[int, typer.Option(help="Event times are up to this much out of order.")] = 0,
     broken: Annotated[float, typer.Option(help="Broken records per event, sent besides the events.")] = 0.0,
     end_marks: Annotated[int, typer.Option(help="End a stream's sequence after every n-th event; 0: never.")] = 0,
+    steps: Annotated[int, typer.Option(help="Events of a stream in one record, for models that take several.")] = 1,
     value_format: Annotated[str, typer.Option("--format", help=f"Values: {', '.join(FORMATS)}.")] = "json",
     features: Annotated[int, typer.Option(help="Metrics per event of the synthetic telemetry.")] = 8,
     anomaly_rate: Annotated[float, typer.Option(help="Share of events inside injected anomalies.")] = 0.02,
@@ -281,6 +283,8 @@ def produce_command(
         raise ConfigurationError("--train says what the columns of --file mean: give both")
     columns = None if train is None else Columns.of_training(train)
     source: Source | None = FileSource(file, options, columns) if file else None
+    if steps != 1:
+        source = _grouped(source, options, steps, duration_s, file=file, out=out)
     if out is not None:
         _write(out, source or TelemetrySource(options), options, as_json)
         return
@@ -303,6 +307,33 @@ def produce_command(
     print(json.dumps(values) if as_json else text)
     if summary.failed:
         raise KafkaUnavailableError(f"{summary.failed} records were not acknowledged: {summary.error or 'timed out'}")
+
+
+def _grouped(
+    source: Source | None,
+    options: LoadOptions,
+    steps: int,
+    duration_s: float | None,
+    *,
+    file: Path | None,
+    out: Path | None,
+) -> Source:
+    """The source with ``steps`` of its events in a record. ConfigurationError: they have no such records."""
+    wrong = [
+        sentence
+        for ok, sentence in (
+            (steps >= 1, "--steps must be at least 1"),
+            (options.format != "json-named", "--steps needs --format json or float32: named fields have no steps"),
+            (file is None, "--steps groups events that are made up: a --file is sent event by event"),
+            (out is None, "--steps makes records: a file that is written with --out has events"),
+        )
+        if not ok
+    ]
+    if wrong:
+        raise ConfigurationError("; ".join(wrong))
+    if options.events is None and options.rate and duration_s is not None:
+        options = dataclasses.replace(options, events=round(options.rate * duration_s))
+    return Grouped(source or TelemetrySource(options), steps)
 
 
 def _properties(given: list[str], file: Path | None) -> dict[str, str]:

@@ -16,7 +16,8 @@ Invariant 6: the watermark never goes back, a closed window never reopens, every
 from __future__ import annotations
 
 from streamer.windows.assign import START, Added, Windows
+from streamer.windows.record import EachRecord
 from streamer.windows.rule import WindowRule
 from streamer.windows.traces import Traces
 
-__all__ = ["START", "Added", "Traces", "WindowRule", "Windows"]
+__all__ = ["START", "Added", "EachRecord", "Traces", "WindowRule", "Windows"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from streamer.core import ClosedWindow, EventBatch, Op
 from streamer.windows.events import BLOCK_ROWS, Events
 from streamer.windows.rule import WindowRule
+from streamer.windows.several import StepEvents, arrays
 from streamer.words import Closed
 
 START = -(2**62)
@@ -44,6 +45,23 @@ class Added:
     """Events of ``closed`` that were left out for ``length_multiple``."""
 
 
+def settled(added: Added, window: ClosedWindow, offset: int, min_events: int, length_multiple: int) -> None:
+    """A window that the record at ``offset`` closed: too short, or due for an answer, without what is beyond a multiple."""
+    beyond = len(window.x) % length_multiple
+    if len(window.x) < min_events or beyond == len(window.x):
+        added.short.append(window)
+        return
+    if beyond:
+        added.trimmed += beyond
+        window.x, window.offsets, window.times_ms = (
+            window.x[beyond:],
+            window.offsets[beyond:],
+            window.times_ms[beyond:],
+        )
+    added.closed.append(window)
+    added.closed_at.append(offset)
+
+
 class Windows:
     """Open windows of one partition and one model.
 
@@ -59,11 +77,13 @@ class Windows:
         features: int,
         *,
         dtype: str = "float32",
+        several: bool = False,
         length_multiple: int = 1,
         watermark: int = START,
         replaying: bool = False,
     ) -> None:
-        """``features``: F, values per event, of ``dtype``. ``length_multiple``: of models that take only such lengths; the oldest
+        """``features``: F, values per step, of ``dtype``. ``several``: a record holds several steps, which stay
+        together; all counts and bounds are of steps then. ``length_multiple``: of models that take only such lengths; the oldest
         events beyond a multiple are left out, and counted. ``watermark``: at the replay point."""
         if not 1 <= length_multiple <= rule.max_events:
             raise ValueError(f"length_multiple is {length_multiple}, must be 1 to max_events = {rule.max_events}")
@@ -72,7 +92,9 @@ class Windows:
         self.watermark = watermark
         self.open_windows = 0
         self._replaying = replaying
-        self._events = Events(features, dtype)
+        self._events = StepEvents(features, dtype) if several else Events(features, dtype)
+        self._weight = 1
+        """Steps of the event that is placed"""
         self._last_offset = -1
         self._timed = rule.kind in ("tumbling", "hopping")
         self._endless = rule.kind in ("count", "end")
@@ -177,11 +199,18 @@ class Windows:
         assert bool((offset_column[1:] > offset_column[:-1]).all()), "offsets must grow"
         events, place, disorder_ms = self._events, self._place, self.rule.disorder_ms
         max_open = _NEVER if self._replaying else self.rule.max_open_windows
-        slots = events.put(batch.x[first:last], offset_column, time_column)
+        weights: list[int] | None = None
+        if batch.steps is None:
+            slots = events.put(batch.x[first:last], offset_column, time_column)
+        else:
+            x, weights = arrays(batch, first, last)
+            slots = events.put(x, offset_column, time_column)
         ops: Iterable[int] = bytes(last - first) if batch.ops is None else batch.ops[first:last].tolist()
         rows = zip(batch.keys[first:last], time_column.tolist(), offset_column.tolist(), slots, ops, strict=True)
         for row, (stream, time_ms, offset, slot, op) in enumerate(rows, first):
             skipped = through and through.get(stream, -1) >= offset
+            if weights is not None:
+                self._weight = weights[row - first]
             if op:
                 self._unused.append(slot)
                 if op == Op.END and not skipped:
@@ -242,7 +271,7 @@ class Windows:
         elif time_ms > self._high[window]:
             self._high[window] = time_ms
         self._append(window, time_ms, slot)
-        if self._count[window] == self._full_count:
+        if 0 < self._full_count <= self._count[window]:
             self._close_stream(stream, "count", offset)
         elif self._count[window] >= self.rule.max_events and not self._replaying:
             self._close_stream(stream, "full", offset)
@@ -307,7 +336,7 @@ class Windows:
 
     def _append(self, window: int, time_ms: int, slot: int) -> None:
         """``slot`` -1: the event is stored with a later window of its stream."""
-        self._count[window] += 1
+        self._count[window] += self._weight
         if slot >= 0:
             if self._head[window] < 0:
                 self._head[window] = slot
@@ -448,9 +477,10 @@ class Windows:
             order = np.lexsort((offsets, times_ms))
             index, times_ms, offsets = index[order], times_ms[order], offsets[order]
         start = high - self.rule.size_ms if self._timed else self._least[window]
-        assert len(index) == self._count[window], "invariant 6: every event is in its windows"
+        x, offsets, times_ms = events.rows(index, offsets, times_ms)
+        assert len(x) == self._count[window], "invariant 6: every event is in its windows"
         self._closing.append(
-            ClosedWindow(stream, start, high, Closed(reason), self._first[window], events.x[index], offsets, times_ms)
+            ClosedWindow(stream, start, high, Closed(reason), self._first[window], x, offsets, times_ms)
         )
         return stored
 
@@ -458,16 +488,7 @@ class Windows:
         """What one record, or one idle advance, closed."""
         self._closing.sort(key=lambda window: (window.end_ms, window.start_ms, window.stream, window.part))
         for window in self._closing:
-            beyond = len(window.x) % self._length_multiple
-            if len(window.x) < self.rule.min_events or beyond == len(window.x):
-                added.short.append(window)
-                continue
-            if beyond:
-                added.trimmed += beyond
-                window.x, window.offsets = window.x[beyond:], window.offsets[beyond:]
-                window.times_ms = window.times_ms[beyond:]
-            added.closed.append(window)
-            added.closed_at.append(offset)
+            settled(added, window, offset, self.rule.min_events, self._length_multiple)
         added.closed_through.update(self._through)
         self._closing.clear()
         self._through.clear()

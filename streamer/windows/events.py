@@ -53,6 +53,10 @@ class Events:
         self.times_ms[index] = times_ms
         return slots
 
+    def rows(self, index: I64, offsets: I64, times_ms: I64) -> tuple[X, I64, I64]:
+        """The steps of events, in order, with offset and time of each. ``offsets``, ``times_ms``: of the events."""
+        return self.x[index], offsets, times_ms
+
     def chain(self, head: int, tail: int) -> list[int]:
         if head < 0:
             return []

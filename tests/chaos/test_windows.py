@@ -12,13 +12,15 @@ import contextlib
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from broken import MAX_RECORD_BYTES
+from bursts import BROKEN, PARTITIONS, Bursts, decoded, read_log
 from members import Load, Member, features, grown, members
 from serving import Read, event, produce, read_all
 from windowing import Reference
@@ -31,7 +33,6 @@ from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.chaos
 
-PARTITIONS, STREAMS = 2, 12
 IDLE_MS = 60_000
 """Longer than the load ever pauses: the reference knows the log, not when it was silent."""
 RULES = {
@@ -40,39 +41,6 @@ RULES = {
     "end": WindowRule("end", max_events=40),
 }
 SETTINGS = ("size_ms", "hop_ms", "gap_ms", "max_events", "disorder_ms")
-
-
-class Bursts(Load):
-    """Events in bursts, out of order by up to 80 ms, with end marks. What was sent says the log itself."""
-
-    def __init__(self, bootstrap: str, topic: str, per_second: int) -> None:
-        super().__init__(bootstrap, topic, per_second)
-        self._rng = random.Random(per_second)
-        self._silent_until = [0] * STREAMS
-        self._now_ms = 1_000_000
-
-    async def some(self, producer: AIOKafkaProducer, count: int) -> None:
-        rng = self._rng
-        self._now_ms += 50
-        for _ in range(count):
-            stream = rng.randrange(STREAMS)
-            if self._silent_until[stream] > self._now_ms:
-                continue
-            if rng.random() < 0.03:
-                self._silent_until[stream] = self._now_ms + rng.choice([200, 1_000])
-            key, partition = b"s%d" % stream, stream % PARTITIONS
-            if rng.random() < 0.02:
-                mark = [("streamer-op", b"end")]
-                await producer.send(self._topic, b"", key=key, partition=partition, headers=mark)
-            else:
-                value = event(features(self.sent), ts=self._now_ms - rng.randrange(80))
-                await producer.send(self._topic, value, key=key, partition=partition)
-            self.sent += 1
-
-    async def last(self, producer: AIOKafkaProducer) -> None:
-        for partition in range(PARTITIONS):  # what time can close is closed
-            value = event(features(0), ts=self._now_ms + 100_000)
-            await producer.send(self._topic, value, key=b"last-%d" % partition, partition=partition)
 
 
 def window_member(
@@ -91,37 +59,10 @@ def window_member(
 # the oracle
 
 
-async def read_log(bootstrap: str, topic: str) -> dict[int, list[Any]]:
-    """Partition -> its input records, in order."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
-    await consumer.start()
-    found: dict[int, list[Any]] = {partition: [] for partition in range(PARTITIONS)}
-    try:
-        parts = [TopicPartition(topic, partition) for partition in found]
-        consumer.assign(parts)
-        ends = await consumer.end_offsets(parts)
-        while any([await consumer.position(part) < ends[part] for part in parts]):
-            for part, records in (await consumer.getmany(timeout_ms=100)).items():
-                found[part.partition] += records
-    finally:
-        await consumer.stop()
-    return found
-
-
-def decoded(records: Sequence[Any]) -> list[tuple[int, str, int, Any]]:
-    """(offset, stream, event time, row of features or a command)."""
-    rows = []
-    for record in records:
-        if record.headers:
-            rows.append((record.offset, record.key.decode(), 0, Op.END))
-        else:
-            document = Read(0, 0, None, record.value, {}).document
-            rows.append((record.offset, record.key.decode(), document["ts"], document["x"]))
-    return rows
-
-
-async def check_oracle(bootstrap: str, topic: str, kind: str, *, both: bool) -> None:
-    log = {partition: decoded(records) for partition, records in (await read_log(bootstrap, topic)).items()}
+async def check_oracle(
+    bootstrap: str, topic: str, kind: str, broken: Mapping[tuple[int, int], str], *, both: bool
+) -> None:
+    log = {partition: decoded(records, broken) for partition, records in (await read_log(bootstrap, topic)).items()}
     expected: dict[tuple[Any, ...], list[int]] = {}
     late: list[tuple[int, int]] = []
     for partition, rows in log.items():
@@ -142,8 +83,10 @@ async def check_oracle(bootstrap: str, topic: str, kind: str, *, both: bool) -> 
         check_steps(steps, log)
     else:
         assert not steps
-    rejects = await read_all(bootstrap, f"{topic}.dlq", at_least=len(late))
-    assert sorted(read.source for read in rejects) == sorted(late), "a late event is told once"
+    dead = {**dict.fromkeys(late, "late"), **broken}
+    rejects = await read_all(bootstrap, f"{topic}.dlq", at_least=len(dead))
+    told = [(read.source, read.headers["streamer-error"].decode()) for read in rejects]
+    assert sorted(told) == sorted(dead.items()), "a reject is told once, with its reason"
 
 
 def check_windows(found: Sequence[Read], expected: dict[tuple[Any, ...], list[int]], log: dict[int, Any]) -> None:
@@ -190,16 +133,23 @@ def check_steps(found: Sequence[Read], log: dict[int, Any]) -> None:
 
 @contextlib.asynccontextmanager
 async def scene(
-    bootstrap: str, topic_name: Any, create_topics: Any, kind: str, *, both: bool, per_second: int = 200
+    bootstrap: str,
+    topic_name: Any,
+    create_topics: Any,
+    kind: str,
+    *,
+    both: bool,
+    per_second: int = 200,
+    broken_every: int = 0,
 ) -> AsyncIterator[tuple[str, list[Member], Load]]:
     """A topic, no member yet, and events that flow until the block ends; then the oracle speaks."""
     topic = topic_name("in")
     await create_topics(bootstrap, {topic: PARTITIONS})
-    load = Bursts(bootstrap, topic, per_second)
+    load = Bursts(bootstrap, topic, per_second, broken_every)
     with members() as group:
         async with load.flowing():
             yield topic, group, load
-        await check_oracle(bootstrap, topic, kind, both=both)
+        await check_oracle(bootstrap, topic, kind, load.broken, both=both)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +175,31 @@ async def test_kills_at_random_times(
                 await asyncio.sleep(rng.uniform(0.0, 1.5))  # when it dies is the point of the test
                 group[-1].signal(signal.SIGKILL)
                 group[-1].child.wait()
+
+
+@pytest.mark.parametrize(("kills", "every"), [(3, 20), pytest.param(20, 200, marks=pytest.mark.accept)])
+async def test_records_broken_in_every_way_are_told_once_and_harm_nobody(
+    kafka, topic_name, create_topics, tmp_path: Path, kills: int, every: int
+) -> None:
+    """Two models, and processes that are killed meanwhile, until every kind of broken record was there."""
+    rng = random.Random(every)
+    assert len(set(BROKEN)) >= 25
+    further = (f"input.max_record_bytes={MAX_RECORD_BYTES}",)
+    async with scene(kafka, topic_name, create_topics, "session", both=True, per_second=400, broken_every=every) as (
+        topic,
+        group,
+        load,
+    ):
+        for number in range(kills + 1):
+            group.append(window_member(kafka, topic, "session", tmp_path, number, both=True, further=further))
+            await group[-1].says('"live"')
+            if number < kills:
+                await asyncio.sleep(rng.uniform(0.0, 1.5))  # when it dies is the point of the test
+                group[-1].signal(signal.SIGKILL)
+                group[-1].child.wait()
+        async with asyncio.timeout(300):
+            while len(load.broken) < len(BROKEN):  # noqa: ASYNC110 - the load goes at its own pace
+                await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize(("kind", "both"), [("end", True), pytest.param("session", False, marks=pytest.mark.accept)])

@@ -19,7 +19,7 @@ from streamer.kafka.private import PRIVATE, USED
 
 STREAMER = Path(__file__).resolve().parents[2] / "streamer"
 INTERNALS = STREAMER / "kafka" / "internals.py"
-MAY = (INTERNALS, STREAMER / "kafka" / "foreign.py")
+MAY = (INTERNALS, STREAMER / "kafka" / "fetched.py", STREAMER / "kafka" / "foreign.py")
 """The modules that touch private names of the client."""
 
 

@@ -99,6 +99,18 @@ async def test_an_open_transaction_of_the_input_is_no_idleness_and_is_told(kafka
     await upstream.stop()
 
 
+async def made_anew(kafka: str, topic: str, create_topics, **config: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+        while topic in await admin.list_topics():  # noqa: ASYNC110 - the broker says nothing by itself
+            await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+    await create_topics(kafka, {topic: 1}, config=config)
+
+
 async def test_a_topic_made_anew_under_a_running_service_ends_it_before_anything_is_skipped(
     kafka, topic_name, create_topics
 ) -> None:
@@ -109,16 +121,29 @@ async def test_a_topic_made_anew_under_a_running_service_ends_it_before_anything
     task = asyncio.create_task(service.run())
     await produce(kafka, topic, [(0, b"a", event([1.0]), [])] * 10)
     await wait_for(lambda: recorder.committed_events >= 10, recorder)
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    try:
-        await admin.delete_topics([topic])
-        while topic in await admin.list_topics():  # noqa: ASYNC110 - the broker says nothing by itself
-            await asyncio.sleep(0.05)
-    finally:
-        await admin.close()
-    await create_topics(kafka, {topic: 1})
+    await made_anew(kafka, topic, create_topics)
     await produce(kafka, topic, [(0, b"a", event([2.0]), [])] * 15)
     with pytest.raises(DataLossError, match=r"deleted|created again"):
         await asyncio.wait_for(task, 60)
     assert len(await read_all(kafka, f"{topic}.out", at_least=10)) == 10
+
+
+async def test_a_changelog_made_anew_under_a_running_service_ends_it_before_states_are_forgotten(
+    kafka, topic_name, create_topics
+) -> None:
+    """The states of silent streams are gone: to go on would give them a new beginning after the next restart, silently."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    settings = make_settings(kafka, topic, topic_name("group"))
+    service, recorder = await make_service(settings)
+    task = asyncio.create_task(service.run())
+    await produce(kafka, topic, [(0, b"silent", event([1.0]), [])] * 10)
+    await wait_for(lambda: recorder.committed_events >= 10, recorder)
+    await made_anew(kafka, settings.changelog_topic, create_topics, **{"cleanup.policy": "compact"})
+    await produce(kafka, topic, [(0, b"a", event([2.0]), [])])
+    with pytest.raises(DataLossError, match=r"changelog .* deleted"):
+        await asyncio.wait_for(task, 60)
+    assert len(await read_all(kafka, f"{topic}.out", at_least=10)) == 10
+    again, _ = await make_service(settings)
+    with pytest.raises(DataLossError, match=r"kafka\.group"):
+        await asyncio.wait_for(again.run(), 60)

@@ -308,3 +308,35 @@ async def test_secrets_are_in_nothing_that_is_emitted(secured, create_topics, tm
         for form in shown(secret, text)
     }
     assert leaks == set()
+
+
+async def test_check_tells_the_right_to_transactional_ids_that_is_missing(secured, create_topics, tmp_path) -> None:
+    """READ on the group is given and no right to transactional ids that begin with its name."""
+    require_confluent_kafka()
+    from confluent_kafka import admin
+
+    topic = f"secure.{uuid.uuid4().hex[:8]}"
+    await create_topics(secured.kafka.bootstrap, {topic: PARTITIONS})
+    group = f"lent-{uuid.uuid4().hex[:8]}"
+    binding = admin.AclBinding(
+        admin.ResourceType.GROUP,
+        group,
+        admin.ResourcePatternType.LITERAL,
+        "User:serving",
+        "*",
+        admin.AclOperation.READ,
+        admin.AclPermissionType.ALLOW,
+    )
+    client = admin.AdminClient({"bootstrap.servers": secured.kafka.bootstrap})
+    for future in client.create_acls([binding]).values():
+        future.result(30)
+    chosen = way(secured, "plain", tmp_path)
+    settings = {
+        **base(tmp_path, topic),
+        **chosen.settings,
+        "kafka.group": group,
+        "changelog.topic": f"{topic}.changelog",
+    }
+    done = await asyncio.to_thread(streamer, "check", *flags(settings), extra=chosen.environment)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert f"no right to transactional ids that begin with '{group}'" in done.stdout + done.stderr

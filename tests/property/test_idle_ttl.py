@@ -17,6 +17,7 @@ from simulated import ChainModel, advance, records
 from streamer.core import Batch, Epoch, EventBatch, Op
 from streamer.engine.processor import Processor
 from streamer.engine.scheduler import Restart, plan_steps
+from streamer.state.arena import NO_EVENT_MS
 from streamer.words import Forgotten
 
 TTL_MS = 50
@@ -78,11 +79,11 @@ times = st.one_of(st.integers(0, 200), st.sampled_from([0, TTL_MS, TTL_MS + 1, 1
 @settings(max_examples=5 * settings().max_examples)
 @given(
     known=st.lists(st.one_of(st.none(), times), min_size=4, max_size=4),
-    rows=st.lists(st.tuples(st.integers(0, 3), times, st.booleans()), max_size=24),
+    rows=st.lists(st.tuples(st.integers(0, 3), times, st.sampled_from([0, 0, Op.RESET, Op.END])), max_size=24),
     plain=st.booleans(),
 )
 def test_rows_that_begin_anew_are_those_of_the_definition(
-    known: list[int | None], rows: list[tuple[int, int, bool]], plain: bool
+    known: list[int | None], rows: list[tuple[int, int, int]], plain: bool
 ) -> None:
     """``known``: newest event time of each stream before the rows."""
     processor = make()
@@ -93,20 +94,22 @@ def test_rows_that_begin_anew_are_those_of_the_definition(
         if time is not None:
             lane.arena.newest_ms[slot] = time
     wanted = []
-    for n, time, is_event in rows:
-        slot, event = int(slots[n]), is_event or plain
+    for n, time, op in rows:
+        slot, event = int(slots[n]), op == Op.EVENT or plain
         before = newest[slot]
         wanted.append(event and before is not None and time - before > TTL_MS)
         if event:
             newest[slot] = time if before is None else max(before, time)
+        elif op == Op.END:
+            newest[slot] = None
     mine = slots[[n for n, *_ in rows]] if rows else np.empty(0, np.int64)
-    events = None if plain else np.array([event for *_, event in rows], bool)
+    ops = None if plain else np.array([op for *_, op in rows], np.uint8)
     when = np.array([time for _, time, _ in rows], np.int64)
-    found = lane.begins_anew(mine, when, events)
+    found = lane.begins_anew(mine, when, ops)
     assert (np.zeros(len(rows), bool) if found is None else found).tolist() == wanted
-    lane.reflect(mine, np.arange(len(rows)), when, events)
-    assert [lane.arena.newest_ms[slot] for slot, time in newest.items() if time is not None] == [
-        time for time in newest.values() if time is not None
+    lane.reflect(mine, np.arange(len(rows)), when, ops)
+    assert [lane.arena.newest_ms[slot] for slot in newest] == [
+        NO_EVENT_MS if time is None else time for time in newest.values()
     ]
 
 

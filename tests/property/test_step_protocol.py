@@ -111,6 +111,8 @@ def expected(log: Log, model: str, evictions: list[tuple[int, str]], ttl_ms: int
     for offset, (stream, what, time) in enumerate(log):
         if isinstance(what, Op):
             state[stream] = 0.0
+            if what is Op.END:
+                newest.pop(stream, None)
         else:
             if ttl_ms and stream in newest and time - newest[stream] > ttl_ms:
                 state[stream] = 0.0

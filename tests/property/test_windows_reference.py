@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from windowing import Closed, Reference, Row, Step, seen, timed
+from windowing import Closed, Reference, Row, Step, seen, several, timed
 
 from streamer.core import Op
 from streamer.windows import Added, WindowRule, Windows
@@ -191,3 +191,42 @@ def test_time_going_on_closes_everything_that_time_can_close(kind: str, data: st
     assert windows.next_close_ms() is None
     assert not {closed.part for closed in first} & {closed.part for closed in rest} or rule.kind == "hopping"
     assert all(isinstance(closed, Closed) for closed in rest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_windows_of_records_of_several_steps(kind: str, data: st.DataObject) -> None:
+    """Bounds count steps, a record's steps stay together and in order."""
+    rule, rows, idle = data.draw(rules(kind)), data.draw(logs()), data.draw(idles)
+
+    def weight(offset: int) -> int:
+        return 1 + offset * 7 % 3
+
+    reference, wanted = Reference(rule, steps=weight), []
+    for index, row in enumerate(rows):
+        wanted += reference.record(*row).closed
+        for at, by in idle:
+            wanted += reference.idle(reference.watermark + by).closed if at == index else []
+    windows, found = Windows(rule, 1, several=True), Added()
+    held = [cut for cut in data.draw(st.lists(st.integers(0, 60))) if cut < len(rows)]
+    edges = sorted({0, len(rows), *held, *(at + 1 for at, _ in idle if at < len(rows))})
+    for first, last in itertools.pairwise(edges):
+        batch = several(timed(rows[first:last]), [weight(row[0]) for row in rows[first:last]])
+        found.closed += windows.add(batch).closed
+        for by in [by for at, by in idle if at == last - 1]:
+            found.closed += windows.advance(windows.watermark + by).closed
+    assert len(found.closed) == len(wanted)
+    for window, meant in zip(found.closed, wanted, strict=True):
+        events = [(time, offset) for time, offset in meant.events for _ in range(weight(offset))]
+        assert list(zip(window.times_ms.tolist(), window.offsets.tolist(), strict=True)) == events
+        assert window.x[:, 0].tolist() == [offset for _, offset in events]
+        assert (window.stream.decode(), window.start_ms, window.end_ms) == (
+            meant.stream,
+            meant.start,
+            meant.end,
+        )
+        assert window.reason == meant.reason
+    assert windows.open_windows == reference.open_windows
+    if not windows.open_windows:
+        assert windows._events._step_bytes == 0, "nothing is held for windows that are closed"

@@ -34,9 +34,22 @@ CHAINS = {
         Chain("B", 29, 19, 11, (14.0,)),
         Chain("C", 37, 23, 5, (13.0,)),
         Chain("D", 31, 17, 7, (13.0,)),  # another file that computes the same as A
+        Chain("P", 0, 0, 0, (13.0,)),  # with features of the past: what it answers is in tests/support/pasts.py
+        Chain("E", 31, 17, 7, (13.0,)),  # emits: its state decides a label, of which symbols are made
     )
 }
 LETTER_OF = {chain.sha256[:16]: chain.letter for chain in CHAINS.values()}
+
+EMITS = "E"
+"""Letters of chains that answer in symbols; of the fold over windows that does: ``#``"""
+
+
+PAST = "P"
+
+
+def kept_of(x: float) -> float | None:
+    """The second cell of an event for a model with a past; None: it has none."""
+    return x if x % 3 == 0 else None
 
 
 def fold(values: Iterable[float]) -> float:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pasts import Alone
+
 from tests.simulation import product
-from tests.simulation.chains import CHAINS, LETTER_OF, rollout
+from tests.simulation.chains import CHAINS, LETTER_OF, PAST, kept_of, rollout
 from tests.simulation.plans import CHANGELOG, DEAD, OUTPUT
 
 if TYPE_CHECKING:
@@ -110,7 +112,12 @@ def bad(what: Any) -> str | None:
 
 
 def refused_by(letter: str, what: Any) -> bool:
-    return isinstance(what, float) and what in CHAINS[letter.upper()].refuses
+    return any(x in CHAINS[letter.upper()].refuses for x in steps_of(what))
+
+
+def steps_of(what: Any) -> tuple[float, ...]:
+    """Of an event; none of anything else."""
+    return what if isinstance(what, tuple) else (what,) if isinstance(what, float) else ()
 
 
 @dataclass
@@ -154,7 +161,7 @@ def step_values(
 ) -> dict[int, Any]:
     """Offset -> what model ``name`` must answer: a value, "refused", or what a rollout gives."""
     ttl = world.plan.ttl_ms
-    state: dict[str, float] = {}
+    state: dict[str, Any] = {}
     last: dict[str, float | None] = {}
     newest: dict[str, int] = {}
     result: dict[int, Any] = {}
@@ -187,11 +194,17 @@ def step_values(
                 state.pop(stream, None)
                 last.pop(stream, None)
             newest[stream] = max(newest.get(stream, sent.ts_ms), sent.ts_ms)
-            if what in chain.refuses:
+            if refused_by(letter, what):
                 result[sent.offset] = "refused"
+            elif letter == PAST:
+                alone = state.setdefault(stream, Alone())
+                result[sent.offset] = alone.event(what, kept_of(what), sent.ts_ms)
             else:
-                state[stream] = last[stream] = chain.advance(state.get(stream, 0.0), what)
-                result[sent.offset] = state[stream]
+                listed = []
+                for x in steps_of(what):
+                    state[stream] = last[stream] = chain.advance(state.get(stream, 0.0), x)
+                    listed.append(state[stream])
+                result[sent.offset] = listed if world.plan.many else listed[-1]
     return result
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from streamer.core import EventBatch
+from streamer.core import Batch, EventBatch
+from streamer.emission.eventclock import NO_TIME_MS, EventClock
 from streamer.engine import journal, lane, processor
 from streamer.engine.checkpoint import Checkpoint
 from streamer.engine.lane import StepLane
@@ -248,6 +250,13 @@ def command_has_time() -> None:
     StepLane.begins_anew = lambda self, slots, times, events: begins_anew(self, slots, times, None)  # type: ignore[method-assign]
 
 
+@mutation("clock-not-kept", fault="7", profile="emission", needed=8)
+def clock_not_kept() -> None:
+    """The clock that ends utterances begins anew with every restore."""
+    init = EventClock.__init__
+    EventClock.__init__ = lambda self, value_ms, idle=(): init(self, NO_TIME_MS, idle)  # type: ignore[method-assign]
+
+
 @mutation("command-forgets-all", fault="7", profile="idle", needed=8)
 def command_forgets_all() -> None:
     """A command whose record is newer than all events makes the streams of its partition idle."""
@@ -268,7 +277,7 @@ def last_time_counts() -> None:
     """The time of a stream's last event counts, not the newest: a straggler makes an active stream idle."""
 
     def reflect(self: Any, slots: I64, offsets: I64, times_ms: I64, events: Any) -> None:
-        rows = slice(None) if events is None else events
+        rows = slice(None) if events is None else events == 0
         self.arena.through[slots] = offsets
         self.arena.changed[slots] = True
         self.arena.newest_ms[slots[rows]] = times_ms[rows]
@@ -393,3 +402,20 @@ def decisions_in_progress() -> None:
 
     journal._progress = listing
     journal.encode_progress = encoded
+
+
+# 11: records of several steps
+
+
+@mutation("half-a-record", fault="11", profile="frames", needed=1)
+def half_a_record() -> None:
+    """The steps of a record that the model refuses are tried one by one: the state keeps those that it took."""
+
+    def by_step(batch: Batch) -> list[Batch]:
+        assert batch.records is not None
+        return [
+            Batch(batch.slots, batch.rows[:, [step]], np.ones(1, np.int32), batch.records[:, [step]])
+            for step in range(int(batch.lengths[0]))
+        ]
+
+    lane.by_record = by_step

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation import product
-from tests.simulation.chains import CHAINS
+from tests.simulation.chains import CHAINS, EMITS
 from tests.simulation.expected import (
     Answer,
     answers,
@@ -21,6 +21,7 @@ from tests.simulation.expected import (
     variants,
     visible,
 )
+from tests.simulation.oracle_emission import check_utterances
 from tests.simulation.oracle_windows import check_windows
 from tests.simulation.plans import Plan
 
@@ -56,6 +57,12 @@ class Judge:
             if section.get("window") is not None
         }
 
+        self.emitting = {
+            name: dict(world.current.document["model"][name].get("utterance") or {})
+            for name, letter in self.letters.items()
+            if letter in EMITS
+        }
+
     def say(self, kind: str, text: str) -> None:
         self.findings.append(f"{kind}: {text}")
 
@@ -81,7 +88,8 @@ class Judge:
                 for name, letter in self.letters.items():
                     if (
                         name in self.windowed
-                        or not isinstance(sent.what, float | dict)
+                        or name in self.emitting
+                        or not isinstance(sent.what, float | tuple | dict)
                         or refused_by(letter, sent.what)
                     ):
                         continue
@@ -138,6 +146,8 @@ class Judge:
         self.order()
         for name, rule in self.windowed.items():
             check_windows(self, name, rule)
+        for name, rule in self.emitting.items():
+            check_utterances(self, name, rule)
         self.rejections()
         self.checkpoints()
         return self.findings
@@ -175,6 +185,8 @@ class Judge:
             if "window" in answer.document:
                 window = answer.document["window"]
                 key: Any = (answer.model, answer.stream, window["start"], window["end"], window["part"])
+            elif "utterance" in answer.document:
+                key = (answer.model, answer.source, answer.document["final"], answer.document["utterance"].get("part"))
             else:
                 key = (answer.model, answer.source, (answer.document.get("generate") or {}).get("step"))
             if not self._of_old_topic(answer):
@@ -200,7 +212,11 @@ class Judge:
                 for change in self.changes.get(partition, ())
                 if change.gone and self.plan.limited
             ]
-            names = {name for regime in self.plan.regimes for name in regime.letters} - set(self.windowed)
+            names = (
+                {name for regime in self.plan.regimes for name in regime.letters}
+                - set(self.windowed)
+                - set(self.emitting)
+            )
             for name in sorted(names):
                 mine = [
                     a

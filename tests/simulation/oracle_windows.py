@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation import product
 from tests.simulation.chains import fold
+from tests.simulation.expected import steps_of
 
 if TYPE_CHECKING:
     from tests.simulation.oracle import Judge
@@ -17,14 +18,15 @@ Key = tuple[str, int, int, int]
 class Definition:
     """What the windows of one partition must be."""
 
-    def __init__(self, judge: Judge, partition: int, rule: dict[str, Any]) -> None:
-        self.expected: dict[Key, tuple[float, str]] = {}
+    def __init__(self, judge: Judge, partition: int, rule: dict[str, Any], *, emits: bool) -> None:
+        self.expected: dict[Key, tuple[Any, str]] = {}
+        self._emits = emits
         self.late: set[tuple[int, int]] = set()
         self.moved: list[tuple[int, int]] = []
         """Idle advances that closed something: (before offset, watermark)"""
-        self._reference = product.reference(rule)
         log = judge.log.get(partition, [])
-        self._values = {sent.offset: sent.what for sent in log}
+        self._values = {sent.offset: steps_of(sent.what) for sent in log}
+        self._reference = product.reference(rule, lambda offset: len(self._values[offset]))
         idle: dict[int, int] = {}
         for change in judge.changes.get(partition, ()):
             for before, watermark in change.idle:
@@ -51,14 +53,15 @@ class Definition:
 
     def _closed(self, step: Any) -> None:
         for window in step.closed:
-            values = [self._values[offset] for _, offset in window.events]
-            self.expected[window.stream, window.start, window.end, window.part] = (fold(values), window.reason)
+            values = [x for _, offset in window.events for x in self._values[offset]]
+            right = product.transcript(values) if self._emits else fold(values)
+            self.expected[window.stream, window.start, window.end, window.part] = (right, window.reason)
 
 
 def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
     told = {each.source for each in judge.dead if each.reason == "late"}
     for partition in judge.log:
-        wanted = Definition(judge, partition, rule)
+        wanted = Definition(judge, partition, rule, emits=judge.letters[name] == "#")
         found: dict[Key, Any] = {}
         for answer in judge.answers:
             if answer.partition == partition and answer.model == name:
@@ -69,16 +72,20 @@ def check_windows(judge: Judge, name: str, rule: dict[str, Any]) -> None:
                 judge.say("window", f"{key} of partition {partition} is missing ({wanted.expected[key][1]})")
             elif key not in wanted.expected:
                 judge.say("window", f"{key} of partition {partition} is not by definition: {found[key]}")
-            elif found[key]["y"] != wanted.expected[key][0]:
-                right = wanted.expected[key][0]
-                judge.say("window", f"{key} of partition {partition} gives {found[key]['y']}, expected {right}")
+            elif (gives := _gives(found[key])) != (right := wanted.expected[key][0]):
+                judge.say("window", f"{key} of partition {partition} gives {gives}, expected {right}")
         mine = {source for source in told if source[0] == partition}
         if mine != wanted.late:
             judge.say("late", f"told {sorted(mine - wanted.late)} too many, {sorted(wanted.late - mine)} not")
-        _check_idleness(judge, partition, wanted.moved)
+        check_idleness(judge, partition, wanted.moved)
 
 
-def _check_idleness(judge: Judge, partition: int, idle: list[tuple[int, int]]) -> None:
+def _gives(document: dict[str, Any]) -> Any:
+    """What an answer says of its window."""
+    return document["y"] if "y" in document else (document["text"], document["score"])
+
+
+def check_idleness(judge: Judge, partition: int, idle: list[tuple[int, int]]) -> None:
     """An idle advance is honest where nothing that readers will see was appended for ``idle_ms``, however long it stays
     undecided."""
     idle_ms = judge.world.current.document["delivery"]["idle_ms"]

@@ -17,7 +17,8 @@ CHANGELOG, DEAD = f"{GROUP}.{INPUT}.changelog", f"{INPUT}.dlq"
 
 @dataclass
 class Item:
-    """One input record. ``what``: x, a command (reset | end), a request to generate, or ``bad:REASON``."""
+    """One input record. ``what``: x, or a tuple of several steps of it, a command (reset | end), a request to generate, or
+    ``bad:REASON``."""
 
     stream: str
     what: Any
@@ -71,6 +72,8 @@ class Plan:
     cost_s: tuple[float, float] = (0.0, 0.0)
     """Of a model call: per call, per event"""
     ttl_ms: int = 0
+    many: bool = False
+    """Records hold several steps, and answers list them"""
     limited: bool = False
     """Streams may be forgotten for memory"""
     repeats_allowed: bool = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import emitting
 import numpy as np
+from emitting import LABELS
+from pasts import PastModel
 from simulated import ChainModel
 from windowing import FoldModel, Reference
 
@@ -18,10 +21,10 @@ from streamer.kafka.requests import TxnOffsetCommit
 from streamer.modelfile.contract import Contract
 from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
 from streamer.service.wiring import build, prepare
-from streamer.settings import Settings
-from tests.simulation.chains import CHAINS, MODULUS, Chain
+from streamer.settings import Settings, UtteranceSection
+from tests.simulation.chains import CHAINS, EMITS, MODULUS, PAST, Chain
 
-__all__ = ["StreamerError"]
+__all__ = ["LABELS", "StreamerError"]
 
 
 def request_modules() -> list[ModuleType]:
@@ -52,15 +55,15 @@ def settings(document: Mapping[str, Any]) -> Settings:
 class StepModel(ChainModel):
     """A chain of ``chains``: anything missed, repeated or mixed up shows in every later answer of the stream."""
 
-    def __init__(self, letter: str, cost: Callable[[int], None], *, feeds_back: bool = False) -> None:
+    def __init__(self, letter: str, cost: Callable[[int], None], *, feeds_back: bool = False, steps: str) -> None:
         self.chain: Chain = CHAINS[letter]
-        super().__init__(self.chain.sha256)
+        super().__init__(self.chain.sha256, steps=steps)
         self._cost = cost
         if feeds_back:
             fields: dict[str, Any] = {
                 "name": "chain",
                 "mode": "step",
-                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "input": {"name": "x", "shape": ["batch", "time", 1], "steps": steps},
                 "lengths": "lengths",
                 "states": [{"input": "h", "output": "h_next", "shape": [1, "batch", 1]}],
                 "outputs": [{"name": "y", "shape": ["batch", "time", 1], "kind": "value"}],
@@ -85,9 +88,9 @@ class StepModel(ChainModel):
         return [y], [h.astype(np.float32)[None, :, None]]
 
 
-class WindowModel(FoldModel):
-    def __init__(self, cost: Callable[[int], None]) -> None:
-        super().__init__()
+class StepModelWithPast(PastModel):
+    def __init__(self, letter: str, cost: Callable[[int], None]) -> None:
+        super().__init__(CHAINS[letter].sha256)
         self._cost = cost
 
     def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
@@ -95,23 +98,87 @@ class WindowModel(FoldModel):
         return super().run(x, lengths, states)
 
 
-def load(chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], None]) -> list[tuple[str, Any, Any]]:
-    """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows."""
+class WindowModel(FoldModel):
+    def __init__(self, cost: Callable[[int], None], steps: str = "one", *, per: str = "window") -> None:
+        super().__init__(steps=steps, per=per)
+        self._cost = cost
+
+    def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
+        self._cost(int(np.sum(lengths)))
+        return super().run(x, lengths, states)
+
+
+class EmittingModel(StepModel):
+    """A chain that answers in symbols."""
+
+    def __init__(self, letter: str, cost: Callable[[int], None]) -> None:
+        super().__init__(letter, cost)
+        self.contract = emitting.contract()
+        self.states = self.contract.states
+
+    def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
+        [h], nexts = super().run(x, lengths, states)
+        return [emitting.probabilities(h[:, :, 0])], nexts
+
+
+class EmittingWindowModel(WindowModel):
+    """The chain over a window, whose states decide the labels of its transcript."""
+
+    def __init__(self, cost: Callable[[int], None]) -> None:
+        super().__init__(cost, per="event")
+        self.contract = emitting.contract("window")
+
+    def run(self, x: Any, lengths: Any, states: Sequence[Any]) -> Any:
+        [h], nexts = super().run(x, lengths, states)
+        return [emitting.probabilities(h[:, :, 0])], nexts
+
+
+def load(
+    chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], None], *, steps: str
+) -> list[tuple[str, Any, Any]]:
+    """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows, ``#``
+    for the one that emits. ``steps``: of a record, one or many."""
     found: list[tuple[str, Any, Any]] = []
     for name, section in chosen.model.items():
         letter = letters[name]
         if section.window is not None:
-            found.append((name, WindowModel(cost), section.window))
+            windowed = EmittingWindowModel(cost) if letter == "#" else WindowModel(cost, steps)
+            found.append((name, windowed, section.window))
+        elif letter == PAST:
+            found.append((name, StepModelWithPast(letter, cost), None))
+        elif letter in EMITS:
+            found.append((name, EmittingModel(letter, cost), None))
         else:
-            found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower()), None))
+            found.append((name, StepModel(letter.upper(), cost, feeds_back=letter.islower(), steps=steps), None))
     return found
 
 
-def reference(section: Mapping[str, Any]) -> Reference:
-    """Windows by definition."""
+def reference(section: Mapping[str, Any], steps: Callable[[int], int]) -> Reference:
+    """Windows by definition. ``steps``: of the record at an offset."""
     from streamer.settings import WindowSection
 
-    return Reference(WindowSection(**section))
+    return Reference(WindowSection(**section), steps=steps)
+
+
+def utterances(section: Mapping[str, Any], letter: str) -> emitting.Reference:
+    """Utterances by definition, of the model with that letter."""
+    chain = CHAINS[letter]
+
+    def step(h: float, x: float) -> tuple[float, int, Any]:
+        h = chain.advance(h, x)
+        return h, emitting.label_of(h), emitting.probability_of(h)
+
+    return emitting.Reference(UtteranceSection(**section), step, refused=chain.refuses)
+
+
+def transcript(values: Iterable[float]) -> tuple[str, float]:
+    """Text and score of a closed window."""
+    reference = utterances({"max_symbols": 16_384}, EMITS)
+    for offset, value in enumerate(values):
+        reference.record(offset, "w", 0, value)
+    reference.finish("w")
+    [final] = [each for each in reference.came if each.reason]
+    return "".join(LABELS[label] for label in final.labels), float(f"{final.score:.9g}")
 
 
 OPS = {"reset": Op.RESET, "end": Op.END, "generate": Op.GENERATE}
@@ -210,6 +277,8 @@ class Change:
     model: str = ""
     stream: bytes = b""
     through: int = -1
+    clock: tuple[tuple[int, int], ...] = ()
+    """(before offset, clock of utterances), where it moved without an event"""
     gone: bool = False
     """The stream is forgotten up to ``through``"""
 
@@ -227,5 +296,7 @@ def change(key: bytes, value: bytes | None) -> Change | None:
     kind = record.kind.name.lower()
     if record.kind is Kind.IDLE:
         return Change(kind, idle=((record.offset, record.last_ms),), model=record.model, through=record.through)
+    if record.kind is Kind.CLOCK:
+        return Change(kind, clock=((record.offset, record.last_ms),), through=record.through)
     gone = record.state is None and kind == "state"
     return Change(kind, model=record.model, stream=record.stream, through=record.through, gone=gone)

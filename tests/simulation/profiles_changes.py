@@ -134,6 +134,43 @@ def windows(draw: Draw) -> None:
     draw.faults(rng.choice([0, 0, 1, 2]))
 
 
+@profile("emission", 4)
+def emission(draw: Draw) -> None:
+    """A model that answers in symbols, per event or over windows; streams that go silent, quiet partitions."""
+    rng = draw.rng
+    sections: dict[str, Any] = {"delivery": {"idle_ms": rng.choice([400, 1_000, 3_000])}}
+    sections["input"] = {"late": "dead-letter"}
+    letters = rng.choice([{"e": "E"}, {"e": "E"}, {"e": "E", "m": "A"}, {"e": "E", "w": "#"}, {"w": "#"}])
+    kinds: list[dict[str, Any]] = [
+        {"kind": "session", "gap_ms": 200},
+        {"kind": "tumbling", "size_ms": 400},
+        {"kind": "end"},
+    ]
+    rule = {**rng.choice(kinds), "max_span_ms": 3_000, "disorder_ms": rng.choice([0, 50])}
+    if "e" in letters and rng.random() < 0.25:
+        sections["state"] = {"max_bytes": 65_536}
+    regime = draw.regime(letters, {"w": rule} if "w" in letters else None, **sections)
+    if "e" in letters:
+        regime.document["model"]["e"]["utterance"] = {
+            "gap_ms": rng.choice([50, 200, 1_000]),
+            "max_span_ms": rng.choice([300, 2_000, 60_000]),
+            "max_symbols": rng.choice([1, 4, 256]),
+        }
+
+    def what(rng: random.Random) -> Any:
+        events = [numbers(rng), 13.0 if "w" not in letters else 1.0]
+        return rng.choices([*events, "end", "reset"], [90, 3, 6, 2])[0]
+
+    def lag(rng: random.Random) -> int | None:
+        return rng.choice([0, 0, 10, 40, 200, 900])
+
+    draw.start_members()
+    draw.traffic(
+        what, streams=rng.choice([2, 5]), count=rng.randint(20, 150), lag=lag, transactions=rng.choice([0.0, 0.0, 0.3])
+    )
+    draw.faults(rng.choice([0, 0, 1, 2]))
+
+
 @profile("markers", 2)
 def markers(draw: Draw) -> None:
     """The input ends with a marker, retention takes everything that was processed, and members come and go."""
@@ -281,3 +318,23 @@ def memory_keys(draw: Draw) -> None:
         draw.send(rng.uniform(0.5, draw.until), [Item(f"{long}{rng.randrange(150)}", numbers(rng)) for _ in range(20)])
     draw.deaths(1)
     draw.plan.probe = False
+
+
+@profile("past", 3)
+def past(draw: Draw) -> None:
+    """A model with features of the past: gaps in event time, lags, last values. Every kind of fault, and streams that end,
+    begin anew and are late."""
+    rng = draw.rng
+    draw.plan.ttl_ms = rng.choice([0, 0, 1_000])
+    draw.regime({"m": "P"}, input={"format": "json-named"}, state={"idle_ttl_ms": draw.plan.ttl_ms})
+
+    def what(rng: random.Random) -> Any:
+        bad = rng.choice(["bad:undecodable", "bad:missing_key", "bad:missing_feature", "bad:unknown_command"])
+        return rng.choices([numbers(rng), 13.0, "reset", "end", bad], [90, 3, 3, 3, 2])[0]
+
+    def lag(rng: random.Random) -> int | None:
+        return rng.choice([None, 0, 1, 40, 700, 3_000])
+
+    draw.start_members()
+    draw.traffic(what, lag=lag, transactions=rng.choice([0.0, 0.0, 0.3]))
+    draw.faults(rng.choice([1, 2, 3]))

@@ -10,6 +10,7 @@ from typing import Any
 from tests.simulation import product
 from tests.simulation.broker import GROUP as GROUP_KIND
 from tests.simulation.broker import TRANSACTION, Cluster, Topic
+from tests.simulation.chains import kept_of
 from tests.simulation.expected import replay_points
 from tests.simulation.faults import Rule
 from tests.simulation.logs import Record, build
@@ -119,7 +120,7 @@ class World:
         text = ""
         try:
             chosen = product.settings(document)
-            models = product.load(chosen, regime.letters, self._cost)
+            models = product.load(chosen, regime.letters, self._cost, steps="many" if self.plan.many else "one")
             await product.serve(member.handle, chosen, models, instance, self._new_id, self.loop.note)
         except asyncio.CancelledError:
             code, text = None, "CancelledError"
@@ -317,7 +318,8 @@ class World:
         records = []
         for number, item in enumerate(items):
             ts = now if item.ts_lag_ms is None else now - item.ts_lag_ms
-            key, value, headers = encoded(item, None if item.ts_lag_ms is None else ts)
+            named = self.current.document["input"].get("format") == "json-named"
+            key, value, headers = encoded(item, None if item.ts_lag_ms is None else ts, named=named)
             records.append(Record(number, now, key, value, headers))
             offset = log.end + number
             self.sent.append(Sent(topic, partition, offset, item.stream, item.what, ts, now, self.loop.now))
@@ -346,7 +348,9 @@ class World:
         self.start_all()
 
 
-def encoded(item: Item, ts_ms: int | None) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
+def encoded(
+    item: Item, ts_ms: int | None, *, named: bool = False
+) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
     """Key, value and headers."""
     key, what = item.stream.encode(), item.what
     if isinstance(what, dict):
@@ -355,14 +359,17 @@ def encoded(item: Item, ts_ms: int | None) -> tuple[bytes | None, bytes | None, 
         return key, None, [("streamer-op", str(what).encode())]
     if isinstance(what, str):
         reason = what.removeprefix("bad:")
-        good = b'{"x":[1.0]}'
+        good = b'{"x":1.0}' if named else b'{"x":[1.0]}'
         return {
             "undecodable": (key, b"{", []),
+            "missing_feature": (key, b'{"kept":1.0}', []),
             "missing_key": (None, good, []),
             "wrong_width": (key, b'{"x":[1.0,2.0]}', []),
             "unknown_command": (key, good, [("streamer-op", b"dance")]),
         }[reason]  # type: ignore[return-value]
-    value: dict[str, Any] = {"x": [what]}
+    value: dict[str, Any] = {"x": list(what) if isinstance(what, tuple) else [what]}
+    if named:
+        value = {"x": what, "kept": kept_of(what)}
     if ts_ms is not None:
         value["ts"] = ts_ms
     return key, json.dumps(value).encode(), []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from streamer.core import EventBatch, Headers, RecordBatch
 from streamer.modelfile.contract import Contract
 
@@ -12,12 +14,18 @@ NOW_MS = 1_760_000_000_000
 NAMES = ("a", "b")
 
 
-def contract(features: Sequence[str] = NAMES, dtype: str = "float32") -> Contract:
+def contract(features: Sequence[str] = NAMES, dtype: str = "float32", steps: str = "one") -> Contract:
     return Contract.from_fields(
         {
             "name": "m",
             "mode": "step",
-            "input": {"name": "x", "shape": ["batch", len(features)], "features": list(features), "dtype": dtype},
+            "input": {
+                "name": "x",
+                "shape": ["batch", len(features)],
+                "features": list(features),
+                "dtype": dtype,
+                "steps": steps,
+            },
             "outputs": [{"name": "y", "shape": ["batch", 1]}],
         }
     )
@@ -49,6 +57,8 @@ def outcomes(batch: EventBatch) -> dict[int, tuple[Any, ...]]:
         for reject in batch.rejects
     }
     assert [reject.offset for reject in batch.rejects] == sorted(found)
+    rows = np.arange(len(batch)) if batch.steps is None else np.repeat(np.arange(len(batch)), batch.steps)
+    assert len(rows) == len(batch.x)
     for row, offset in enumerate(batch.offsets.tolist()):
         assert offset not in found
         found[offset] = (
@@ -56,7 +66,7 @@ def outcomes(batch: EventBatch) -> dict[int, tuple[Any, ...]]:
             batch.keys[row],
             int(batch.times_ms[row]),
             batch.timestamps_ms[row],
-            batch.x[row].tobytes(),
+            batch.x[rows == row].tobytes(),
             batch.commands.get(row),
             tuple(batch.headers.get(row, ())),
         )

@@ -28,6 +28,8 @@ def make_processor(
     late: str = "drop",
     keys: Keys | None = None,
     generate: dict[str, Any] | None = None,
+    pasts: Any = None,
+    utterances: dict[str, Any] | None = None,
     **limits: Any,
 ) -> Processor:
     """``limits``: keys of any section, whatever their bounds: tests want small ones. ``generate``: those of [generate],
@@ -42,7 +44,7 @@ def make_processor(
         sections[name] = section.model_construct(**{**section().model_dump(), **mine})
         limits = {key: value for key, value in limits.items() if key not in mine}
     assert not limits, f"no section has {sorted(limits)}"
-    return Processor(models, identity=identity, late=late, keys=keys, **sections)
+    return Processor(models, identity=identity, late=late, keys=keys, pasts=pasts, utterances=utterances, **sections)
 
 
 def begin(processor: Processor, number: int = 0, start: int = 0, **found: Any) -> Partition:

@@ -60,7 +60,8 @@ def pieces(data: bytes) -> list[bytes]:
 # values: whole fetch = each by the definition = any cut
 
 
-def values_of(value_format: str) -> Target:
+def values_of(value_format: str, *contracts: Contract, good: bytes | None = None) -> Target:
+    """``contracts``: that the values are read by; ``good``: a value that is an event by all of them."""
     source = None
     if value_format in SCHEMAS:
         source = Source(Book())
@@ -70,14 +71,17 @@ def values_of(value_format: str) -> Target:
             Codec(declared, value_format, careful=False, source=source, **options),
             Codec(declared, value_format, careful=True, source=source, **options),
         )
-        for declared in (contract(NAMES), contract(NAMES, "int64"))
+        for declared in contracts or (contract(NAMES), contract(NAMES, "int64"))
         for options in ({"max_future_ms": 86_400_000}, {"missing": 1.0, "time_unit": "s"})
     ]
 
     def run(data: bytes) -> int:
         which = codecs[data[0] % len(codecs)] if data else codecs[0]
         given = pieces(data[1:])
-        values: list[bytes | None] = [*given, GOOD[value_format]]  # one that is good, so that not all are judged alone
+        values: list[bytes | None] = [
+            *given,
+            good or GOOD[value_format],
+        ]  # one that is good, so that not all are judged alone
         count = len(values)
         log = RecordBatch(0, list(range(count)), [NOW_MS] * count, [b"s"] * count, values)
         if source is not None and source.book is not None:
@@ -99,6 +103,19 @@ def values_of(value_format: str) -> Target:
         return len(given)
 
     return run
+
+
+def steps_of(value_format: str, good: bytes) -> Target:
+    """Records of several steps."""
+    declared = [contract(NAMES, dtype, "many") for dtype in ("float32", "int64")]
+    return values_of(value_format, *declared, good=good)
+
+
+def text_contract(unknown: int | None) -> Contract:
+    feature = {"name": "q", "kind": "text", "vocabulary": ["a", "b", "ab"]}
+    fields = json.loads(contract(("q",)).dump())
+    features = [feature if unknown is None else {**feature, "unknown": unknown}]
+    return Contract.from_fields({**fields, "input": {**fields["input"], "features": features}})
 
 
 def schemas(data: bytes) -> int:
@@ -409,6 +426,18 @@ def corpus(target: str) -> list[bytes]:
         "json-schema": [b"\0\0\0\0\3{", b"\0\0\0\0\4{}", b"{}"],
         "schemas": [AVRO.encode() + BREAK + GOOD["avro"][5:], PROTO.encode(), b'"long"' + BREAK + b"\2"],
         "float32": [bytes(12), np.array([1, np.nan, np.inf], "<f4").tobytes(), b"abc"],
+        "steps-json": [
+            b'{"x":[[1.5,-2e3,16777217],[1,2,3]],"ts":1760000000}',
+            b'{"x":[[null,1e400,"a"],[]]}',
+            b'{"x":[]}',
+        ],
+        "steps-msgpack": [
+            b"\x81\xa1x\x92\x93\x01\x02\xc0\x91\xcb\x7f\xf0" + bytes(6),
+            b"\x81\xa1x\x90",
+            b"\x81\xa1x\x01",
+        ],
+        "steps-float32": [bytes(24), np.array([1, np.nan, np.inf] * 2, "<f4").tobytes(), b"abc", b""],
+        "texts": [b'{"q":"abba","ts":1760000000}', b'{"q":"\\u00fcab\\ud800"}', b'{"q":7}', b'{"q":""}'],
         "user": [b"!\xff", b"n", b"w", b"t", b"r\xed\xa0\x80", b"good"],
         "records": [b"end", b"reset", b"generate", b"none", bytes(8), bytes(16), b"\xff"],
         "requests": [
@@ -447,6 +476,10 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "protobuf": lambda: values_of("protobuf"),
     "json-schema": lambda: values_of("json-schema"),
     "schemas": lambda: schemas,
+    "steps-json": lambda: steps_of("json", b'{"x":[[1,2,3]],"ts":1760000000001}'),
+    "steps-msgpack": lambda: steps_of("msgpack", b"\x81\xa1x\x91\x93\x01\x02\x03"),
+    "steps-float32": lambda: steps_of("float32", bytes(24)),
+    "texts": lambda: values_of("json-named", *(text_contract(unknown) for unknown in (None, 1)), good=b'{"q":"ab"}'),
     "records": lambda: records,
     "requests": requests,
     "contracts": lambda: contracts,
@@ -500,7 +533,10 @@ def mutated(target: str, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-TOGETHER = {"json", "json-named", "msgpack", "float32", "user", "records", "requests"}
+TOGETHER = {
+    "json", "json-named", "msgpack", "float32", "user", "steps-json", "steps-msgpack", "steps-float32", "texts", "records",
+    "requests",
+}  # fmt: skip
 """Targets whose input is many records."""
 
 

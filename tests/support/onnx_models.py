@@ -95,3 +95,27 @@ def lstm_fields(features: int = 3, hidden: int = 4, **changes: Any) -> dict[str,
         **changes,
     }
     return {key: value for key, value in document.items() if value is not None}
+
+
+def recogniser(
+    features: int, labels: int, hidden: int = 8, *, seed: int = 0, bidirectional: bool = False
+) -> onnx.ModelProto:
+    """``lstm`` with probabilities of labels on top: p[batch,time,labels]."""
+    random = np.random.default_rng(seed)
+    model = lstm(features, hidden, seed=seed, bidirectional=bidirectional)
+    width = hidden * (2 if bidirectional else 1)
+    weight = (random.normal(size=(width, labels)) * 6).astype(np.float32)
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(weight, "V"))
+    graph.node.append(helper.make_node("MatMul", ["y", "V"], ["logits"]))
+    graph.node.append(helper.make_node("Softmax", ["logits"], ["p"], axis=-1))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("p", FLOAT, ["batch", "time", labels]))
+    return model
+
+
+def recogniser_fields(features: int, labels: Sequence[str], hidden: int = 8, **changes: Any) -> dict[str, Any]:
+    """The contract of ``recogniser``: label 0 is the blank."""
+    shape = ["batch", "time", len(labels)]
+    emit = {"rule": "ctc", "blank": 0}
+    output = {"name": "p", "shape": shape, "kind": "classes", "labels": list(labels), "emit": emit}
+    return lstm_fields(features, hidden, name="recogniser", outputs=[output], **changes)

@@ -22,12 +22,13 @@ def advance(state: float, x: float) -> float:
 class ChainModel:
     """``h' = (31 h + 17 x + 7) mod p`` per stream, the output is h'. x = POISON fails the whole call."""
 
-    def __init__(self, sha256: str = "ab" * 32) -> None:
+    def __init__(self, sha256: str = "ab" * 32, *, steps: str = "one") -> None:
+        """``steps``: of a record, one or many."""
         self.contract = Contract.from_fields(
             {
                 "name": "chain",
                 "mode": "step",
-                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "input": {"name": "x", "shape": ["batch", "time", 1], "steps": steps},
                 "lengths": "lengths",
                 "states": [{"input": "h", "output": "h_next", "shape": [1, "batch", 1]}],
                 "outputs": [{"name": "y", "shape": ["batch", "time", 1], "kind": "value"}],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from simulated import MODULUS, POISON, advance
@@ -46,6 +46,14 @@ def timed(
     )
 
 
+def several(batch: EventBatch, steps: Sequence[int]) -> EventBatch:
+    """``batch`` with every event repeated: so many steps of a record, for each of its rows (of commands: none)."""
+    counts = np.array(steps, np.int64)
+    if batch.ops is not None:
+        counts[batch.ops != Op.EVENT] = 0
+    return replace(batch, x=np.repeat(batch.x, counts, axis=0), steps=counts)
+
+
 @dataclass(frozen=True, order=True)
 class Closed:
     """One closed window, comparable. ``events``: (event time, offset), in the order that the model sees."""
@@ -71,8 +79,12 @@ class Step:
 class Reference:
     """Everything is worked out anew from the events that are in some open window, at every record. Slow and plain."""
 
-    def __init__(self, rule: WindowRule, watermark: int = START) -> None:
+    def __init__(
+        self, rule: WindowRule, watermark: int = START, steps: Callable[[int], int] = lambda offset: 1
+    ) -> None:
+        """``steps``: of the record at an offset."""
         self.rule, self.watermark, self.last = rule, watermark, -1
+        self.steps = steps
         self.events: dict[str, list[tuple[int, int]]] = {}
 
     # by definition
@@ -118,6 +130,9 @@ class Reference:
         step, self.last = Step(), offset
         if what is Op.END:
             self._close(stream, "end", offset, step)
+        elif not isinstance(what, Op) and self.rule.kind == "record":
+            step.closed.append(_closed(stream, time, time, "record", [(time, offset)]))
+            self._move(time - self.rule.disorder_ms, offset, step)
         elif not isinstance(what, Op):
             step.late = self._place(offset, stream, time, step)
             while self.open_windows > self.rule.max_open_windows:
@@ -149,18 +164,21 @@ class Reference:
                 return late
         if kind == "session":
             touched = [w for w in self.windows(stream) if any(abs(time - t) <= self.rule.gap_ms for t, _ in w[2])]
-            if len(touched) == 2 and sum(len(w[2]) for w in touched) >= most:
+            if len(touched) == 2 and sum(self._length(w[2]) for w in touched) >= most:
                 self._close(stream, "full", offset - 1, step)
                 touched = []
             if not touched and time + self.rule.gap_ms <= self.watermark:
                 return 1
         self.events.setdefault(stream, []).append((time, offset))
         mine = [events for *_, events in self.windows(stream) if (time, offset) in events]
-        if kind == "count" and len(mine[0]) == self.rule.count:
+        if kind == "count" and self._length(mine[0]) >= self.rule.count:
             self._close(stream, "count", offset, step)
-        elif any(len(events) >= most for events in mine):
+        elif any(self._length(events) >= most for events in mine):
             self._close(stream, "full", offset, step)
         return late
+
+    def _length(self, events: Sequence[tuple[int, int]]) -> int:
+        return sum(self.steps(offset) for _, offset in events)
 
     def _move(self, watermark: int, offset: int, step: Step) -> None:
         watermark = max(watermark, self.watermark)  # an event far behind it may open a window that is too long already
@@ -209,13 +227,13 @@ def settled(rule: WindowRule, rows: Sequence[Row], features: int = 1) -> tuple[W
 class FoldModel:
     """A window model: y = the chain of ``simulated`` over the window's events, so contents and order both show."""
 
-    def __init__(self, sha256: str = "cd" * 32, *, per: str = "window") -> None:
+    def __init__(self, sha256: str = "cd" * 32, *, per: str = "window", steps: str = "one") -> None:
         shape: list[int | str] = ["batch", 1] if per == "window" else ["batch", "time", 1]
         self.contract = Contract.from_fields(
             {
                 "name": "fold",
                 "mode": "window",
-                "input": {"name": "x", "shape": ["batch", "time", 1]},
+                "input": {"name": "x", "shape": ["batch", "time", 1], "steps": steps},
                 "lengths": "lengths",
                 "outputs": [{"name": "y", "shape": shape, "kind": "value", "per": per}],
             }

@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from decoding import contract, records
 
 from streamer.modelfile.model import Model
+from streamer.records.decode import Codec
 from streamer.tools.bench import MODEL, typical_latency, windows
-from streamer.tools.bench.load import POOL, Plan
+from streamer.tools.bench.load import POOL, Plan, _rows
 from streamer.tools.bench.reference import bilstm_last, lstm_outputs
 from streamer.tools.demo_tally import roc_auc
 
@@ -28,6 +30,23 @@ def test_sequences_are_what_was_sent() -> None:
     assert sum(len(plan.sequence(stream, streams)) for stream in range(7)) == 30_000
     third = np.flatnonzero(streams == 3)
     assert np.array_equal(plan.sequence(3, streams)[-1], plan.pool()[third[-1] % POOL])
+
+
+@pytest.mark.parametrize("value_format", ["json", "float32"])
+def test_broken_records_lie_where_no_answer_is_due(value_format: str) -> None:
+    plan = Plan(1_000, streams=7, partitions=3, features=2, format=value_format, broken_every=7)
+    sent: list[list[bytes]] = [[], [], []]
+    for value, _, partition, _ in _rows(plan):
+        sent[partition].append(value)
+    codec = Codec(contract(), value_format)
+    for values, due in zip(sent, plan.due(), strict=True):
+        batch = codec.decode(records(values))
+        assert batch.offsets.tolist() == np.flatnonzero(due).tolist()
+        assert sorted(reject.offset for reject in batch.rejects) == np.flatnonzero(~due).tolist()
+    assert sum(map(len, sent)) == 1_000 + 1_000 // 7
+    broken = codec.decode(records(plan.broken()))
+    assert not len(broken)
+    assert len({reject.reason for reject in broken.rejects}) >= 2
 
 
 def test_the_reference_is_the_model() -> None:

@@ -112,6 +112,34 @@ def test_halves_of_a_value_do_not_become_one() -> None:
         assert batch.x.tolist() == [[1.5, 2.0]] * 120
 
 
+ODD = [
+    b"",
+    b" ",
+    b"5",
+    b"{",
+    b"}",
+    b'{"x":[1,"2"]}',
+    b'{"x":[1]}',
+    b' {"x":[1,2]}\n',
+    b'{"x":\n[1,\n2]}',
+    b'{"x":[1,2]}{}',
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize(
+    "places", [[0], [127], [128], [500], [3, 4, 5], [31, 32, 160, 161, 499], list(range(0, 500, 3))]
+)
+def test_odd_values_anywhere_in_a_large_fetch_are_judged_as_alone(places: list[int]) -> None:
+    """What is read together, a few at a time or alone is decided by where the odd ones are: never what a record means."""
+    values = [b'{"x":[%d,2.5],"ts":%d}' % (row, NOW_MS + row) for row in range(501)]
+    for at, place in enumerate(places):
+        values[place] = ODD[at % len(ODD)]
+    wanted = outcomes(Codec(contract(), "json", careful=True).decode(records(values)))
+    assert outcomes(Codec(contract(), "json").decode(records(values))) == wanted
+    assert sum(each[0] == "event" for each in wanted.values()) >= 501 - len(places)
+
+
 def test_what_is_missing_may_be_a_constant() -> None:
     for value_format, value in (
         ("json", b'{"x":[null,2]}'),

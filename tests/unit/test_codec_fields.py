@@ -112,21 +112,60 @@ def test_what_stands_for_a_missing_one_must_fit() -> None:
         Codec(contract(GAP, dtype="int64"), "json-named")
 
 
+def test_what_the_past_makes_is_left_to_it() -> None:
+    """The cell of a lag is that of the event, a missing one is NaN, and a time since the last event is made anyway."""
+    kept = {"name": "n", "missing": "last", "fallback": 4.5}
+    features = ({"name": "gap", "kind": "since_last"}, {"name": "old", "source": "n", "lag": 2, "missing": 1.0}, kept)
+    word = category("c", unknown=0, missing="last")
+    for value_format in ("json-named", "msgpack"):
+        codec = Codec(contract(*features, word), value_format)
+        cells: list[dict[str, Any]] = [{"n": 3, "c": "run"}, {}, {"n": 5, "c": "walk"}]
+        encode = msgspec.json.encode if value_format == "json-named" else msgspec.msgpack.encode
+        for few in ([encode(each) for each in cells], [encode(each) for each in cells] * 50):
+            x = codec.decode(records(few)).x[:3]
+            assert np.array_equal(x, [[0, 3, 3, 1], [0, 1, np.nan, np.nan], [0, 5, 5, 0]], equal_nan=True)
+
+
+def test_a_null_in_a_list_is_the_last_value_where_the_contract_says_so() -> None:
+    codec = Codec(contract({"name": "gap", "kind": "since_last"}, {"name": "n", "missing": "last", "lag": 1}), "json")
+    batch = codec.decode(records([b'{"x":[1.5,null]}', b'{"x":[2,3]}', b'{"x":[null,3]}']))
+    assert np.array_equal(batch.x, [[1.5, np.nan], [2, 3]], equal_nan=True)
+    assert [reject.reason for reject in batch.rejects] == ["missing_feature"]
+    whole = Codec(contract({"name": "n", "missing": "last"}, dtype="int64"), "json").decode(records([b'{"x":[null]}']))
+    assert [reject.reason for reject in whole.rejects] == ["missing_feature"]
+
+
 @pytest.mark.parametrize(
-    ("feature", "told"),
+    ("feature", "dtype", "told"),
     [
-        ({"name": "gap", "kind": "since_last"}, "time since the stream's previous event"),
-        ({"name": "old", "lag": 2}, "a lag of 2"),
-        ({"name": "kept", "missing": "last"}, 'missing = "last"'),
-        ({"name": "said", "kind": "text", "vocabulary": ["a", "b"]}, "is text"),
+        ({"name": "gap", "kind": "since_last"}, "int64", "a time in seconds, which int64"),
+        ({"name": "kept", "missing": "last"}, "int32", 'missing = "last", but in int32'),
     ],
 )
-def test_what_depends_on_the_past_is_refused_and_never_wrong(feature: dict[str, Any], told: str) -> None:
+def test_what_no_record_can_be_made_into_is_refused(feature: dict[str, Any], dtype: str, told: str) -> None:
     for value_format in ("json-named", "msgpack"):
         with pytest.raises(ConfigurationError, match=f"feature '{feature['name']}' .*{told}"):
-            Codec(contract(feature), value_format)
-    Codec(contract(feature), "json")
-    Codec(contract(feature), "float32")
+            Codec(contract(feature, dtype=dtype), value_format)
+    Codec(contract(feature, dtype=dtype), "json")
+    Codec(contract(feature, dtype=dtype), "float32")
+    Codec(contract({"name": "old", "lag": 2}, dtype="int64"), "json-named")
+
+
+def test_the_settings_say_what_stands_for_a_missing_one() -> None:
+    rules = Fields(missing={"n": "reject", "m": "last", "c": "reject", "f": 1.0})
+    features = (GAP, {"name": "m"}, {"name": "m before", "source": "m", "lag": 1}, OTHER, {"name": "f", "kind": "flag"})
+    codec = Codec(contract(*features), "json-named", missing=9, fields=rules)
+    batch = codec.decode(records([b'{"n":1,"c":"run"}', b'{"c":"run"}', b'{"n":1}', b'{"n":1,"c":"walk"}'] * 20))
+    gap = np.nan
+    assert np.array_equal(batch.x[:2], [[1, gap, gap, 1, 1], [1, gap, gap, 0, 1]], equal_nan=True)
+    assert [(reject.offset, reject.reason) for reject in batch.rejects[:2]] == [
+        (1, "missing_feature"),
+        (2, "missing_feature"),
+    ]
+    with pytest.raises(ConfigurationError, match=r"input.fields.c: missing = 2.0: the feature is a category"):
+        Codec(contract(OTHER), "json-named", fields=Fields(missing={"c": 2.0}))
+    with pytest.raises(ConfigurationError, match="no such feature"):
+        Codec(contract(OTHER), "json-named", fields=Fields(missing={"x": 2.0}))
 
 
 def test_a_record_may_have_what_depends_on_the_past() -> None:

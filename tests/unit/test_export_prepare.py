@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,72 @@ def test_masks_and_time_gaps_are_features_of_their_own(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match=r"data\.present: there is no feature 'w'"):
         read_split(config(tmp_path, data=FILES + 'present = ["w"]'), tmp_path)
+
+
+def test_lags_are_features_of_their_own(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    split = read_split(config(tmp_path, data=FILES + "lags = {v = [1, 2], word = [1]}"), tmp_path)
+    mean = float(np.float32(8 / 3))
+    assert split.train.tables[2:] == (
+        Feature("v lag 1", source="v", lag=1, missing=mean, fallback=mean),
+        Feature("v lag 2", source="v", lag=2, missing=mean, fallback=mean),
+        Feature("word lag 1", "category", (UNKNOWN, "x", "y", "z"), unknown=0, source="word", lag=1),
+    )
+    assert np.concatenate(split.train.x)[:, 2:] == pytest.approx(
+        np.array([[mean, mean, 0], [1, mean, 1], [mean, 1, 2], [mean, mean, 0], [mean, mean, 2]])
+    )
+    for wrong, told in (("{w = [1]}", "there is no feature 'w'"), ("{v = [0]}", "each 1 to 1000"), ("{v = []}", "'v'")):
+        with pytest.raises(ConfigurationError, match=rf"data\.lags.*{told}"):
+            read_split(config(tmp_path, data=FILES + f"lags = {wrong}"), tmp_path)
+
+
+def test_in_a_window_the_past_begins_with_its_first_event(tmp_path: Path) -> None:
+    """As the service has it, which knows nothing of a stream but the window."""
+    rows = [f"{stream},{second}000,{second},x,{'pq'[second % 2]}" for stream in "abcdef" for second in (1, 2, 4, 8)]
+    write(tmp_path / "train.csv", rows)
+    more = '[window]\nkind = "count"\ncount = 2'
+    made = config(
+        tmp_path,
+        data="since_last = true\nlags = {v = [1]}\nvalidation = 0.4\ntest = 0.0",
+        model="directions = 2",
+        more=more,
+    )
+    part = read_split(made, tmp_path).train
+    fallback = part.tables[3].fallback
+    assert {tuple(x[:, 2].tolist()) for x in part.x} == {(0.0, 1.0), (0.0, 4.0)}
+    assert {tuple(x[:, 3].tolist()) for x in part.x} == {(fallback, 1.0), (fallback, 4.0)}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz", "jsonl"])
+def test_columns_are_features_by_the_mapping_of_the_service(tmp_path: Path, suffix: str) -> None:
+    cells: dict[str, Any] = {
+        "stream": ["a", "a", "b", "c"], "time": [0, 1, 2, 3], "readings.v[0]": [1.5, 2.5, 3.5, 4.5], "w": ["x", "y", "x", "y"],
+        "label": ["p", "q", "p", "q"],
+    }  # fmt: skip
+    path = tmp_path / f"train.{suffix}"
+    if suffix == "csv":
+        write(path, [",".join(map(str, row)) for row in zip(*cells.values(), strict=True)], ",".join(cells))
+    elif suffix == "npz":
+        np.savez(path, **{name: np.array(column) for name, column in cells.items()})
+    elif suffix == "jsonl":
+        rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        path.write_text("\n".join(json.dumps({"readings": {"v": [row.pop("readings.v[0]")]}, **row}) for row in rows))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table(cells), path)
+    fields = '[data.fields]\nv = "readings.v[0]"\nmode = {path = "w", missing = "reject"}\ngain = {constant = 2.0}\n'
+    data = "validation = 0.3\ntest = 0.0\n" + fields
+    split = read_split(config(tmp_path, path=f"train.{suffix}", data=data), tmp_path)
+    assert split.train.features == ("v", "mode", "gain")
+    assert sorted(np.concatenate([*split.train.x, *split.validation.x])[:, [0, 2]].tolist()) == [
+        [1.5, 2.0], [2.5, 2.0], [3.5, 2.0], [4.5, 2.0],
+    ]  # fmt: skip
+    with pytest.raises(ConfigurationError, match=r"no column 'readings.u'"):
+        read_split(
+            config(tmp_path, path=f"train.{suffix}", data='validation = 0.3\n[data.fields]\nv = "readings.u"'), tmp_path
+        )
+    with pytest.raises(ConfigurationError, match=r"data.fields: 'v' has a missing"):
+        config(tmp_path, data='[data.fields]\nv = {missing = "mean"}')
 
 
 def test_rare_words_are_unknown_and_numbers_may_be_words(tmp_path: Path) -> None:

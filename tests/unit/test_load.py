@@ -9,13 +9,18 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from decoding import contract as several_steps
+from decoding import records
+from typer.testing import CliRunner
 
 from export.readers import load
+from streamer.cli import app
 from streamer.core import Op, RecordBatch
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.decode import Codec
 from streamer.tools.eventfile import Columns, read_events
+from streamer.tools.grouping import Grouped
 from streamer.tools.load import (
     BROKEN_KINDS,
     FORMATS,
@@ -271,3 +276,38 @@ def test_impossible_options_are_refused(bad):
 def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigurationError, match=r"streams.*rate.*skew"):
         LoadOptions(streams=0, rate=-1, skew="odd")
+
+
+@pytest.mark.parametrize("value_format", ["json", "float32"])
+def test_several_events_of_a_stream_are_one_record(value_format):
+    options = LoadOptions(
+        events=1_000, streams=7, format=value_format, broken=0.1, rate=500, features=3, anomaly_rate=0.05
+    )
+    rows = plan(options, Grouped(TelemetrySource(options), 4))
+    contract = several_steps(["a", "b", "c"], steps="many")
+    batch = Codec(contract, value_format).decode(records([row[4] for row in rows], keys=[row[3] for row in rows]))
+    kinds = [row[0] for row in rows]
+    good = [kind for kind in kinds if kind in ("event", "anomaly")]
+    assert "anomaly" in good
+    assert batch.steps.tolist() == [4] * len(good)
+    assert sorted(str(reject.reason) for reject in batch.rejects) == sorted(
+        kind for kind in kinds if kind not in ("event", "anomaly")
+    )
+    single = [
+        event for events in TelemetrySource(options).events(0) for event in zip(events.streams, events.x, strict=True)
+    ]
+    for stream in {key for key, _ in single}:
+        mine = np.concatenate(
+            [batch.x[4 * at : 4 * at + 4] for at, key in enumerate(batch.keys) if key.decode() == stream]
+        )
+        assert np.allclose(mine, [x for key, x in single if key == stream][: len(mine)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [(["--format", "json-named"], "named"), (["--steps", "0"], "at least 1"), (["--out", "x.csv"], "--out")],
+)
+def test_what_has_no_steps_is_said(options, why):
+    done = CliRunner().invoke(app, ["produce", "--topic", "t", "--steps", "2", "--events", "10", *options])
+    assert done.exit_code != 0
+    assert why in str(done.exception or "") + done.output

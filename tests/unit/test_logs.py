@@ -48,6 +48,7 @@ class Bench:
         self.blocked_s = 0.0
         self.ready = True
         self.newest_s = 0.0
+        self.clock_ahead_ms: int | None = None
         self.other_machines: dict[int, str] = {}
         self.telemetry.assigned(list(range(partitions)))
         for partition in range(partitions):
@@ -75,6 +76,7 @@ class Bench:
             partitions,
             pending_events=self.processor.open_events,
             streams=used,
+            clock_ahead_ms=self.clock_ahead_ms,
             other_machines=self.other_machines,
         )
 
@@ -365,6 +367,16 @@ def test_another_machine_before_us_is_told_once_and_shown() -> None:
     (line,) = named(lines, "another_machine")
     assert (line["before"], line["partitions"]) == ("x86_64 avx2; onnxruntime 1.20.0", [0, 1])
     assert bench.telemetry.status()["other_machines"]["1"] == "x86_64 avx2; onnxruntime 1.20.0"
+
+
+def test_a_clock_that_is_known_to_be_apart_is_shown() -> None:
+    bench = Bench()
+    assert bench.telemetry.status()["clock_ahead_s"] is None
+    assert "streamer_clock_ahead_seconds" not in bench.telemetry.metrics().decode()
+    bench.clock_ahead_ms = -7_200_500
+    bench.pass_time(1)
+    assert bench.telemetry.status()["clock_ahead_s"] == -7200.5
+    assert "streamer_clock_ahead_seconds -7200.5" in bench.telemetry.metrics().decode()
 
 
 def rejecting(bench: Bench, detail: str, *, early: bool) -> None:

@@ -249,3 +249,12 @@ def test_clocks_that_are_apart_are_told_once_with_the_direction() -> None:
     assert OwnClock(lambda: now, 7_200_000).appended([now - 7_200_000]) is None, "told at start"
     assert "2:00:00" in OwnClock(lambda: now, 7_200_000).refused("log")
     assert "'log'" in OwnClock(lambda: now, None).refused("log")
+
+
+def test_more_replicas_in_sync_than_there_are_is_refused() -> None:
+    configs = {OUTPUT: {**PLAIN, "min.insync.replicas": "2"}}
+    (error,) = judge(settings(), configs, {}, 0, {OUTPUT: 1}).errors
+    assert "min.insync.replicas = 1" in error
+    assert "'in.out'" in error
+    assert judge(settings(), configs, {}, 0, {OUTPUT: 2}).errors == ()
+    assert judge(settings(), configs, {}).errors == ()

@@ -340,7 +340,7 @@ def test_the_reference_tells_every_key_and_every_word() -> None:
     assert "| `mode` | `exactly-once`, `at-least-once`, `ephemeral` | `exactly-once` |" in text
     assert "| `missing` | number or `reject` | `reject` |" in text
     assert "| `time_unit` | `ms`, `s`, `us`, `ns`, `iso8601` | `ms` |" in text
-    assert "| `kind` | `tumbling`, `hopping`, `session`, `count`, `end` | required |" in text
+    assert "| `kind` | `tumbling`, `hopping`, `session`, `count`, `end`, `record` | required |" in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == sum(map(len, sections().values()))
     for fields in sections().values():

@@ -108,9 +108,23 @@ def test_a_place_may_come_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_decoded_is_refused_before_any_broker_is_asked(tmp_path: Path) -> None:
-    gap = SimpleNamespace(contract=contract({"name": "gap", "kind": "since_last"}))
-    with pytest.raises(ConfigurationError, match=r"feature 'gap' is the time since .* say in \[input.fields\] where"):
+    gap = SimpleNamespace(contract=contract({"name": "gap", "kind": "since_last"}, dtype="int64"))
+    with pytest.raises(ConfigurationError, match=r"feature 'gap' is a time in seconds, which int64"):
         asyncio.run(prepare(settings(tmp_path, ""), [("m", gap, None)]))  # type: ignore[list-item]
     one, two = (SimpleNamespace(contract=contract(category("c", unknown=at))) for at in (0, 1))
     with pytest.raises(ConfigurationError, match="mean different things"):
         asyncio.run(prepare(settings(tmp_path, ""), [("a", one, None), ("b", two, None)]))  # type: ignore[list-item]
+
+
+def test_a_field_may_say_what_stands_for_a_missing_value(tmp_path: Path) -> None:
+    written = (
+        'cpu = {path = "readings.cpu", missing = "last"}\nmem = {missing = "reject"}\nload = {missing = 2}\ndisk = "d"'
+    )
+    found = settings(tmp_path, written).input
+    assert found.places == {"cpu": FieldPath(("readings", "cpu")), "disk": FieldPath(("d",))}
+    assert found.missing_rules == {"cpu": "last", "mem": "reject", "load": 2.0}
+    assert fingerprint(settings(tmp_path, written), []) != fingerprint(settings(tmp_path, 'cpu = "readings.cpu"'), [])
+    (tmp_path / "streamer.toml").unlink()
+    for wrong in ('{missing = "mean"}', "{missing = true}", "{missing = nan}", '{path = "a", gone = 1}', "{path = 3}"):
+        with pytest.raises(ConfigurationError, match=r"input.fields: 'cpu' (is|has)"):
+            settings(tmp_path, f"cpu = {wrong}")

@@ -14,16 +14,29 @@ from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
-from streamer.records.formats.named import TIME, Fields, named, placed
+from streamer.records.formats.named import TIME, Fields, as_placed, named, places_of
 from streamer.records.formats.registered import JsonSchema, Registered
+from streamer.records.formats.several import several
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
-from streamer.records.meaning import meanings
+from streamer.records.meaning import as_listed, as_read, meanings
 from streamer.records.schemas.book import SchemaKind
 from streamer.records.schemas.values import Source
 from streamer.words import TimeUnit
 
-__all__ = ["FIELDED", "NAMED", "SCHEMAS", "Columns", "Fields", "Format", "Source", "format_of"]
+__all__ = [
+    "FIELDED",
+    "NAMED",
+    "SCHEMAS",
+    "TIME",
+    "Columns",
+    "Fields",
+    "Format",
+    "Source",
+    "as_found",
+    "format_of",
+    "places_of",
+]
 
 
 NAMED: dict[str, type[Wire]] = {"json-named": Json, "msgpack": Msgpack}
@@ -41,12 +54,21 @@ def format_of(
     missing: int | float | None,
     unit: TimeUnit,
     fields: Fields,
+    max_steps: int | None = None,
     source: Source | None = None,
 ) -> Format:
     """``json``, ``json-named``, ``msgpack``, ``float32``, ``avro``, ``protobuf``, ``json-schema``, or MODULE:FUNCTION.
+    ``max_steps``: of a record that holds several; None: it holds one.
 
     ``missing``: what stands for a null for which the contract has no rule. ``source``: of schemas. ConfigurationError: there
     is no such format, or it cannot have what is asked of it."""
+    if max_steps is not None and name in SCHEMAS:
+        raise ConfigurationError(
+            f"input.format = {name!r}: a record of the model's input holds several steps, which are not made from records "
+            'with a schema: set input.format to "json", "msgpack" or "float32"'
+        )
+    if max_steps is not None:
+        return several(name, features, exact, missing, unit, fields, max_steps)
     if name in SCHEMAS:
         return _by_schema(name, features, exact, missing, unit, fields, source or Source())
     if name in NAMED:
@@ -58,7 +80,7 @@ def format_of(
         )
     names = [feature.name for feature in features]
     if name == "json":
-        return JsonList(meanings(features, exact, missing), exact, unit)
+        return JsonList(meanings(as_listed(features, exact), exact, missing), exact, unit)
     return Float32(names, exact) if name == "float32" else User(name, names, exact)
 
 
@@ -82,6 +104,12 @@ def _by_schema(
             f"input.format = {name!r} needs the schema that values are written by: set registry.url, or input.schema_file "
             "for values without a registry's frame"
         )
-    places = placed(name, features, fields)
-    wanted = meanings(features, exact, missing)
+    wanted, places = as_placed(name, features, exact, missing, fields)
     return Registered(SCHEMAS[name], source, wanted, places, fields.time or TIME, exact, unit)
+
+
+def as_found(name: str, features: Sequence[Feature], exact: Exact, fields: Fields) -> tuple[Feature, ...]:
+    """What the format ``name`` leaves of ``features`` for the stream's past to make (``streamer.modelfile.past``)."""
+    if name in FIELDED:
+        return as_read(features, fields.places, fields.missing)
+    return as_listed(features, exact) if name == "json" else ()

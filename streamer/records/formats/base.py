@@ -11,8 +11,8 @@ from streamer.core import Headers
 from streamer.records.exact import Numbers
 from streamer.records.unusable import Unusable
 
-Row = tuple[Sequence[int | float], object]
-"""F numbers as the contract's dtype holds them, and the time as given (None: not given)"""
+Row = tuple[Sequence[int | float] | Numbers, object]
+"""F numbers as the contract's dtype holds them, or [T, F] of them, and the time as given (None: not given)"""
 
 NO_HEADERS: Mapping[int, Headers] = MappingProxyType({})
 
@@ -22,7 +22,7 @@ class Columns:
     """Many values, in columns of length N."""
 
     x: Numbers
-    """[N, F]; rows of ``doubtful`` and ``bad`` mean nothing"""
+    """[N, F], or of several steps [N] of arrays [T, F]; rows of ``doubtful`` and ``bad`` mean nothing"""
     times: Sequence[object] | None
     """[N] as given, None where not; None: no value has one"""
     doubtful: list[int] = field(default_factory=list)

@@ -39,7 +39,7 @@ class JsonList:
         numbers: Any = tuple.__class_getitem__(items)  # a tuple of known size is read without growing
         kind = msgspec.defstruct("Value", [("x", numbers), ("ts", time_type(unit), None)], gc=False)
         packed: Packed[Any] = Packed(attrgetter("x"), exact, self._missing)
-        self._typed: TypedRows[Any] = TypedRows(Json(), kind, packed.column, attrgetter("ts"))
+        self._typed: TypedRows[Any] = TypedRows(Json(), kind, packed, attrgetter("ts"))
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         json_tokens.refuse_deep(value)

@@ -22,9 +22,9 @@ from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import json_tokens
 from streamer.records.formats.base import NO_HEADERS, Columns, ReadsMany, ReadsOne, Row
 from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, tree, typed
-from streamer.records.formats.typed import Packed, TypedRows, each_get, number_type, one_get, time_type
+from streamer.records.formats.typed import Packed, Reader, TypedRows, fields_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
-from streamer.records.meaning import Cell, Meaning, meanings, refuse_past
+from streamer.records.meaning import Cell, Meaning, MissingRule, as_read, meanings, refuse_past
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, Place
 from streamer.words import Reason, TimeUnit
@@ -42,10 +42,12 @@ class Fields:
 
     places: Mapping[str, Place] = field(default_factory=dict)
     time: Place | None = None
+    missing: Mapping[str, MissingRule] = field(default_factory=dict)
+    """Feature or field -> what stands for a missing one, instead of what the contract says"""
 
     @property
     def given(self) -> bool:
-        return bool(self.places) or self.time is not None
+        return bool(self.places or self.missing) or self.time is not None
 
 
 def named(
@@ -57,20 +59,30 @@ def named(
     unit: TimeUnit,
     fields: Fields,
 ) -> Named:
-    """The format ``name``. ConfigurationError: as of ``placed``."""
-    places = placed(name, features, fields)
-    return Named(wire, meanings(features, exact, missing), places, fields.time or TIME, exact, unit)
+    """The format ``name``. ConfigurationError: as of ``as_placed``."""
+    wanted, places = as_placed(name, features, exact, missing, fields)
+    return Named(wire, wanted, places, fields.time or TIME, exact, unit)
 
 
-def placed(name: str, features: Sequence[Feature], fields: Fields) -> list[Place]:
-    """Where each feature is. ConfigurationError: a feature that no record of format ``name`` has, or a field of no feature."""
+def as_placed(
+    name: str, features: Sequence[Feature], exact: Exact, missing: int | float | None, fields: Fields
+) -> tuple[list[Meaning], list[Place]]:
+    """What each feature is made of, and where that is found. ConfigurationError: a feature that no record of format
+    ``name`` has, or a field of no feature."""
     known = {each for feature in features for each in (feature.name, feature.field)}
-    for each in fields.places:
+    for each in (*fields.places, *fields.missing):
         if each not in known:
             raise ConfigurationError(
                 f"input.fields.{each}: the contract has no such feature, it has {', '.join(f.name for f in features)}"
             )
-    refuse_past(features, list(fields.places), name)
+    features = as_read(features, fields.places, fields.missing)
+    refuse_past(features, exact, name)
+    complete = [each for each, rule in fields.missing.items() if rule == "reject"]
+    return meanings(features, exact, missing, complete), places_of(features, fields)
+
+
+def places_of(features: Sequence[Feature], fields: Fields) -> list[Place]:
+    """Where each of ``features``, as read, is found."""
     by_name = {feature.name: feature for feature in features if feature.kind != "present"}
     return [_place(feature, by_name, fields.places) for feature in features]
 
@@ -78,6 +90,8 @@ def placed(name: str, features: Sequence[Feature], fields: Fields) -> list[Place
 def _place(feature: Feature, by_name: Mapping[str, Feature], given: Mapping[str, Place]) -> Place:
     if feature.name in given:
         return given[feature.name]
+    if feature.kind == "since_last":  # the past makes it
+        return FieldConstant(0)
     if feature.kind == "present" and feature.field in by_name:
         return _place(by_name[feature.field], {}, given)
     return given.get(feature.field, FieldPath((feature.field,)))
@@ -135,7 +149,7 @@ class Named:
             if leaf is not None:
                 numbers.append(meaning.number(self._cell(meaning, found[leaf])))
             elif isinstance(place, FieldHeader):
-                numbers.append(meaning.number(_header_cell(_header(headers, place.name), meaning.kind)))
+                numbers.append(meaning.number(header_cell(last_header(headers, place.name), meaning.kind)))
             else:
                 numbers.append(self._constants[len(numbers)])
         if isinstance(self._time, FieldPath):
@@ -152,7 +166,7 @@ class Named:
         for at, meaning, name in self._headers:
             known: dict[bytes | None, int | float | None] = {}
             for row in range(len(values)):
-                raw = _header(headers.get(row, ()), name)
+                raw = last_header(headers.get(row, ()), name)
                 if raw not in known:
                     known[raw] = _number_or_none(meaning, raw)
                 number = known[raw]
@@ -171,7 +185,7 @@ class Named:
         assert isinstance(self._time, FieldHeader)
         try:
             kind = "category" if self._unit is TimeUnit.ISO8601 else "number"
-            return _header_cell(_header(headers, self._time.name), kind)
+            return header_cell(last_header(headers, self._time.name), kind)
         except Unusable:
             if careful:
                 raise
@@ -188,12 +202,21 @@ class Named:
         kinds = [_kind(users[path], path == time, exact, self._unit) for path in self._paths]
         kind, _ = typed(root, [kind for kind, _ in kinds], [optional for _, optional in kinds])
         gets = [getter(root, place.steps) if isinstance(place, FieldPath) else None for place in self._places]
-        column = _Column(self._wire, self._meanings, gets, self._constants, exact)
+        numbers = [
+            (meaning, get)
+            for meaning, get in zip(self._meanings, gets, strict=True)
+            if get is not None and is_number(meaning)
+        ]
+        packed: Packed[Any] | None = None
+        if numbers:
+            missing = [meaning.missing for meaning, _ in numbers]
+            packed = Packed(fields_get(kind, [get for _, get in numbers]), exact, missing)
+        reader: Reader[Any] = _Column(self._wire, self._meanings, gets, self._constants, packed, exact)
+        if packed is not None and len(numbers) == len(self._meanings):
+            reader = packed
         time_get = None if time is None else getter(root, time)
         listed = [get for get in (*gets, time_get) if get is not None and not isinstance(get, str)]
-        return TypedRows(
-            self._wire, kind, column.column, None if time_get is None else one_get(time_get), _whole(listed)
-        )
+        return TypedRows(self._wire, kind, reader, None if time_get is None else one_get(time_get), _whole(listed))
 
 
 class _Column:
@@ -205,44 +228,51 @@ class _Column:
         wanted: Sequence[Meaning],
         gets: Sequence[str | int | Callable[[Any], Any] | None],
         constants: Mapping[int, int | float],
+        packed: Packed[Any] | None,
         exact: Exact,
     ) -> None:
+        """``packed``: of the features that are plain numbers; None: there are none."""
         read = [
             (at, meaning, get) for at, (meaning, get) in enumerate(zip(wanted, gets, strict=True)) if get is not None
         ]
-        numbers = [
-            (at, meaning, get) for at, meaning, get in read if meaning.table is None and meaning.kind != "present"
-        ]
-        self._numbers = [at for at, _, _ in numbers]
-        self._packed: Packed[Any] | None = None
-        if numbers:
-            missing = [meaning.missing for _, meaning, _ in numbers]
-            self._packed = Packed(each_get(get for _, _, get in numbers), exact, missing)
+        self._packed, self._numbers = packed, [at for at, meaning, _ in read if is_number(meaning)]
         self._tables = [(at, one_get(get), m.table, m.other) for at, m, get in read if m.table is not None]
         self._present = [(at, one_get(get)) for at, meaning, get in read if meaning.kind == "present"]
         self._wire, self._constants, self._features, self._dtype = wire, constants, len(wanted), exact.dtype
-        self.column = self._packed.column if self._packed and len(numbers) == len(wanted) else self._mixed
 
-    def _mixed(self, rows: Sequence[Any]) -> tuple[Numbers, list[int]]:
-        x = np.zeros((len(rows), self._features), self._dtype)
+    def piece(self, rows: Sequence[Any]) -> tuple[int, Any, list[list[int | float | None]], list[list[bool]]]:
+        return (
+            len(rows),
+            None if self._packed is None else self._packed.piece(rows),
+            [[table.get(get(row), other) for row in rows] for _, get, table, other in self._tables],
+            [[not self._null(get(row)) for row in rows] for _, get in self._present],
+        )
+
+    def column(self, pieces: Sequence[Any]) -> tuple[Numbers, list[int]]:
+        count = sum(rows for rows, *_ in pieces)
+        x = np.zeros((count, self._features), self._dtype)
         unsure: set[int] = set()
         if self._packed is not None:
-            x[:, self._numbers], bad = self._packed.column(rows)
+            x[:, self._numbers], bad = self._packed.column([numbers for _, numbers, *_ in pieces])
             unsure.update(bad)
-        for at, get, table, other in self._tables:
-            found = [table.get(get(row), other) for row in rows]
+        for place, (at, *_) in enumerate(self._tables):
+            found = [number for _, _, tables, _ in pieces for number in tables[place]]
             if None in found:
                 unsure.update(row for row, number in enumerate(found) if number is None)
                 found = [number or 0 for number in found]
             x[:, at] = found
-        for at, get in self._present:
-            x[:, at] = [not self._null(get(row)) for row in rows]
+        for place, (at, _) in enumerate(self._present):
+            x[:, at] = [there for *_, present in pieces for there in present[place]]
         for at, number in self._constants.items():
             x[:, at] = number
         return x, sorted(unsure)
 
     def _null(self, cell: Any) -> bool:
         return cell is None or (isinstance(cell, msgspec.Raw) and self._wire.is_null(cell))
+
+
+def is_number(meaning: Meaning) -> bool:
+    return meaning.table is None and meaning.kind != "present"
 
 
 def _kind(users: Sequence[Meaning], is_time: bool, exact: Exact, unit: TimeUnit) -> tuple[Any, bool]:
@@ -273,7 +303,7 @@ def _whole(gets: Sequence[Callable[[Any], Any]]) -> Callable[[Any], bool] | None
     return whole
 
 
-def _header(headers: Headers, name: str) -> bytes | None:
+def last_header(headers: Headers, name: str) -> bytes | None:
     """The last header of that name."""
     found = None
     for each, value in headers:
@@ -282,7 +312,7 @@ def _header(headers: Headers, name: str) -> bytes | None:
     return found
 
 
-def _header_cell(raw: bytes | None, kind: str) -> Cell:
+def header_cell(raw: bytes | None, kind: str) -> Cell:
     """A header is text: as it is for a word, else a number or a truth as JSON writes them. Unusable: no UTF-8."""
     if raw is None:
         return None
@@ -299,7 +329,7 @@ def _header_cell(raw: bytes | None, kind: str) -> Cell:
 
 def _number_or_none(meaning: Meaning, raw: bytes | None) -> int | float | None:
     try:
-        return meaning.number(_header_cell(raw, meaning.kind))
+        return meaning.number(header_cell(raw, meaning.kind))
     except Unusable:
         return None
 

@@ -15,7 +15,8 @@ import numpy as np
 from streamer.core import Headers
 from streamer.records.exact import Exact
 from streamer.records.formats.base import NO_HEADERS, Columns, Row
-from streamer.records.formats.named import Named, _Column
+from streamer.records.formats.named import Named, _Column, is_number
+from streamer.records.formats.typed import Packed, each_get
 from streamer.records.meaning import NO_CELL, Cell, Meaning
 from streamer.records.schemas.book import FRAME_BYTES, Book, SchemaKind, framed_id, header_ids, refuse_header_ids
 from streamer.records.schemas.reader import Reader
@@ -39,6 +40,9 @@ class Cells:
 
     def too_deep(self, value: bytes) -> bool:
         return False  # each reader bounds it
+
+    def is_list(self, token: Any) -> bool:
+        return False  # only records of several steps are asked
 
     def is_null(self, token: Any) -> bool:
         return token is None
@@ -71,7 +75,13 @@ class Registered(Named):
     def _open(self, exact: Exact) -> None:
         time = self._paths.index(self._time.steps) if isinstance(self._time, FieldPath) else None
         values = Values(self._kind, self._source, self._paths, time, self._unit)
-        column = _Column(self._wire, self._meanings, [leaf for _, _, leaf in self._plan], self._constants, exact)
+        numbers = [(meaning, leaf) for meaning, _, leaf in self._plan if leaf is not None and is_number(meaning)]
+        packed: Packed[Any] | None = None
+        if numbers:
+            missing = [meaning.missing for meaning, _ in numbers]
+            packed = Packed(each_get([leaf for _, leaf in numbers]), exact, missing)
+        leaves = [leaf for _, _, leaf in self._plan]
+        column = _Column(self._wire, self._meanings, leaves, self._constants, packed, exact)
         users = [(meaning, leaf) for meaning, _, leaf in self._plan if leaf is not None]
         self._written = values
         self._typed = _Rows(values, column, users, time, exact)
@@ -127,7 +137,9 @@ class _Rows:
             except Unusable:
                 pass
             doubtful.append(row)
-        x, unsure = self._column.column(rows) if rows else (np.zeros((0, self._width), self._exact.dtype), [])
+        x, unsure = np.zeros((0, self._width), self._exact.dtype), list[int]()
+        if rows:
+            x, unsure = self._column.column([self._column.piece(rows)])
         times = None if self._time is None else [cells[self._time] for cells in rows]
         if not doubtful:
             return Columns(x, times, unsure)

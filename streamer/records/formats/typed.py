@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,14 +18,17 @@ from streamer.records.formats.wire import Wire
 from streamer.words import TimeUnit
 
 _CHUNK = 128
-"""Values of one native call. Of a chunk with a bad value each is read alone, so that one costs little more."""
+"""Values of one native call: their objects fit the processor's cache."""
 _FEW = 32
-"""Up to this many, reading one by one beats the checks of the one call over all."""
-_FIRST, _LAST = itemgetter(0), itemgetter(-1)
-_OPENED, _CLOSED = {0x7B}, {0x7D}
+"""Up to this many, reading one by one beats the checks of the one call over all; and of so many each is read alone when
+one of them is bad, so that it costs its neighbours little."""
+_RESTLESS = 5 * _CHUNK
+"""Where one value was bad others follow: for so many values a native call reads ``_FEW`` of them."""
+_OPEN, _CLOSE = b"{}"
 _INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 Typed = TypeVar("Typed")
+Typed_contra = TypeVar("Typed_contra", contravariant=True)
 
 
 def number_type(exact: Exact, *, optional: bool) -> Any:
@@ -37,32 +41,61 @@ def time_type(unit: TimeUnit) -> Any:
     return str | None if unit is TimeUnit.ISO8601 else int | float | None
 
 
+class Reader(Protocol[Typed_contra]):
+    """Typed objects as a column, some at a time: while they are in the processor's cache, and no longer."""
+
+    def piece(self, rows: Sequence[Typed_contra]) -> Any:
+        """What the column needs of some objects. IndexError: a list of one of them is shorter than a path asks."""
+        ...
+
+    def column(self, pieces: Sequence[Any]) -> tuple[Numbers, list[int]]:
+        """[N, F] of all pieces in their order, and the rows that the definition has to decide."""
+        ...
+
+
 class Packed(Generic[Typed]):
-    """Numbers of typed objects as a column. ``get``: those of one object, in a tuple."""
+    """Numbers of typed objects. ``get``: those of one object, in a tuple."""
 
     def __init__(
         self, get: Callable[[Typed], tuple[Any, ...]], exact: Exact, missing: Sequence[int | float | None]
     ) -> None:
-        """``missing``: what stands for a null, of each number."""
-        self._get, self._exact, self._missing = get, exact, missing
+        """``missing``: what stands for a null, of each number; NaN: the column has it there, too."""
+        self._get, self._exact = get, exact
+        self._missing = [0 if each is not None and each != each else each for each in missing]  # noqa: PLR0124 (NaN)
+        self._open = [at for at, each in enumerate(missing) if each is not None and each != each]  # noqa: PLR0124
         self._some_may_be_missing = any(each is not None for each in missing)
         self._pack = struct.Struct(f"{len(missing)}{'q' if exact.integral else 'd'}").pack
         self._type: Any = np.int64 if exact.integral else np.float64
 
-    def column(self, rows: Sequence[Typed]) -> tuple[Numbers, list[int]]:
-        """[N, numbers], and the rows that the definition has to decide."""
+    def piece(self, rows: Sequence[Typed]) -> tuple[int, bytes, list[tuple[int, int]]]:
+        """How many rows, their numbers, and where (row, number) a null is to be NaN."""
         get, pack = self._get, self._pack
-        numbers = [get(row) for row in rows]
-        if self._some_may_be_missing:
-            missing = self._missing
-            numbers = [
-                tuple([other if each is None else each for each, other in zip(row, missing, strict=True)])
-                if None in row
-                else row
-                for row in numbers
-            ]
-        packed = np.frombuffer(b"".join([pack(*row) for row in numbers]), self._type)
-        return self._exact.column(packed.reshape(len(numbers), len(self._missing)), floats_may_be_integers=True)
+        if not self._some_may_be_missing:
+            return len(rows), b"".join([pack(*get(row)) for row in rows]), []
+        missing = self._missing
+        numbers = list(map(get, rows))
+        gaps: list[tuple[int, int]] = []
+        if self._open:
+            gaps = [(n, at) for n, row in enumerate(numbers) if None in row for at in self._open if row[at] is None]
+        packed = [
+            pack(*[other if each is None else each for each, other in zip(row, missing, strict=True)])
+            if None in row
+            else pack(*row)
+            for row in numbers
+        ]
+        return len(rows), b"".join(packed), gaps
+
+    def column(self, pieces: Sequence[tuple[int, bytes, list[tuple[int, int]]]]) -> tuple[Numbers, list[int]]:
+        packed = np.frombuffer(b"".join([each for _, each, _ in pieces]), self._type).reshape(-1, len(self._missing))
+        x, bad = self._exact.column(packed, floats_may_be_integers=True)
+        if any(gaps for *_, gaps in pieces):
+            x = x if x.flags.writeable else x.copy()
+            begin = 0
+            for count, _, gaps in pieces:
+                for row, at in gaps:
+                    x[begin + row, at] = np.nan
+                begin += count
+        return x, bad
 
 
 class TypedRows(Generic[Typed]):
@@ -72,78 +105,126 @@ class TypedRows(Generic[Typed]):
         self,
         wire: Wire,
         kind: type[Typed],
-        column: Callable[[Sequence[Typed]], tuple[Numbers, list[int]]],
+        reader: Reader[Typed],
         time: Callable[[Typed], object] | None,
         whole: Callable[[Typed], bool] | None = None,
     ) -> None:
-        """``time``: as given; None: a value has none. ``whole``: what ``column`` and ``time`` ask for is there; None: always."""
+        """``time``: as given; None: a value has none. ``whole``: what ``reader`` and ``time`` ask for is there; None: always."""
         self._wire, self._decoder = wire, wire.decoder(kind)
-        self._column, self._time, self._whole = column, time, whole
+        self._reader, self._time, self._whole = reader, time, whole
 
     def columns(self, values: Sequence[bytes]) -> Columns:
         """N values; those that are not of the type are doubtful."""
-        rows, doubtful = self._rows(values)
-        try:
-            x, unsure, times = self._read(rows)
-        except IndexError:  # a list is shorter than a path asks
-            rows, doubtful = self._without_gaps(rows, doubtful, len(values))
-            x, unsure, times = self._read(rows)
+        count = len(values)
+        pieces: list[Any] = []
+        times: list[object] | None = None if self._time is None else []
+        doubtful: list[int] = []
+        for places, rows in self._rows(values, doubtful):
+            try:
+                self._take(rows, pieces, times)
+            except IndexError:  # a list is shorter than a path asks
+                assert self._whole is not None
+                whole = list(map(self._whole, rows))
+                doubtful += [place for place, good in zip(places, whole, strict=True) if not good]
+                self._take([row for row, good in zip(rows, whole, strict=True) if good], pieces, times)
+        if times is not None and times.count(None) == len(times):
+            times = None
+        x, unsure = self._reader.column(pieces)
         if not doubtful:
             return Columns(x, times, unsure)
-        index = _others(doubtful, len(values))
-        every = np.zeros((len(values), x.shape[1]), x.dtype)
+        index = _others(doubtful, count)
+        every = np.zeros((count, *x.shape[1:]), x.dtype)
         every[index] = x
-        all_times: list[object] | None = None
         if times is not None:
-            all_times = [times[0] if times else None] * len(values)  # what is doubtful is of the kind of the others
-            for place, time in zip(index.tolist(), times, strict=True):
-                all_times[place] = time
-        return Columns(every, all_times, sorted([*doubtful, *index[unsure].tolist()]))
+            given, times = times, [times[0] if times else None] * count  # doubtful ones are of the kind of the others
+            for place, time in zip(index.tolist(), given, strict=True):
+                times[place] = time
+        return Columns(every, times, sorted([*doubtful, *index[unsure].tolist()]))
 
-    def _read(self, rows: Sequence[Typed]) -> tuple[Numbers, list[int], list[object] | None]:
-        x, unsure = self._column(rows)
-        return x, unsure, None if self._time is None else list(map(self._time, rows))
+    def _take(self, rows: Sequence[Typed], pieces: list[Any], times: list[object] | None) -> None:
+        """All of ``rows``, or none with IndexError."""
+        given = [] if times is None or self._time is None else list(map(self._time, rows))
+        pieces.append(self._reader.piece(rows))
+        if times is not None:
+            times += given
 
-    def _without_gaps(self, rows: list[Typed], doubtful: list[int], count: int) -> tuple[list[Typed], list[int]]:
-        whole = [self._whole is None or self._whole(row) for row in rows]
-        index = _others(doubtful, count).tolist()
-        gaps = [place for place, good in zip(index, whole, strict=True) if not good]
-        return [row for row, good in zip(rows, whole, strict=True) if good], [*doubtful, *gaps]
-
-    def _rows(self, values: Sequence[bytes]) -> tuple[list[Typed], list[int]]:
-        """The values that are of the type, and the rows of those that are not."""
-        rows: list[Typed] = []
-        doubtful: list[int] = []
-        for first in range(0, len(values), _CHUNK):
-            chunk = values[first : first + _CHUNK]
-            found = self._lines(chunk) if self._wire.lines and len(chunk) > _FEW and b"" not in chunk else None
-            if found is not None:
-                rows += found
+    def _rows(self, values: Sequence[bytes], doubtful: list[int]) -> Iterator[tuple[Sequence[int], list[Typed]]]:
+        """Values that are of the type, with their places, some at a time; the places of others go to ``doubtful``."""
+        if not self._wire.lines or len(values) <= _FEW:
+            yield self._alone(range(len(values)), values, doubtful)
+            return
+        lines = _Lines(values, self._wire)
+        at = calm = 0
+        while at < len(values):
+            stop = lines.stop(at, _FEW if at < calm else _CHUNK)
+            rows = self._together(lines.text(at, stop), stop - at) if stop > at + 1 else None
+            if rows is not None:
+                yield range(at, stop), rows
+            elif stop - at > _FEW:
+                calm = at + _RESTLESS
                 continue
-            for row, value in enumerate(chunk, first):
-                try:
-                    if self._wire.too_deep(value):
-                        doubtful.append(row)
-                    else:
-                        rows.append(self._decoder.decode(value))
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    doubtful.append(row)
-        return rows, doubtful
+            else:
+                calm = max(calm, at + _RESTLESS)
+                yield self._alone(range(at, stop), values, doubtful)
+            at = stop
 
-    def _lines(self, values: Sequence[bytes]) -> list[Typed] | None:
-        """The values as lines in one call, None unless each of them is good.
-
-        That every value begins with { and ends with } makes it impossible for two values to merge across the line break,
-        so an equal count proves that each line is one value."""
-        if set(map(_FIRST, values)) != _OPENED or set(map(_LAST, values)) != _CLOSED:
-            return None
-        if max(map(len, values)) > json_tokens.MAX_DEPTH and any(map(self._wire.too_deep, values)):
-            return None
+    def _together(self, text: memoryview, count: int) -> list[Typed] | None:
+        """Lines in one call, None unless each of them is a good value."""
         try:
-            rows = self._decoder.decode_lines(b"\n".join(values))
+            rows: list[Typed] = self._decoder.decode_lines(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        return rows if len(rows) == len(values) else None
+        return rows if len(rows) == count else None
+
+    def _alone(
+        self, places: Sequence[int], values: Sequence[bytes], doubtful: list[int]
+    ) -> tuple[Sequence[int], list[Typed]]:
+        rows: list[Typed] = []
+        found: list[int] = []
+        decode, too_deep = self._decoder.decode, self._wire.too_deep
+        for place in places:
+            value = values[place]
+            try:
+                if len(value) > json_tokens.MAX_DEPTH and too_deep(value):
+                    doubtful.append(place)
+                    continue
+                rows.append(decode(value))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                doubtful.append(place)
+            else:
+                found.append(place)
+        return found, rows
+
+
+class _Lines:
+    """Values joined by line breaks. Some of them are read together where each begins with { and ends with }: then two
+    values cannot merge across the line break, so as many objects as lines prove that each line is one value."""
+
+    def __init__(self, values: Sequence[bytes], wire: Wire) -> None:
+        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        joined = b"\n".join(values)
+        self._text = memoryview(joined)
+        self._ends = ends = np.cumsum(sizes + 1) - 1  # of each value: where its line break is
+        letters = np.frombuffer(joined + b"\n", np.uint8)
+        # an empty value has a line break at its place
+        fit = (letters[ends - sizes] == _OPEN) & (letters[ends - 1] == _CLOSE)
+        if int(sizes.max()) > json_tokens.MAX_DEPTH:
+            for row in np.flatnonzero(sizes > json_tokens.MAX_DEPTH).tolist():
+                fit[row] = fit[row] and not wire.too_deep(values[row])
+        self._odd = [] if fit.all() else np.flatnonzero(~fit).tolist()
+        self._count = len(values)
+
+    def stop(self, at: int, most: int) -> int:
+        """How far values from ``at`` can be read together: at least one."""
+        stop = min(at + most, self._count)
+        if self._odd:
+            odd = bisect_left(self._odd, at)
+            if odd < len(self._odd):
+                stop = min(stop, max(self._odd[odd], at + 1))
+        return stop
+
+    def text(self, at: int, stop: int) -> memoryview:
+        return self._text[int(self._ends[at - 1]) + 1 if at else 0 : int(self._ends[stop - 1])]
 
 
 def each_get(gets: Iterable[str | int | Callable[[Any], Any]]) -> Callable[[Any], tuple[Any, ...]]:
@@ -162,6 +243,14 @@ def each_get(gets: Iterable[str | int | Callable[[Any], Any]]) -> Callable[[Any]
         one = attrgetter(names[0])
         return lambda row: (one(row),)
     return attrgetter(*names)
+
+
+def fields_get(kind: Any, gets: Sequence[str | Callable[[Any], Any]]) -> Callable[[Any], tuple[Any, ...]]:
+    """The same of an object of type ``kind``: all its fields at once where they are its first ones, or else one by one."""
+    if list(gets) == list(kind.__struct_fields__[: len(gets)]):
+        count, all_fields = len(gets), msgspec.structs.astuple
+        return lambda row: all_fields(row)[:count]
+    return each_get(gets)
 
 
 def one_get(get: str | int | Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -29,6 +29,10 @@ class Wire(Protocol):
 
     def is_null(self, token: msgspec.Raw) -> bool: ...
 
+    def is_list(self, token: msgspec.Raw) -> bool:
+        """A list or an object."""
+        ...
+
     def cell(self, token: msgspec.Raw) -> Cell:
         """Unusable (undecodable): a text that is none."""
         ...
@@ -52,6 +56,9 @@ class Json:
 
     def is_null(self, token: msgspec.Raw) -> bool:
         return bytes(token).strip() == b"null"
+
+    def is_list(self, token: msgspec.Raw) -> bool:
+        return bytes(token).lstrip()[:1] in b"{["
 
     def cell(self, token: msgspec.Raw) -> Cell:
         text = bytes(token).strip()
@@ -81,6 +88,9 @@ class Msgpack:
 
     def is_null(self, token: msgspec.Raw) -> bool:
         return bytes(token) == b"\xc0"
+
+    def is_list(self, token: msgspec.Raw) -> bool:
+        return bytes(token)[0] in _OPENING
 
     def cell(self, token: msgspec.Raw) -> Cell:
         value = bytes(token)

@@ -10,34 +10,32 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
 
-from streamer.errors import ConfigurationError, KafkaUnavailableError
+from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
 from streamer.tools.bench import windows as window_bench
 from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload
 from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, spread, watch_growth
 from streamer.tools.bench.reference import lstm_outputs
+from streamer.tools.bench.worker import STOP_TIMEOUT_S, Worker
 
 MODEL = Path(__file__).with_name("model") / "model.onnx"
 TOLERANCE = 1e-5
 _SAMPLED = 32
-_STOP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,16 @@ class Options:
     replication_factor: int = 1
     broker_pids: tuple[int, ...] = ()
     settings: tuple[str, ...] = ()
+    broken_every: int = 0
+    """Each throughput run once more with a record that is no event after so many events; 0: not"""
+
+
+class _Case(NamedTuple):
+    """What is measured."""
+
+    delivery: str
+    format: str
+    broken_every: int
 
 
 class Bench:
@@ -74,29 +82,26 @@ class Bench:
             delete_topics(self.options.bootstrap, self._topics)
 
     def throughput(self, cases: Sequence[tuple[str, str]], *, naive: bool = True) -> list[dict[str, Any]]:
-        """Results of every (delivery, format), then of the naive loop per format; ratios within each repeat."""
+        """Results of every (delivery, format), then of the naive loop per format; ratios within each repeat. Where records
+        are to be broken, each case is measured with them too, in turn."""
         options = self.options
+        broken = (0, options.broken_every) if options.broken_every else (0,)
         formats = sorted({value_format for _, value_format in cases})
-        loaded: dict[str, tuple[str, Plan, int]] = {}
-        few: dict[str, tuple[str, Plan, int]] = {}
-        for value_format in formats:
-            loaded[value_format] = self._load(value_format, options.events)
-            if naive:
-                few[value_format] = self._load(value_format, max(options.events // 10, 20_000))
-        spans: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        loaded = {(kind, every): self._load(kind, options.events, every) for kind in formats for every in broken}
+        few = {kind: self._load(kind, max(options.events // 10, 20_000)) for kind in formats if naive}
+        spans: dict[_Case, list[dict[str, Any]]] = {}
         for repeat in range(options.repeats):
-            for value_format in formats:
+            for kind in formats:
                 if naive:
-                    spans.setdefault(("naive", value_format), []).append(
-                        self._measure("naive", value_format, *few[value_format])
-                    )
-                for delivery, wanted in cases:
-                    if wanted == value_format:
-                        spans.setdefault((delivery, value_format), []).append(
-                            self._measure(delivery, value_format, *loaded[value_format])
-                        )
+                    case = _Case("naive", kind, 0)
+                    spans.setdefault(case, []).append(self._measure("naive", kind, *few[kind]))
+                for delivery, every in [
+                    (delivery, every) for delivery, wanted in cases if wanted == kind for every in broken
+                ]:
+                    case = _Case(delivery, kind, every)
+                    spans.setdefault(case, []).append(self._measure(delivery, kind, *loaded[kind, every]))
             self.say(f"repeat {repeat + 1} of {options.repeats} done")
-        return [self._summary(key, runs, spans.get(("naive", key[1]))) for key, runs in spans.items()]
+        return [self._summary(case, runs, spans) for case, runs in spans.items()]
 
     def latencies(self, deliveries: Sequence[str], value_format: str) -> dict[str, dict[str, Any]]:
         """``latency`` of each, in turn and ``repeats`` times, so that a bad minute of the machine hits them alike:
@@ -133,7 +138,7 @@ class Bench:
                 )  # fmt: skip
             finally:
                 sender.terminate()
-                sender.wait(_STOP_TIMEOUT_S)
+                sender.wait(STOP_TIMEOUT_S)
             cores = (cpu_seconds(worker.pids) - mark["cpu"]) / (time.monotonic() - mark["at"])
             rss = rss_bytes(worker.pids)
         p50, p95, p99 = np.percentile(found, [50, 95, 99]).tolist()
@@ -178,12 +183,9 @@ class Bench:
 
     def _verify(self, target: str, plan: Plan) -> dict[str, Any]:
         streams_of = plan.streams_of()
-        per_partition = np.bincount(streams_of % plan.partitions, minlength=plan.partitions).tolist()
         sampled = np.random.default_rng(plan.seed).choice(plan.streams, min(_SAMPLED, plan.streams), replace=False)
         keys = plan.keys()
-        found = count_answers(
-            self.options.bootstrap, target, per_partition, {keys[stream] for stream in sampled.tolist()}
-        )
+        found = count_answers(self.options.bootstrap, target, plan.due(), {keys[stream] for stream in sampled.tolist()})
         worst = 0.0
         for stream in sampled.tolist():
             expected = self._expected(plan.sequence(stream, streams_of))
@@ -202,11 +204,14 @@ class Bench:
         return np.concatenate([output[0].reshape(len(x), -1) for output in outputs], axis=1)
 
     def _summary(
-        self, key: tuple[str, str], runs: list[dict[str, Any]], naive: list[dict[str, Any]] | None
+        self, case: _Case, runs: list[dict[str, Any]], all_runs: Mapping[_Case, list[dict[str, Any]]]
     ) -> dict[str, Any]:
-        delivery, value_format = key
+        def ratios(to: _Case) -> dict[str, Any] | None:
+            base = [run["events_per_second"] for run in all_runs.get(to, ())]
+            return spread([mine / theirs for mine, theirs in zip(speeds, base, strict=True)]) if base else None
+
+        delivery, value_format, broken_every = case
         speeds = [run["events_per_second"] for run in runs]
-        base = [run["events_per_second"] for run in naive] if naive else []
         middle = sorted(runs, key=lambda run: run["events_per_second"])[len(runs) // 2]
         result: dict[str, Any] = {
             "delivery": delivery,
@@ -223,18 +228,20 @@ class Bench:
         if delivery != "naive":
             result["stage_us"] = middle["stages"]
             result["changelog_bytes_per_input_byte"] = middle["changelog"]
-            if base:
-                result["ratio_to_naive"] = spread([mine / theirs for mine, theirs in zip(speeds, base, strict=True)])
+            if (ratio := ratios(_Case("naive", value_format, 0))) is not None:
+                result["ratio_to_naive"] = ratio
+        if broken_every:
+            result |= {"broken_every": broken_every, "ratio_to_unbroken": ratios(_Case(delivery, value_format, 0))}
         return result
 
     # pieces
 
-    def _plan(self, value_format: str, events: int) -> Plan:
+    def _plan(self, value_format: str, events: int, broken_every: int = 0) -> Plan:
         options = self.options
-        return Plan(events, options.streams, options.partitions, self.features, value_format)
+        return Plan(events, options.streams, options.partitions, self.features, value_format, broken_every=broken_every)
 
-    def _load(self, value_format: str, events: int) -> tuple[str, Plan, int]:
-        plan, topic = self._plan(value_format, events), self.topic(value_format)
+    def _load(self, value_format: str, events: int, broken_every: int = 0) -> tuple[str, Plan, int]:
+        plan, topic = self._plan(value_format, events, broken_every), self.topic(value_format)
         create_topics(self.options.bootstrap, [topic], plan.partitions, self.options.replication_factor)
         self.say(f"loading {events:,} {value_format} events")
         return topic, plan, preload(self.options.bootstrap, topic, plan)
@@ -270,67 +277,6 @@ class Bench:
                 yield worker
             finally:
                 worker.stop()
-
-
-class Worker:
-    """The processes under test, with their log in a file."""
-
-    def __init__(self, commands: Sequence[Sequence[str]], folder: Path) -> None:
-        self._logs = [folder / f"worker-{index}.log" for index in range(len(commands))]
-        self._children = []
-        for command, log in zip(commands, self._logs, strict=True):
-            with log.open("wb") as file:
-                child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - our own modules
-            self._children.append(child)
-        self.pids = [child.pid for child in self._children]
-
-    def alive(self) -> None:
-        """Raises KafkaUnavailableError when a process has ended."""
-        for child, log in zip(self._children, self._logs, strict=True):
-            if child.poll() is not None:
-                raise KafkaUnavailableError(
-                    f"the process under test ended with {child.returncode}: {log.read_text()[-2000:]}"
-                )
-
-    def ready(self, bootstrap: str, target: str) -> None:
-        """Returns when every service says that it is live (the naive loop, that says nothing, gets ten seconds)."""
-        del bootstrap, target
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            self.alive()
-            if all(b"live" in log.read_bytes() for log in self._logs) or deadline - time.monotonic() < 50:
-                return
-            time.sleep(0.1)
-
-    def metrics(self) -> dict[str, float]:
-        """Sums of the services' samples by name and labels; empty for the naive loop."""
-        total: dict[str, float] = {}
-        for log in self._logs:
-            url = next((_url(line) for line in log.read_text().splitlines() if "http://" in line), None)
-            if url is None:
-                continue
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310 - http only, from our own log
-                for line in answer.read().decode().splitlines():
-                    if line and not line.startswith("#"):
-                        name, _, value = line.rpartition(" ")
-                        total[name] = total.get(name, 0.0) + float(value)
-        return total
-
-    def stop(self) -> None:
-        for child in self._children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-        for child in self._children:
-            try:
-                child.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-
-def _url(line: str) -> str:
-    rest = line[line.index("http://") :]
-    return rest.split('"')[0].split()[0].rstrip("/,").removesuffix("/metrics")
 
 
 def _sender(options: Options, topic: str, plan: Plan) -> dict[str, Any]:
@@ -386,6 +332,9 @@ def bench_command(
     windows: Annotated[
         bool, typer.Option("--windows", help="Closed windows of a bidirectional model instead.")
     ] = False,
+    broken_every: Annotated[
+        int, typer.Option(help="Each throughput run once more with a broken record after so many events; 0: not.")
+    ] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the service.")] = None,
 ) -> None:
     """Throughput, cost and latency on a real cluster, against a naive loop in the same run."""
@@ -397,7 +346,7 @@ def bench_command(
     own = window_bench.settings() if windows else ()
     options = Options(
         bootstrap, model or (window_bench.MODEL if windows else MODEL), events, streams, repeats=repeats, workers=workers,
-        rate=rate, rate_s=rate_s, broker_pids=pids, settings=(*own, *(settings or ())),
+        rate=rate, rate_s=rate_s, broker_pids=pids, settings=(*own, *(settings or ())), broken_every=broken_every,
     )  # fmt: skip
     deliveries, formats = delivery.split(","), value_format.split(",")
     lock = threading.Lock()
@@ -419,7 +368,7 @@ def bench_command(
         if rate:
             timed = bench.latencies([*deliveries, *(["naive"] if naive else [])], formats[0])
             for result in found:
-                if result["format"] == formats[0]:
+                if result["format"] == formats[0] and "broken_every" not in result:
                     result.update(timed[result["delivery"]])
     finally:
         bench.close()

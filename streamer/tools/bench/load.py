@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from streamer.core import F32, I64
+from streamer.core import F32, I64, Flags
 from streamer.errors import KafkaUnavailableError
 from streamer.tools.broker import require_confluent_kafka
 
@@ -33,6 +33,8 @@ class Plan:
     features: int = 16
     format: str = "json"
     seed: int = 0
+    broken_every: int = 0
+    """One more record after so many events, which is no event; 0: none. Each ends in the dead-letter topic."""
 
     def pool(self) -> F32:
         """[POOL, F], four decimals: what both formats carry exactly alike."""
@@ -47,9 +49,36 @@ class Plan:
         rows = np.round(pool.astype(np.float64), 4).tolist()
         return [json.dumps({"x": row}, separators=(",", ":")).encode() for row in rows]
 
+    def broken(self) -> list[bytes]:
+        """Values that are no event, each for another reason."""
+        if self.format == "float32":
+            return [b"abc", b"", np.full(self.features, np.nan, "<f4").tobytes(), bytes(4 * self.features + 4)]
+        row = ",".join(["1.5"] * (self.features - 1))
+        return [
+            b"x",
+            b'{"x":[1,2',
+            b"\xef\xbb\xbf" + b'{"x":[]}',
+            f'{{"x":[{row}]}}'.encode(),
+            f'{{"x":[{row},null]}}'.encode(),
+            f'{{"x":[{row},1e400]}}'.encode(),
+            f'{{"x":[{row},16777217]}}'.encode(),
+            f'{{"x":[{row},1.5],"ts":"noon"}}'.encode(),
+            f'{{"x":[{row},1.5],"ts":-1}}'.encode(),
+        ]
+
     def streams_of(self) -> I64:
         """[events] stream of each event."""
         return np.random.default_rng([self.seed, 1]).integers(0, self.streams, self.events)
+
+    def due(self) -> list[Flags]:
+        """Per partition: whether the record at each offset is an event, and so answered."""
+        partitions = self.streams_of() % self.partitions
+        events = np.ones(self.events, np.bool_)
+        if self.broken_every:
+            after = np.arange(self.broken_every - 1, self.events, self.broken_every)
+            events = np.insert(events, after + 1, False)
+            partitions = np.insert(partitions, after + 1, partitions[after])
+        return [events[partitions == partition] for partition in range(self.partitions)]
 
     def keys(self) -> list[bytes]:
         return [b"stream-%06d" % stream for stream in range(self.streams)]
@@ -86,12 +115,16 @@ def delete_topics(bootstrap: str, names: list[str]) -> None:
 
 def preload(bootstrap: str, topic: str, plan: Plan) -> int:
     """Sends the whole plan as fast as the cluster takes it. Returns the bytes of keys and values."""
-    values, keys, partitions = plan.values(), plan.keys(), plan.partitions
-    streams = enumerate(plan.streams_of().tolist())
+    return send_all(bootstrap, topic, _rows(plan))
+
+
+def _rows(plan: Plan) -> Iterator[tuple[bytes, bytes, int, int]]:
+    values, keys, broken, every = plan.values(), plan.keys(), plan.broken(), plan.broken_every
     now = 0  # the client's word for it
-    return send_all(
-        bootstrap, topic, ((values[index % POOL], keys[stream], stream % partitions, now) for index, stream in streams)
-    )
+    for index, stream in enumerate(plan.streams_of().tolist()):
+        yield values[index % POOL], keys[stream], stream % plan.partitions, now
+        if every and index % every == every - 1:
+            yield broken[index // every % len(broken)], keys[stream], stream % plan.partitions, now
 
 
 def send_all(bootstrap: str, topic: str, rows: Iterable[tuple[bytes, bytes, int, int]]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from streamer.core import I64
+from streamer.core import I64, Flags
 from streamer.errors import KafkaUnavailableError
 from streamer.tools.broker import require_confluent_kafka
 
@@ -150,15 +150,15 @@ class Count:
     """Answers of the sampled streams, in order"""
 
 
-def count_answers(bootstrap: str, topic: str, per_partition: Sequence[int], sample: set[bytes]) -> Count:
-    """Reads all of ``topic``, committed records only, and ticks off the input offsets 0..n-1 of every partition by the
-    header ``streamer-source``."""
+def count_answers(bootstrap: str, topic: str, due: Sequence[Flags], sample: set[bytes]) -> Count:
+    """Reads all of ``topic``, committed records only, and ticks off input offsets by the header ``streamer-source``.
+    ``due``: per partition, whether the record at each input offset 0..n-1 is answered."""
     kafka = require_confluent_kafka()
     reader = consumer(bootstrap)
     found = Count()
-    seen: list[I64] = [np.zeros(count, np.int64) for count in per_partition]
+    seen: list[I64] = [np.zeros(len(each), np.int64) for each in due]
     try:
-        parts = [kafka.TopicPartition(topic, partition, 0) for partition in range(len(per_partition))]
+        parts = [kafka.TopicPartition(topic, partition, 0) for partition in range(len(due))]
         ends = stable_ends(reader, parts)
         reader.assign(parts)
         quiet = 0
@@ -179,8 +179,8 @@ def count_answers(bootstrap: str, topic: str, per_partition: Sequence[int], samp
                     found.values.setdefault(message.key(), []).append(message.value())
     finally:
         reader.close()
-    found.lost = sum(int((part == 0).sum()) for part in seen)
-    found.repeated = sum(int(np.maximum(part - 1, 0).sum()) for part in seen)
+    found.lost = sum(int((wanted & (part == 0)).sum()) for part, wanted in zip(seen, due, strict=True))
+    found.repeated = sum(int(np.maximum(part - wanted, 0).sum()) for part, wanted in zip(seen, due, strict=True))
     return found
 
 

@@ -1,0 +1,1 @@
+"""Zero to many outputs per event: labels per step become symbols, and an utterance's symbols its transcript. Pure arithmetic."""

@@ -1,0 +1,46 @@
+"""A text as places in a vocabulary: characters, or pieces of several, the longest that fits first.
+
+The same in training and in service: ``Spelling(vocabulary, unknown).places("text")``. Characters are Unicode code points as
+they come: nothing is folded, trimmed or normalised, so do that to both or to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Spelling:
+    """One vocabulary. ``unknown``: the place of a character that no piece begins with; None: there is none."""
+
+    def __init__(self, vocabulary: Sequence[str], unknown: int | None = None) -> None:
+        self._places = {piece: place for place, piece in enumerate(vocabulary)}
+        self._unknown = unknown
+        self._lengths: dict[str, tuple[int, ...]] = {}
+        """First character -> lengths of the pieces that begin with it, the longest first"""
+        for piece in vocabulary:
+            if piece:
+                known = {*self._lengths.get(piece[0], ()), len(piece)}
+                self._lengths[piece[0]] = tuple(sorted(known, reverse=True))
+        self._single = all(len(piece) == 1 for piece in vocabulary)
+
+    def places(self, text: str) -> list[int]:
+        """One for each character or piece of ``text``. KeyError, with the character, for one that has no place."""
+        if self._single:
+            found = list(map(self._places.get, text))
+            if None not in found:
+                return found  # type: ignore[return-value]
+        places: list[int] = []
+        at, size = 0, len(text)
+        while at < size:
+            for length in self._lengths.get(text[at], ()):
+                place = self._places.get(text[at : at + length])
+                if place is not None:
+                    places.append(place)
+                    at += length
+                    break
+            else:
+                if self._unknown is None:
+                    raise KeyError(text[at])
+                places.append(self._unknown)
+                at += 1
+        return places
