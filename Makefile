@@ -17,8 +17,13 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 SERVICE := $(VENV)/.stamp-service
 DEVELOP := $(VENV)/.stamp-develop
 CODE := streamer export tests deploy
+NATIVE := $(VENV)/.stamp-native
+NATIVE_CODE := $(addprefix streamer/native/,Cargo.toml Cargo.lock pyproject.toml) $(wildcard streamer/native/src/*.rs)
+NATIVE_IF_CARGO := $(if $(shell command -v cargo),$(NATIVE))
+# Where cargo compiles, also in tests.
+export CARGO_TARGET_DIR ?= $(CURDIR)/build/native
 
-.PHONY: help demo test accept simulate lint format bench kafka chaos requirements clean
+.PHONY: help demo native test accept simulate lint format bench kafka chaos requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,10 +33,12 @@ help: ## Show this list
 demo: $(SERVICE) ## Synthetic telemetry through the service, with an in-process broker: no Java, no torch
 	@$(STREAMER) demo $(ARGS)
 
-test: $(DEVELOP) ## All tests that fit in 30 minutes on two cores
+native: $(NATIVE) ## Build the native decoder of JSON and install it into .venv (needs cargo; optional)
+
+test: $(DEVELOP) $(NATIVE_IF_CARGO) ## All tests that fit in 30 minutes on two cores
 	@$(PY) -m pytest $(ARGS)
 
-accept: $(DEVELOP) ## The long proofs, in at most two hours; PART=chaos for one of them (parts are below)
+accept: $(DEVELOP) $(NATIVE_IF_CARGO) ## The long proofs, in at most two hours; PART=chaos for one of them (parts are below)
 	@$(PY) tests/accept.py $(PART) $(ARGS)
 
 simulate: $(DEVELOP) ## Seeded schedules over a simulated cluster (ARGS="--seed 7 --schedules 200")
@@ -62,8 +69,8 @@ requirements: $(DEVELOP) ## Pin the image's dependencies anew, with their hashes
 	@$(PIP) --group pin
 	@{ echo "# Everything the image installs, for any platform and Python >= 3.11. Made by: make requirements"; \
 	  $(COMPILE) --extra demo --extra fast pyproject.toml; } > $(VENV)/requirements.txt
-	@{ echo "# What builds the wheel that the image installs. Made by: make requirements"; \
-	  $(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	@{ echo "# What builds the wheels that the image installs. Made by: make requirements"; \
+	  $(PY) -c 'import tomllib; [print(*tomllib.load(open(each, "rb"))["build-system"]["requires"], sep="\n") for each in ("pyproject.toml", "streamer/native/pyproject.toml")]' \
 	    | $(COMPILE) -; } > $(VENV)/requirements-build.txt
 	@mv $(VENV)/requirements.txt $(VENV)/requirements-build.txt deploy/
 
@@ -83,9 +90,15 @@ $(SERVICE): $(VENV)/.stamp-venv pyproject.toml
 	@$(PIP) -e '.[demo,fast]'
 	@touch $@
 
+$(NATIVE): $(SERVICE) $(NATIVE_CODE)
+	@command -v cargo >/dev/null || { echo "cargo is needed (rustup.rs); without it Python reads records" >&2; exit 1; }
+	@echo "building the native decoder (a minute at the first time)"
+	@$(PIP) --force-reinstall --no-deps ./streamer/native
+	@touch $@
+
 # Dependency groups need a newer pip than the one that came with Python 3.11.
 $(DEVELOP): $(SERVICE)
 	@echo "setting up $(VENV): torch and the tools of development (some minutes at the first time)"
 	@$(PIP) --upgrade 'pip>=25.1'
-	@$(PIP) -e '.[demo,fast,export,parquet]' --group test --group lint
+	@$(PIP) -e '.[demo,fast,export,parquet,recipes]' --group test --group lint
 	@touch $@

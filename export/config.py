@@ -24,8 +24,9 @@ from streamer.windows import WindowRule
 from .files import FileOptions
 from .files.table import MISSING
 from .files.times import UNITS
+from .pairs.sections import PAIR_TASKS, DecoderSection, PairsSection, sections_problem
 
-TASKS = ("forecast", "next_category", "next_set", "classify", "regress")
+TASKS = ("forecast", "next_category", "next_set", "classify", "regress", *PAIR_TASKS)
 
 
 class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -216,11 +217,14 @@ class TrainConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: str
     """Name of the model, which predictions carry."""
     task: str
-    """``forecast``, ``next_category``, ``next_set``, ``classify`` or ``regress``."""
+    """``forecast``, ``next_category``, ``next_set``, ``classify``, ``regress``, ``sequence-to-sequence`` or
+    ``recognise``."""
     data: DataSection
     model: ModelSection
     training: TrainSection = TrainSection()
     window: dict[str, str | int] | None = None
+    pairs: PairsSection | None = None
+    decoder: DecoderSection | None = None
     version: str = "1"
     """Version of the model."""
     seeds: list[int] = msgspec.field(default_factory=lambda: [0])
@@ -269,8 +273,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigurationError(f"{path}: {error}") from error
     if config.task not in TASKS:
         raise ConfigurationError(f"{path}: task must be one of {', '.join(TASKS)}, not {config.task!r}")
-    if (problem := config.data.problem()) is not None:
-        raise ConfigurationError(f"{path}: {problem}")
+    if (found := config.data.problem() or _pairs_problem(config)) is not None:
+        raise ConfigurationError(f"{path}: {found}")
     if not config.seeds or min(config.seeds) < 0 or config.threads < 1:
         raise ConfigurationError(f"{path}: seeds must be one or more numbers >= 0, threads at least 1")
     if config.device != "cpu" and not torch.cuda.is_available():
@@ -283,6 +287,19 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return config
 
 
+def _pairs_problem(config: TrainConfig) -> str | None:
+    """What does not go together in a configuration with, or without, pairs."""
+    if (
+        found := sections_problem(config.task, config.pairs, config.decoder)
+    ) is not None or config.task not in PAIR_TASKS:
+        return found
+    if config.window is not None:
+        return "[window] is not read for pairs: every source is one window"
+    if config.model.reduce is not None or config.model.kind == "mlp":
+        return "model.reduce and kind mlp are not for pairs: every step of the source counts"
+    return None
+
+
 def reference() -> str:
     """Markdown with one table per section of train.toml: key, default, meaning."""
     sections: list[tuple[str, type]] = [
@@ -290,6 +307,8 @@ def reference() -> str:
         ("`[data]`", DataSection),
         ("`[model]`", ModelSection),
         ("`[training]`", TrainSection),
+        ("`[pairs]`", PairsSection),
+        ("`[decoder]`", DecoderSection),
     ]
     tables = [f"### {title}\n\n{_table(section)}" for title, section in sections]
     tables.append("### `[window]`\n\n" + section_table("model.NAME.window"))

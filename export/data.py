@@ -217,6 +217,17 @@ def buckets(
     ``max_steps`` bounds rows x longest length of a batch (0: only ``rows`` does), and with it the memory of a step.
     """
     lengths = np.array([len(example.x) for example in examples])
+    groups = by_length(lengths, rows=rows, rng=rng, max_steps=max_steps)
+    for members in groups:
+        active = [(lane, index, 0) for lane, index in enumerate(members)]
+        yield _cut(examples, active, max(len(examples[i].x) for i in members))
+
+
+def by_length(lengths: I64, *, rows: int, rng: np.random.Generator | None, max_steps: int = 0) -> list[list[int]]:
+    """Places in ``lengths`` in groups of similar length, in random order of groups (in order of length without ``rng``).
+
+    ``max_steps`` bounds a group's size x its longest length (0: only ``rows`` bounds it).
+    """
     noise = np.zeros(len(lengths)) if rng is None else rng.random(len(lengths)) * 0.1 * lengths
     order = np.argsort(lengths + noise, kind="stable")
     groups: list[list[int]] = [[]]
@@ -230,9 +241,7 @@ def buckets(
         groups[-1].append(int(index))
     if rng is not None:
         rng.shuffle(groups)
-    for members in groups:
-        active = [(lane, index, 0) for lane, index in enumerate(members)]
-        yield _cut(examples, active, max(len(examples[i].x) for i in members))
+    return groups
 
 
 def segments(examples: Sequence[Example], steps: int, rng: np.random.Generator) -> list[Example]:

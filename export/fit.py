@@ -85,15 +85,12 @@ class History:
 Progress = Callable[[EpochFigures], None]
 
 
-class Trainer:
-    """One model, its optimiser and its history; ``run`` trains on from wherever it is."""
+class Loop:
+    """One model, its optimiser and its history, epoch after epoch; what an epoch does, its subclasses say."""
 
-    def __init__(
-        self, model: SequenceModel, task: str, options: FitOptions, class_weights: Tensor | None = None
-    ) -> None:
-        """``class_weights`` [O]: what an event of each class counts, in training and in validation."""
+    def __init__(self, model: nn.Module, task: str, options: FitOptions) -> None:
         options.check()
-        self.model, self.task, self.options, self.class_weights = model, task, options, class_weights
+        self.model, self.task, self.options = model, task, options
         extra: dict[str, Any] = {"momentum": options.momentum} if options.optimiser == "sgd" else {}
         make: Any = OPTIMISERS[options.optimiser]
         self.optimiser: torch.optim.Optimizer = make(
@@ -105,10 +102,9 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.rate_factor = 1.0
 
-    def run(
+    def run_epochs(
         self,
-        train: Source,
-        validation: Sequence[Example],
+        epoch: Callable[[int], EpochFigures],
         *,
         progress: Progress | None = None,
         checkpoint: Path | None = None,
@@ -118,7 +114,7 @@ class Trainer:
         ``checkpoint`` is written at the end of each epoch. ConfigurationError if the loss diverges.
         """
         while len(self.history.epochs) < self.options.epochs and not self.history.stopped_early:
-            figures = self._epoch(train, validation, len(self.history.epochs))
+            figures = epoch(len(self.history.epochs))
             self._remember(figures)
             if checkpoint is not None:
                 self.save(checkpoint)
@@ -173,39 +169,18 @@ class Trainer:
         saved = dict(document["history"])
         self.history = History(**{**saved, "epochs": [EpochFigures(**row) for row in saved["epochs"]]})
 
-    def _epoch(self, train: Source, validation: Sequence[Example], epoch: int) -> EpochFigures:
-        started = perf_counter()
+    def _begin(self, epoch: int) -> np.random.Generator:
+        """Everything random in an epoch follows from (seed, epoch)."""
         torch.manual_seed(self.options.seed * 1_000_003 + epoch)
-        rng = np.random.default_rng([self.options.seed, epoch])
-        sequences = train(rng) if callable(train) else train
-        if self.model.mode == "step":
-            sequences = segments(sequences, self.options.segment_steps, rng)
-        if not sequences:
-            raise ConfigurationError("too little data: nothing to train on")
-        self.model.train()
-        every = max(1, sum(len(e.x) for e in sequences))
-        total, count, done, norms = 0.0, 0.0, 0, []
-        carry = Carry(self.model, min(self.options.rows, len(sequences)))
-        rate = self.options.learning_rate
-        for chunk in self._plan(sequences, rng):
-            rate = self._set_rate(epoch, done / every)
-            states = carry.take(chunk) if self.model.mode == "step" else ()
-            loss = chunk_loss(self.model, self.task, chunk, states, self.class_weights)
-            value = float(loss.total.detach())
-            if loss.count:
-                norms.append(self._step(loss.total / loss.count))
-                self._check(value / loss.count, norms[-1], epoch, len(norms))
-            if self.model.mode == "step":
-                carry.put(chunk, loss.states)
-            total, count, done = total + value, count + loss.count, done + int(chunk.lengths.sum())
-        if not norms:
-            raise ConfigurationError("too little data: no event of the training part has a label that counts")
-        self.model.eval()
-        held = mean_loss(self.model, self.task, validation, self.class_weights)
+        return np.random.default_rng([self.options.seed, epoch])
+
+    def _figures(
+        self, epoch: int, loss: float, held: float, rate: float, norms: Sequence[float], started: float
+    ) -> EpochFigures:
         clip = self.options.clip_norm
         return EpochFigures(
             epoch,
-            total / count if count else 0.0,
+            loss,
             held,
             rate,
             float(np.mean(norms)),
@@ -213,12 +188,6 @@ class Trainer:
             float(np.mean([norm > clip for norm in norms])) if clip else 0.0,
             perf_counter() - started,
         )
-
-    def _plan(self, sequences: Sequence[Example], rng: np.random.Generator) -> Iterator[Chunk]:
-        if self.model.mode == "window":
-            return buckets(sequences, rows=self.options.rows, rng=rng, max_steps=self.options.batch_steps)
-        order = [int(i) for i in rng.permutation(len(sequences))]
-        return chunks(sequences, rows=self.options.rows, steps=self.options.steps, order=order)
 
     def _step(self, loss: Tensor) -> float:
         """One optimiser step; the gradient's norm before clipping."""
@@ -260,6 +229,68 @@ class Trainer:
         if self.options.schedule == "plateau" and waited and waited % max(1, self.options.patience // 2) == 0:
             self.rate_factor *= 0.5
         history.stopped_early = 0 < self.options.patience <= waited
+
+
+class Trainer(Loop):
+    """One sequence model; ``run`` trains on from wherever it is, and keeps the epoch of the best validation loss."""
+
+    model: SequenceModel
+
+    def __init__(
+        self, model: SequenceModel, task: str, options: FitOptions, class_weights: Tensor | None = None
+    ) -> None:
+        """``class_weights`` [O]: what an event of each class counts, in training and in validation."""
+        super().__init__(model, task, options)
+        self.class_weights = class_weights
+
+    def run(
+        self,
+        train: Source,
+        validation: Sequence[Example],
+        *,
+        progress: Progress | None = None,
+        checkpoint: Path | None = None,
+    ) -> History:
+        """As ``run_epochs``: the model ends with the weights of the epoch with the best validation loss."""
+        return self.run_epochs(
+            lambda epoch: self._epoch(train, validation, epoch), progress=progress, checkpoint=checkpoint
+        )
+
+    def _epoch(self, train: Source, validation: Sequence[Example], epoch: int) -> EpochFigures:
+        started = perf_counter()
+        rng = self._begin(epoch)
+        sequences = train(rng) if callable(train) else train
+        if self.model.mode == "step":
+            sequences = segments(sequences, self.options.segment_steps, rng)
+        if not sequences:
+            raise ConfigurationError("too little data: nothing to train on")
+        self.model.train()
+        every = max(1, sum(len(e.x) for e in sequences))
+        total, count, done, norms = 0.0, 0.0, 0, []
+        carry = Carry(self.model, min(self.options.rows, len(sequences)))
+        rate = self.options.learning_rate
+        for chunk in self._plan(sequences, rng):
+            rate = self._set_rate(epoch, done / every)
+            states = carry.take(chunk) if self.model.mode == "step" else ()
+            loss = chunk_loss(self.model, self.task, chunk, states, self.class_weights)
+            value = float(loss.total.detach())
+            if loss.count:
+                norms.append(self._step(loss.total / loss.count))
+                self._check(value / loss.count, norms[-1], epoch, len(norms))
+            if self.model.mode == "step":
+                carry.put(chunk, loss.states)
+            total, count, done = total + value, count + loss.count, done + int(chunk.lengths.sum())
+        if not norms:
+            raise ConfigurationError("too little data: no event of the training part has a label that counts")
+        self.model.eval()
+        held = mean_loss(self.model, self.task, validation, self.class_weights)
+        return self._figures(epoch, total / count if count else 0.0, held, rate, norms, started)
+
+    def _plan(self, sequences: Sequence[Example], rng: np.random.Generator) -> Iterator[Chunk]:
+        if self.model.mode == "window":
+            return buckets(sequences, rows=self.options.rows, rng=rng, max_steps=self.options.batch_steps)
+        order = [int(i) for i in rng.permutation(len(sequences))]
+        return chunks(sequences, rows=self.options.rows, steps=self.options.steps, order=order)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

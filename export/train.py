@@ -28,6 +28,8 @@ from .data import UNLABELLED, Example, Split, Streams, fit_scaling
 from .fit import EpochFigures, FitOptions, History, Trainer
 from .judge import score_summary, warnings
 from .model import Forecaster, ModelConfig, SequenceModel, build, fold_target_scale
+from .pairs.sections import PAIR_TASKS
+from .pairs.train import run as run_pairs
 from .prepare import read_split
 from .progress import epochs_progress
 from .publish import publish
@@ -210,6 +212,8 @@ def run(
     """
     if config.model.kind == "mlp":
         raise ConfigurationError("kind mlp is the baseline of `compare` and is not exported: use rnn, lstm or gru")
+    if config.task in PAIR_TASKS:
+        return run_pairs(config, base, out, resume=resume, say=say)
     torch.set_num_threads(config.threads)
     out.mkdir(parents=True, exist_ok=True)
     notes: list[str] = []
@@ -314,7 +318,9 @@ def main(argv: Sequence[str]) -> int:
         if metrics["score"]:
             score = metrics["score"]
             print(f"suggested threshold of the score: {score['suggested_threshold']:.4g} ({score['threshold_rule']})")
-        print(f"{out / 'model.onnx'}: verified, {metrics['parameters']} parameters")
+        report = metrics["verification"]
+        state = "verified" if report["checks"] else report["not_checked"][0]
+        print(f"{report['model']}: {state}, {metrics['parameters']} parameters")
     return 0
 
 

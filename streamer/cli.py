@@ -162,7 +162,7 @@ async def _serve(settings: Settings, models: Models) -> None:
         telemetry = Telemetry(
             [(name, model.contract.version, model.sha256) for name, model, _ in models],
             __version__,
-            facts=facts(settings, instance),
+            facts=facts(settings, instance, models),
             summary_interval_s=settings.log.summary_interval_s,
         )
         parts = await _unless(stopping, prepare(settings, models))
@@ -175,7 +175,7 @@ async def _serve(settings: Settings, models: Models) -> None:
             "started",
             version=__version__,
             models={name: model.sha256 for name, model, _ in models},
-            **facts(settings, instance),
+            **facts(settings, instance, models),
         )
         async with observed(settings, telemetry, service):
             await service.run()

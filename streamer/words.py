@@ -73,6 +73,14 @@ class Forgotten(StrEnum):
     END = "end"
 
 
+class Decoder(StrEnum):
+    """Which code reads records."""
+
+    AUTO = "auto"
+    PYTHON = "python"
+    NATIVE = "native"
+
+
 class KeyForm(StrEnum):
     """What the bytes of a record's key are."""
 

@@ -54,6 +54,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "google": ("streamer.records.schemas.protobuf",),
     "fastavro": (),  # it ends the process on hostile bytes: tests compare with it
     "uvloop": ("streamer.service.loop", "streamer.cli"),
+    "streamer_native": ("streamer.records.formats.native",),
     "typer": ("streamer.cli", "streamer.tools", "export"),
     "rich": ("streamer.cli", "streamer.tools", "export"),
 }

@@ -26,6 +26,7 @@ from ..data import Split
 from ..foreign import SEED, split
 from ..judge import warnings
 from ..model import SequenceModel
+from ..pairs.recipe import PairRecipe, run_pairs
 from ..publish import publish
 from ..train import DataSection, ModelSection, TrainConfig, TrainSection, train_seed
 
@@ -63,11 +64,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def get(name: str) -> Recipe:
+def get(name: str) -> Recipe | PairRecipe:
     """ConfigurationError for a name that is not a recipe."""
     if name not in names():
         raise ConfigurationError(f"no recipe {name!r}, there are {', '.join(names())}")
-    recipe: Recipe = importlib.import_module(f".{name}", __package__).RECIPE
+    recipe: Recipe | PairRecipe = importlib.import_module(f".{name}", __package__).RECIPE
     return recipe
 
 
@@ -79,6 +80,8 @@ def run(
     ``data``: a file of the user's own, whose vocabularies and classes are its own; ``normal``: its normal label.
     """
     recipe = get(name)
+    if isinstance(recipe, PairRecipe):
+        return run_pairs(recipe, name, out, quick=quick, data=data)
     torch.set_num_threads(1)
     section = (recipe.quick_model if quick else None) or recipe.model
     training = (recipe.quick_training if quick else None) or recipe.training

@@ -16,13 +16,13 @@ from streamer.core import CARRIED_HEADERS, I64, EventBatch, Headers, Op, RecordB
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import Columns, Fields, Source, format_of
+from streamer.records.formats import Columns, Fields, Native, Source, format_of
 from streamer.records.formats.several import joined, no_steps
 from streamer.records.keys import Keys
 from streamer.records.schemas.book import Book
 from streamer.records.times import YEAR_2000_MS, TimeRule
 from streamer.records.unusable import Unusable, plain, unforeseen
-from streamer.words import KeyForm, Reason, TimeUnit
+from streamer.words import Decoder, KeyForm, Reason, TimeUnit
 
 OP_HEADER = "streamer-op"
 _OPS = {b"reset": Op.RESET, b"end": Op.END}
@@ -54,11 +54,13 @@ class Codec:
         fields: Fields | None = None,
         source: Source | None = None,
         generates: bool = False,
+        decoder: str = Decoder.AUTO,
         careful: bool = False,
     ) -> None:
         """``fields``: where features and time are found, in formats with names. ``source``: of schemas, in formats that have
-        them. ``generates``: a model is served that can, so ``generate`` is a command. ``careful``: every record by the
-        definition, one by one; what the fast paths are compared with."""
+        them. ``generates``: a model is served that can, so ``generate`` is a command. ``decoder``: which code reads records;
+        what they mean is the same. ``careful``: every record by the definition, one by one; what the fast paths are compared
+        with."""
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
@@ -68,6 +70,7 @@ class Codec:
         self._max_record_bytes, self._max_key_bytes = max_record_bytes, max_key_bytes
         self._times = TimeRule(TimeUnit(time_unit), min_time_ms, max_future_ms)
         filled = None if missing is None else _missing(missing, exact)
+        native = Native.load(Decoder(decoder))
         self._format = format_of(
             value_format,
             contract.feature_tables,
@@ -76,8 +79,11 @@ class Codec:
             TimeUnit(time_unit),
             fields or Fields(),
             max_record_steps if self._several else None,
+            native,
             source,
         )
+        self.decoder = native.told
+        """Which code reads records, for people"""
         self.schemas: Book | None = None if source is None else source.book
         """What has to be learned before ``decode``, in formats of a registry"""
         self._careful = careful
@@ -188,7 +194,10 @@ class Codec:
         columns = None if self._careful else self._columns(values, headers)
         if columns is None:
             columns = Columns(self._nothing(len(values)), None, list(range(len(values))))
-        times, unsure = self._times.column(columns.times, stamps)
+        given = columns.given
+        times, unsure = (
+            self._times.column(columns.times, stamps) if given is None else self._times.judged(given, stamps)
+        )
         bad |= columns.bad
         doubtful = [row for row in sorted({*columns.doubtful, *unsure}) if row not in bad]
         x = columns.x

@@ -62,6 +62,16 @@ class Meaning:
         if self.table is not None:
             self.table[None] = self.missing
 
+    @property
+    def words(self) -> Mapping[str, Number]:
+        """category: word -> its place."""
+        return self._places
+
+    @property
+    def unknown(self) -> Number | None:
+        """category: what stands for every other word."""
+        return self._unknown
+
     def number(self, cell: Cell) -> Number:
         """What the graph gets. Unusable: nothing that the contract allows."""
         if self._measured and type(cell) in (float, int):  # what nearly every cell is

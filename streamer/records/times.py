@@ -8,10 +8,12 @@ is none: then there is nothing to be in the future of.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamer.core import I64
 from streamer.records.unusable import Unusable, plain
@@ -36,6 +38,16 @@ class Moment(int):
         made = cls(number)
         made.ms = number * 1_000 // _PER_SECOND[unit]
         return made
+
+
+@dataclass(slots=True)
+class Given:
+    """Times that are in milliseconds already."""
+
+    times_ms: I64
+    """[N]"""
+    there: NDArray[np.bool_] | None
+    """[N] The record itself says when it was; None: all do."""
 
 
 class TimeRule:
@@ -92,11 +104,24 @@ class TimeRule:
             return self._each(given, stamps_ms)
         if self._all_good(times, stamps_ms):
             return times, []
+        return times, np.flatnonzero(~self._bounded(times, stamps_ms)).tolist()
+
+    def judged(self, given: Given, stamps_ms: I64) -> tuple[I64, list[int]]:
+        """As ``column``."""
+        times, there = given.times_ms, given.there
+        if there is None and self._all_good(times, stamps_ms):
+            return times, []
+        good = self._bounded(times, stamps_ms)
+        if there is not None:
+            times = np.where(there, times, stamps_ms)
+            good = self._bounded(times, stamps_ms) & (there | (stamps_ms > 0))
+        return times, np.flatnonzero(~good).tolist()
+
+    def _bounded(self, times: I64, stamps_ms: I64) -> NDArray[np.bool_]:
         latest: I64 | int = MAX_TIME_MS
         if self._max_future_ms is not None:
             latest = np.minimum(np.where(stamps_ms > 0, stamps_ms + self._max_future_ms, MAX_TIME_MS), MAX_TIME_MS)
-        good = (times >= self._min_ms) & (times <= latest)
-        return times, np.flatnonzero(~good).tolist()
+        return (times >= self._min_ms) & (times <= latest)
 
     def _all_good(self, times: I64, stamps_ms: I64) -> bool:
         """The common case in few passes: all records have a timestamp, and all times are in bounds."""

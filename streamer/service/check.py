@@ -71,6 +71,8 @@ class Report:
     features: list[mapping.Mapped] = field(default_factory=list)
     time: str = ""
     sample: dict[str, Any] = field(default_factory=dict)
+    decoder: str = ""
+    """Which code reads records"""
     warnings: list[str] = field(default_factory=list)
     problems: list[StreamerError] = field(default_factory=list)
 
@@ -96,6 +98,7 @@ class Report:
             "group": self.group,
             "format": self.format,
             "features": [each.as_dict() for each in self.features],
+            "decoder": self.decoder,
             "sample": self.sample,
             "warnings": self.warnings,
             "problems": [{"exit_code": each.exit_code, "error": str(each)} for each in self.problems],
@@ -105,6 +108,8 @@ class Report:
         """For people; settings and problems apart."""
         for name, model in self.models.items():
             yield f"model {name}: {model['mode']}, {model['state_bytes']} bytes of state per stream, sha256 {model['sha256']}"
+        if self.decoder:
+            yield f"records are read by {self.decoder}"
         for what, topic in self.topics.items():
             there = "" if topic["exists"] else ", would be created"
             yield f"{what} {topic['name']}: {_counted(topic['partitions'], 'partition')}{there}"
@@ -200,6 +205,7 @@ class _Check:
         """The codec, when models, windows and format can be served together."""
         try:
             codec = codec_of(self._settings, models)
+            self._report.decoder = codec.decoder
             check_models(models)
             answer_schemas(self._settings, models)
             utterances(self._settings, models)

@@ -179,6 +179,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         key=section.key,
         fields=fields_of(settings),
         source=_source(settings),
+        decoder=section.decoder,
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
 

@@ -23,7 +23,7 @@ from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Observer, Service
 from streamer.service.membership import Membership
-from streamer.service.prepare import Parts, codec_of, connection, load_models, prepare, processor_of
+from streamer.service.prepare import Models, Parts, codec_of, connection, load_models, prepare, processor_of
 from streamer.service.schemas import Schemas
 from streamer.service.siblings import watch_siblings
 from streamer.service.sink import Sink
@@ -125,7 +125,7 @@ def instance_id(settings: Settings) -> str:
     return settings.kafka.instance or uuid.uuid4().hex[:12]
 
 
-def facts(settings: Settings, instance: str) -> dict[str, str]:
+def facts(settings: Settings, instance: str, models: Models) -> dict[str, str]:
     """What people want to know of an instance on the status page. Chosen by name: no setting gets there by itself."""
     return {
         "group": settings.kafka.group,
@@ -134,6 +134,7 @@ def facts(settings: Settings, instance: str) -> dict[str, str]:
         "output": settings.output.topic,
         "delivery": settings.delivery.mode,
         "machine": machine(),
+        "decoder": codec_of(settings, models).decoder,
     }
 
 

@@ -77,7 +77,7 @@ async def _run(
     telemetry = Telemetry(
         [(name, model.contract.version, model.sha256) for name, model, _ in models],
         __version__,
-        facts=facts(settings, "demo"),
+        facts=facts(settings, "demo", models),
     )
     service = build(await prepare(settings, models, mock=True), telemetry, instance="demo")
     async with observed(settings, telemetry, service) as url:

@@ -85,7 +85,7 @@ class TestBuilt:
         lines = (ROOT / "deploy" / "requirements.txt").read_text().splitlines()
         pinned = {line.partition("==")[0] for line in lines if "==" in line}
         assert "streamer-rnn" in installed
-        assert installed - {"streamer-rnn"} <= pinned
+        assert installed - {"streamer-rnn", "streamer-rnn-native"} <= pinned
         assert not installed & {"torch", "onnx", "pip", "setuptools"}
 
     def test_it_runs_as_another_user_that_can_write_nowhere(self, built: Built) -> None:
@@ -97,6 +97,11 @@ class TestBuilt:
             done = built.run("touch", f"{place}/written")
             assert done.returncode != 0, place
             assert "Read-only file system" in done.stderr or "Permission denied" in done.stderr
+
+    def test_records_are_read_by_native_code(self, built: Built) -> None:
+        script = "from streamer.records.formats import Native; from streamer.words import Decoder; Native.load(Decoder.NATIVE)"
+        done = built.run("python", "-c", script)
+        assert done.returncode == 0, done.stderr
 
     def test_it_says_what_is_missing(self, built: Built) -> None:
         done = built.run(*built.image.entrypoint, *built.image.command)

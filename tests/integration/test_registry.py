@@ -345,7 +345,11 @@ async def test_check_shows_schemas_and_where_features_are(kafka, topic_name, cre
     assert report.sample["events"] == 5
     assert report.format["registry"] == registry.url
     assert list(report.format["schemas"].values()) == ["AVRO"]
-    assert (report.features[0].name, report.features[0].place, report.features[0].found) == (names[0], "readings.cpu", 5)
+    assert (report.features[0].name, report.features[0].place, report.features[0].found) == (
+        names[0],
+        "readings.cpu",
+        5,
+    )
     told = "\n".join(report.lines())
     assert "readings.cpu" in told
     assert registry.url in told

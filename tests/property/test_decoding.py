@@ -15,6 +15,7 @@ import pytest
 from decoding import NOW_MS, contract, outcomes, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native_columns import DECODERS
 
 from streamer.core import Headers, RecordBatch
 from streamer.records.decode import Codec
@@ -190,6 +191,7 @@ def test_any_cut_gives_the_same_and_every_record_is_accounted_for(value_format: 
         "time_unit": data.draw(st.sampled_from(list(TimeUnit))),
         "key": data.draw(st.sampled_from(list(KeyForm))),
         "generates": data.draw(st.booleans()),
+        "decoder": data.draw(st.sampled_from(DECODERS)),
         "max_record_bytes": 2_000,
         "max_key_bytes": 16,
     }

@@ -11,6 +11,7 @@ import pytest
 from decoding import NOW_MS, outcomes, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native_columns import DECODERS
 from tables import WORDS, category, contract
 
 from streamer.core import RecordBatch
@@ -112,6 +113,7 @@ def test_any_cut_gives_the_same_and_the_fast_path_is_the_definition(value_format
     options: dict[str, Any] = {
         "missing": data.draw(st.sampled_from([None, 2.0])),
         "time_unit": data.draw(st.sampled_from([TimeUnit.MS, TimeUnit.S, TimeUnit.ISO8601])),
+        "decoder": data.draw(st.sampled_from(DECODERS if value_format == "json-named" else ["auto"])),
         "fields": Fields(places, None if at is None else parse_place(at)),
     }
     declared = contract(*tables, dtype=dtype)

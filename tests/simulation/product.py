@@ -112,7 +112,7 @@ class EmittingModel(StepModel):
     """A chain that answers in symbols."""
 
     def __init__(self, letter: str, cost: Callable[[int], None]) -> None:
-        super().__init__(letter, cost)
+        super().__init__(letter, cost, steps="one")
         self.contract = emitting.contract()
         self.states = self.contract.states
 

@@ -1,7 +1,7 @@
 """Runs a Dockerfile's own instructions without an engine: in a mount namespace, on overlays over this machine's root.
 
 What an engine would take from a registry, the base image, is this machine with its Python at /usr/local, where the
-official image has it. Everything else is read from the Dockerfile: an instruction that is not understood is an error.
+official image has it, and its Rust. Everything else is read from the Dockerfile: an instruction that is not understood is an error.
 """
 
 from __future__ import annotations
@@ -112,6 +112,8 @@ def build(space: Namespace, dockerfile: Path, context: Path) -> Image:
             image = Image(space.stage(name or "final"), base)
             # What the official image of Python has beside the defaults of the system.
             image.environment["PATH"] = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+            if base.startswith("rust:"):  # this machine's, for what the image brings
+                image.environment["PATH"] += f":{Path(require_tool('cargo')[0]).parent}"
             stages[name] = image
         elif word == "ARG":
             name, _, default = rest.partition("=")
@@ -163,11 +165,11 @@ def sent_context(root: Path, ignore: Path, target: Path) -> Path:
             source, copy = root / line[1:], target / line[1:]
             copy.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "target"))
             else:
                 shutil.copy(source, copy)
         else:
-            assert line == "**/__pycache__"
+            assert line in ("**/__pycache__", "**/target")
     return target
 
 

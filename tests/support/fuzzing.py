@@ -68,9 +68,10 @@ def values_of(value_format: str, *contracts: Contract, good: bytes | None = None
         source.book.learn({1: Schema("AVRO", AVRO), 2: Schema("PROTOBUF", PROTO), 3: Schema("JSON", "{}"), 4: None})
     codecs = [
         (
-            Codec(declared, value_format, careful=False, source=source, **options),
+            Codec(declared, value_format, careful=False, decoder=decoder, source=source, **options),
             Codec(declared, value_format, careful=True, source=source, **options),
         )
+        for decoder in ("python", "auto")  # native code, where it is installed
         for declared in contracts or (contract(NAMES), contract(NAMES, "int64"))
         for options in ({"max_future_ms": 86_400_000}, {"missing": 1.0, "time_unit": "s"})
     ]

@@ -14,6 +14,7 @@ DEBIAN_PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "chromium": "chromium",
+    "cargo": "cargo",
     "go": "golang-go",
     "chromedriver": "chromium-driver",
 }

@@ -15,6 +15,7 @@ import export
 from export import train
 from export.config import read_config, reference
 from export.files import FORMATS
+from export.pairs.sections import PAIR_TASKS
 from streamer.modelfile.contract import Input
 from streamer.modelfile.feature import Feature
 from streamer.modelfile.model import Model
@@ -62,9 +63,18 @@ def test_every_message_of_the_guide_is_one_that_the_code_says() -> None:
         assert message in plain, message
 
 
+def test_the_guides_example_of_pairs_is_a_configuration(tmp_path: Path) -> None:
+    _, toml = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+    (tmp_path / "train.toml").write_text(toml)
+    config = read_config(tmp_path / "train.toml")
+    assert config.task in PAIR_TASKS
+    assert config.pairs is not None
+    assert config.decoder is not None
+
+
 @pytest.mark.torch
 def test_the_guides_example_gives_a_model_that_can_be_served(tmp_path: Path) -> None:
-    (toml,) = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+    toml, _ = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
     (header,) = re.findall(r"^ +(stream,time,.*)$", GUIDE, re.MULTILINE)
     rng = np.random.default_rng(0)
     lines = [header]

@@ -15,6 +15,7 @@ from streamer.records.formats.base import Columns, Format
 from streamer.records.formats.float32 import Float32
 from streamer.records.formats.json_list import JsonList
 from streamer.records.formats.named import TIME, Fields, as_placed, named, places_of
+from streamer.records.formats.native import Native
 from streamer.records.formats.registered import JsonSchema, Registered
 from streamer.records.formats.several import several
 from streamer.records.formats.user import User
@@ -32,6 +33,7 @@ __all__ = [
     "Columns",
     "Fields",
     "Format",
+    "Native",
     "Source",
     "as_found",
     "format_of",
@@ -54,7 +56,8 @@ def format_of(
     missing: int | float | None,
     unit: TimeUnit,
     fields: Fields,
-    max_steps: int | None = None,
+    max_steps: int | None,
+    native: Native,
     source: Source | None = None,
 ) -> Format:
     """``json``, ``json-named``, ``msgpack``, ``float32``, ``avro``, ``protobuf``, ``json-schema``, or MODULE:FUNCTION.
@@ -68,11 +71,14 @@ def format_of(
             'with a schema: set input.format to "json", "msgpack" or "float32"'
         )
     if max_steps is not None:
+        native.without("records of several steps are read in Python")
         return several(name, features, exact, missing, unit, fields, max_steps)
+    if name not in ("json", "json-named", "json-schema"):
+        native = native.without(f'input.format = "{name}" is read in Python')
     if name in SCHEMAS:
-        return _by_schema(name, features, exact, missing, unit, fields, source or Source())
+        return _by_schema(name, features, exact, missing, unit, fields, native, source or Source())
     if name in NAMED:
-        return named(name, NAMED[name](), features, exact, missing, unit, fields)
+        return named(name, NAMED[name](), features, exact, missing, unit, fields, native)
     if fields.given:
         raise ConfigurationError(
             f"input.format = {name!r} has no fields with names: leave out [input.fields] and input.time, or set "
@@ -80,7 +86,7 @@ def format_of(
         )
     names = [feature.name for feature in features]
     if name == "json":
-        return JsonList(meanings(as_listed(features, exact), exact, missing), exact, unit)
+        return JsonList(meanings(as_listed(features, exact), exact, missing), exact, unit, native)
     return Float32(names, exact) if name == "float32" else User(name, names, exact)
 
 
@@ -91,10 +97,11 @@ def _by_schema(
     missing: int | float | None,
     unit: TimeUnit,
     fields: Fields,
+    native: Native,
     source: Source,
 ) -> Format:
     if source.book is not None and name == "json-schema":
-        return JsonSchema(named(name, Json(), features, exact, missing, unit, fields), source.book)
+        return JsonSchema(named(name, Json(), features, exact, missing, unit, fields, native), source.book)
     if name == "json-schema":
         raise ConfigurationError(
             'input.format = "json-schema" is that of a registry: set registry.url, or input.format = "json-named"'
@@ -105,7 +112,7 @@ def _by_schema(
             "for values without a registry's frame"
         )
     wanted, places = as_placed(name, features, exact, missing, fields)
-    return Registered(SCHEMAS[name], source, wanted, places, fields.time or TIME, exact, unit)
+    return Registered(SCHEMAS[name], source, wanted, places, fields.time or TIME, exact, unit, native)
 
 
 def as_found(name: str, features: Sequence[Feature], exact: Exact, fields: Fields) -> tuple[Feature, ...]:

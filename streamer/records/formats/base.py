@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from streamer.core import Headers
 from streamer.records.exact import Numbers
+from streamer.records.times import Given
 from streamer.records.unusable import Unusable
 
 Row = tuple[Sequence[int | float] | Numbers, object]
@@ -29,6 +30,8 @@ class Columns:
     """Rows that ``Format.row`` has to decide"""
     bad: dict[int, Unusable] = field(default_factory=dict)
     """Rows that are decided: not usable"""
+    given: Given | None = None
+    """Times that native code has read; ``times`` is None then"""
 
 
 class ReadsOne(Protocol):
@@ -37,12 +40,6 @@ class ReadsOne(Protocol):
     def read(self, value: bytes, found: list[Any]) -> None:
         """Puts what is there into ``found``, which begins with nulls. Unusable: it is no such value."""
         ...
-
-
-class ReadsMany(Protocol):
-    """Numbers and times of many values; those of headers and those that are doubtful are put in later."""
-
-    def columns(self, values: Sequence[bytes]) -> Columns: ...
 
 
 class Format(Protocol):

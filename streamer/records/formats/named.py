@@ -6,7 +6,6 @@ that is null. A field may be read by several features, and as the time as well.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,9 @@ from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import json_tokens
-from streamer.records.formats.base import NO_HEADERS, Columns, ReadsMany, ReadsOne, Row
+from streamer.records.formats.base import NO_HEADERS, Columns, ReadsOne, Row
 from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, tree, typed
+from streamer.records.formats.native import Layout, Native, Rows
 from streamer.records.formats.typed import Packed, Reader, TypedRows, fields_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
 from streamer.records.meaning import Cell, Meaning, MissingRule, as_read, meanings, refuse_past
@@ -58,10 +58,11 @@ def named(
     missing: int | float | None,
     unit: TimeUnit,
     fields: Fields,
+    native: Native,
 ) -> Named:
     """The format ``name``. ConfigurationError: as of ``as_placed``."""
     wanted, places = as_placed(name, features, exact, missing, fields)
-    return Named(wire, wanted, places, fields.time or TIME, exact, unit)
+    return Named(wire, wanted, places, fields.time or TIME, exact, unit, native)
 
 
 def as_placed(
@@ -98,7 +99,7 @@ def _place(feature: Feature, by_name: Mapping[str, Feature], given: Mapping[str,
 
 
 class Named:
-    """``row`` is the definition; ``columns`` reads typed objects, as far as one type is all that is read of a field."""
+    """``row`` is the definition; ``columns`` reads natively, or typed objects as far as one type is all that is read of a field."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class Named:
         time: Place,
         exact: Exact,
         unit: TimeUnit,
+        native: Native,
     ) -> None:
         self._wire, self._meanings, self._places, self._time, self._unit = wire, wanted, places, time, unit
         self._dtype = exact.dtype
@@ -130,14 +132,17 @@ class Named:
             if isinstance(place, FieldHeader)
         ]
         self._written: ReadsOne
-        self._typed: ReadsMany | None = None
-        self._open(exact)
+        self._rows: Rows
+        self._open(exact, native)
 
-    def _open(self, exact: Exact) -> None:
-        """What reads values: the definition, and the fast path if there is one."""
+    def _open(self, exact: Exact, native: Native) -> None:
+        """What reads values: the definition, and what is faster."""
         self._written = Written(tree(self._paths), self._wire)
-        with contextlib.suppress(NoFastPath):
-            self._typed = self._fast(exact)
+        try:
+            pure: Rows = self._fast(exact)
+        except NoFastPath:
+            pure = _OneByOne(len(self._meanings), self._dtype)
+        self._rows = native.first(self._layout(exact), pure)
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
@@ -157,10 +162,7 @@ class Named:
         return numbers, self._header_time(headers)
 
     def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
-        if self._typed is None:
-            x = np.zeros((len(values), len(self._meanings)), self._dtype)
-            return Columns(x, None, list(range(len(values))))
-        found = self._typed.columns(values)
+        found = self._rows.columns(values)
         if isinstance(self._time, FieldHeader):
             found.times = [self._header_time(headers.get(row, ()), careful=False) for row in range(len(values))]
         for at, meaning, name in self._headers:
@@ -191,6 +193,16 @@ class Named:
                 raise
             return False  # which is no time: the definition decides
 
+    def _layout(self, exact: Exact) -> Layout:
+        """What the native path has to know. Headers are read in Python."""
+        layout = Layout(exact, self._unit, len(self._meanings), self._constants)
+        for at, (meaning, place) in enumerate(zip(self._meanings, self._places, strict=True)):
+            if isinstance(place, FieldPath):
+                layout.fields.setdefault(place.steps, []).append((at, meaning))
+        if isinstance(self._time, FieldPath):
+            layout.time = self._time.steps
+        return layout
+
     def _fast(self, exact: Exact) -> TypedRows[Any]:
         """The typed path. NoFastPath: a field is read as several kinds of thing."""
         root = tree(self._paths)
@@ -217,6 +229,16 @@ class Named:
         time_get = None if time is None else getter(root, time)
         listed = [get for get in (*gets, time_get) if get is not None and not isinstance(get, str)]
         return TypedRows(self._wire, kind, reader, None if time_get is None else one_get(time_get), _whole(listed))
+
+
+class _OneByOne:
+    """No one type is all that is read of a field: the definition decides every value."""
+
+    def __init__(self, columns: int, dtype: np.dtype[Any]) -> None:
+        self._columns, self._dtype = columns, dtype
+
+    def columns(self, values: Sequence[bytes]) -> Columns:
+        return Columns(np.zeros((len(values), self._columns), self._dtype), None, list(range(len(values))))
 
 
 class _Column:

@@ -16,6 +16,7 @@ from streamer.core import Headers
 from streamer.records.exact import Exact
 from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.named import Named, _Column, is_number
+from streamer.records.formats.native import Native
 from streamer.records.formats.typed import Packed, each_get
 from streamer.records.meaning import NO_CELL, Cell, Meaning
 from streamer.records.schemas.book import FRAME_BYTES, Book, SchemaKind, framed_id, header_ids, refuse_header_ids
@@ -67,12 +68,13 @@ class Registered(Named):
         time: Place,
         exact: Exact,
         unit: TimeUnit,
+        native: Native,
     ) -> None:
         """ConfigurationError: a document of the settings is no schema, or has not what is asked for."""
         self._kind, self._source = kind, source
-        super().__init__(Cells(), wanted, places, time, exact, unit)
+        super().__init__(Cells(), wanted, places, time, exact, unit, native)
 
-    def _open(self, exact: Exact) -> None:
+    def _open(self, exact: Exact, native: Native) -> None:
         time = self._paths.index(self._time.steps) if isinstance(self._time, FieldPath) else None
         values = Values(self._kind, self._source, self._paths, time, self._unit)
         numbers = [(meaning, leaf) for meaning, _, leaf in self._plan if leaf is not None and is_number(meaning)]
@@ -84,7 +86,7 @@ class Registered(Named):
         column = _Column(self._wire, self._meanings, leaves, self._constants, packed, exact)
         users = [(meaning, leaf) for meaning, _, leaf in self._plan if leaf is not None]
         self._written = values
-        self._typed = _Rows(values, column, users, time, exact)
+        self._rows = _Rows(values, column, users, time, exact)
 
     @property
     def schemas(self) -> Book | None:

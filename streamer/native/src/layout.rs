@@ -1,0 +1,247 @@
+//! What of a record is read, and what becomes of it: a tree of fields, with actions at its leaves.
+
+use std::collections::HashMap;
+
+use crate::scan::Number;
+
+/// A number of the contract's dtype, and what is certainly one.
+pub trait Cell: Copy + Default + Send + Sync {
+    /// None: it may not be finite, or not exact.
+    fn of(number: &Number) -> Option<Self>;
+}
+
+impl Cell for f32 {
+    #[inline(always)]
+    fn of(number: &Number) -> Option<Self> {
+        if number.is_integer() {
+            return number.integer().filter(|whole| whole.unsigned_abs() <= 1 << 24).map(|whole| whole as f32);
+        }
+        number.single()
+    }
+}
+
+impl Cell for f64 {
+    #[inline(always)]
+    fn of(number: &Number) -> Option<Self> {
+        if number.is_integer() {
+            return number.integer().filter(|whole| whole.unsigned_abs() <= 1 << 53).map(|whole| whole as f64);
+        }
+        number.float()
+    }
+}
+
+impl Cell for i32 {
+    fn of(number: &Number) -> Option<Self> {
+        i32::try_from(number.integer()?).ok()
+    }
+}
+
+impl Cell for i64 {
+    fn of(number: &Number) -> Option<Self> {
+        number.integer()
+    }
+}
+
+/// What becomes of a field. `at`: the column. `null`: what stands for a field that is null or absent; None: Python decides.
+pub enum Action<T> {
+    Number {
+        at: usize,
+        null: Option<T>,
+    },
+    Flag {
+        at: usize,
+        null: Option<T>,
+        no: T,
+        yes: T,
+    },
+    Present {
+        at: usize,
+        no: T,
+        yes: T,
+    },
+    Category {
+        at: usize,
+        null: Option<T>,
+        no: Option<T>,
+        yes: Option<T>,
+        words: HashMap<Box<[u8]>, T>,
+        other: Option<T>,
+    },
+    Time,
+}
+
+impl<T: Cell> Action<T> {
+    fn absent(&self) -> Option<(usize, Option<T>)> {
+        match self {
+            Self::Number { at, null } | Self::Flag { at, null, .. } | Self::Category { at, null, .. } => {
+                Some((*at, *null))
+            }
+            Self::Present { at, no, .. } => Some((*at, Some(*no))),
+            Self::Time => None,
+        }
+    }
+}
+
+pub enum Step {
+    Name(Box<[u8]>),
+    Place(usize),
+}
+
+/// What is read at one path.
+pub enum Read<T> {
+    Field(Vec<Action<T>>),
+    /// A list of exactly as many numbers: columns from `at` on.
+    Numbers {
+        at: usize,
+        nulls: Vec<Option<T>>,
+    },
+}
+
+pub enum Node<T> {
+    Object(Object<T>),
+    /// Places in rising order.
+    List(Vec<(usize, Node<T>)>),
+    Leaf(Leaf<T>),
+    Numbers {
+        at: usize,
+        nulls: Vec<Option<T>>,
+    },
+}
+
+pub struct Object<T> {
+    pub names: Vec<Box<[u8]>>,
+    pub nodes: Vec<Node<T>>,
+    pub index: HashMap<Box<[u8]>, usize>,
+    /// Of its fields, which have successive slots, in `Rows`.
+    pub first_slot: usize,
+}
+
+pub struct Leaf<T> {
+    pub actions: Vec<Action<T>>,
+    /// Null or absent is not certain for one of the actions.
+    pub required: bool,
+    /// Whatever the value is, its being there is all that counts.
+    pub only_present: bool,
+}
+
+pub struct Layout<T> {
+    pub root: Object<T>,
+    /// A row of which nothing is there but constants.
+    pub template: Vec<T>,
+    /// Leaves that must be there.
+    pub required: usize,
+    pub slots: usize,
+}
+
+/// Steps of a path: a tree is walked by recursion.
+const MAX_STEPS: usize = 32;
+
+impl<T: Cell> Layout<T> {
+    /// Err: the sentence that says what cannot be read so.
+    pub fn new(columns: usize, constants: &[(usize, T)], fields: Vec<(Vec<Step>, Read<T>)>) -> Result<Self, String> {
+        let mut layout = Layout { root: Object::empty(), template: vec![T::default(); columns], required: 0, slots: 0 };
+        for (at, number) in constants {
+            layout.set(*at, *number)?;
+        }
+        for (path, read) in fields {
+            let leaf = match read {
+                Read::Field(actions) => {
+                    let mut required = false;
+                    for (at, null) in actions.iter().filter_map(Action::absent) {
+                        layout.set(at, null.unwrap_or_default())?;
+                        required |= null.is_none();
+                    }
+                    layout.required += usize::from(required);
+                    let only_present = actions.iter().all(|action| matches!(action, Action::Present { .. }));
+                    Node::Leaf(Leaf { actions, required, only_present })
+                }
+                Read::Numbers { at, nulls } => {
+                    if at + nulls.len() > columns {
+                        return Err(format!("columns {at} to {} of {columns}", at + nulls.len()));
+                    }
+                    layout.required += 1;
+                    Node::Numbers { at, nulls }
+                }
+            };
+            if path.len() > MAX_STEPS {
+                return Err(format!("a path has {} steps, at most {MAX_STEPS} are read", path.len()));
+            }
+            let mut steps = path.into_iter();
+            match steps.next() {
+                Some(Step::Name(name)) => layout.root.insert(name, steps, leaf)?,
+                _ => return Err("a path begins with a name".into()),
+            }
+        }
+        layout.slots = layout.root.number(0);
+        Ok(layout)
+    }
+
+    fn set(&mut self, at: usize, number: T) -> Result<(), String> {
+        let columns = self.template.len();
+        *self.template.get_mut(at).ok_or(format!("column {at} of {columns}"))? = number;
+        Ok(())
+    }
+}
+
+impl<T> Object<T> {
+    fn empty() -> Self {
+        Object { names: Vec::new(), nodes: Vec::new(), index: HashMap::new(), first_slot: 0 }
+    }
+
+    fn insert(&mut self, name: Box<[u8]>, steps: impl Iterator<Item = Step>, leaf: Node<T>) -> Result<(), String> {
+        if let Some(at) = self.index.get(&name) {
+            return self.nodes[*at].insert(steps, leaf);
+        }
+        self.index.insert(name.clone(), self.nodes.len());
+        self.names.push(name);
+        self.nodes.push(Node::grown(steps, leaf)?);
+        Ok(())
+    }
+
+    /// Gives slots to all fields in it, from `next` on; returns the first that is left.
+    fn number(&mut self, next: usize) -> usize {
+        self.first_slot = next;
+        let own = self.nodes.len() + 1;
+        self.nodes.iter_mut().fold(next + own, |next, node| node.number(next))
+    }
+}
+
+impl<T> Node<T> {
+    fn grown(mut steps: impl Iterator<Item = Step>, leaf: Node<T>) -> Result<Self, String> {
+        // Not by recursion over the iterator, whose type would grow with it.
+        let path: Vec<Step> = steps.by_ref().collect();
+        Ok(path.into_iter().rev().fold(leaf, |inner, step| match step {
+            Step::Name(name) => {
+                let mut object = Object::empty();
+                object.index.insert(name.clone(), 0);
+                object.names.push(name);
+                object.nodes.push(inner);
+                Node::Object(object)
+            }
+            Step::Place(place) => Node::List(vec![(place, inner)]),
+        }))
+    }
+
+    fn insert(&mut self, mut steps: impl Iterator<Item = Step>, leaf: Node<T>) -> Result<(), String> {
+        let (step, rest) = (steps.next(), steps.collect::<Vec<_>>().into_iter());
+        match (self, step) {
+            (Node::Object(object), Some(Step::Name(name))) => object.insert(name, rest, leaf),
+            (Node::List(items), Some(Step::Place(place))) => {
+                match items.binary_search_by_key(&place, |(at, _)| *at) {
+                    Ok(found) => items[found].1.insert(rest, leaf)?,
+                    Err(gap) => items.insert(gap, (place, Node::grown(rest, leaf)?)),
+                }
+                Ok(())
+            }
+            _ => Err("a field is read as two kinds of thing".into()),
+        }
+    }
+
+    fn number(&mut self, next: usize) -> usize {
+        match self {
+            Node::Object(object) => object.number(next),
+            Node::List(items) => items.iter_mut().fold(next, |next, (_, node)| node.number(next)),
+            Node::Leaf(_) | Node::Numbers { .. } => next,
+        }
+    }
+}

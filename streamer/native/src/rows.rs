@@ -1,0 +1,241 @@
+//! The records of a fetch become columns. A row is sure, or it is marked and Python decides it.
+
+use crate::layout::{Action, Cell, Layout, Leaf, Node, Object};
+use crate::scan::{Scan, Sure, Token, Unsure};
+use crate::time::Unit;
+
+/// The row is not sure: nothing of it counts.
+pub const CAREFUL: u8 = 1;
+/// The record itself says when it was.
+pub const TIMED: u8 = 2;
+
+pub struct Columns<T> {
+    /// [rows, columns]
+    pub x: Vec<T>,
+    /// Milliseconds since 1970, where `TIMED`.
+    pub times: Vec<i64>,
+    pub marks: Vec<u8>,
+    pub careful: usize,
+    pub timed: usize,
+}
+
+pub fn decode<T: Cell>(layout: &Layout<T>, unit: Unit, values: &[&[u8]]) -> Columns<T> {
+    let width = layout.template.len();
+    let mut found = Columns {
+        x: Vec::with_capacity(values.len() * width),
+        times: Vec::with_capacity(values.len()),
+        marks: Vec::with_capacity(values.len()),
+        careful: 0,
+        timed: 0,
+    };
+    let mut rows =
+        Rows { unit, seen: vec![0; layout.slots], next: vec![0; layout.slots], row: 0, there: 0, time: None };
+    for value in values {
+        let start = found.x.len();
+        found.x.extend_from_slice(&layout.template);
+        let sure = rows.row(layout, value, &mut found.x[start..]).is_ok();
+        let timed = sure && rows.time.is_some();
+        found.careful += usize::from(!sure);
+        found.timed += usize::from(timed);
+        found.times.push(if timed { rows.time.unwrap_or_default() } else { 0 });
+        found.marks.push(if sure { 0 } else { CAREFUL } | if timed { TIMED } else { 0 });
+    }
+    found
+}
+
+/// What is remembered from field to field, and from record to record.
+struct Rows {
+    unit: Unit,
+    /// Slot of a field -> the last row that had it: a second time is a repetition.
+    seen: Vec<u32>,
+    /// Slot -> the field that came next in the record before; most records have their fields in one order.
+    next: Vec<u32>,
+    row: u32,
+    /// Required leaves of this row.
+    there: usize,
+    time: Option<i64>,
+}
+
+impl Rows {
+    fn row<T: Cell>(&mut self, layout: &Layout<T>, value: &[u8], x: &mut [T]) -> Sure<()> {
+        (self.row, self.there, self.time) = (self.row + 1, 0, None);
+        let mut scan = Scan::new(value);
+        scan.blank();
+        self.object(&layout.root, &mut scan, x)?;
+        scan.end()?;
+        if self.there == layout.required { Ok(()) } else { Err(Unsure) }
+    }
+
+    fn object<T: Cell>(&mut self, object: &Object<T>, scan: &mut Scan, x: &mut [T]) -> Sure<()> {
+        scan.expect(b'{')?;
+        scan.blank();
+        if scan.peek() == b'}' {
+            scan.step();
+            return Ok(());
+        }
+        let mut before = object.first_slot;
+        loop {
+            scan.expect(b'"')?;
+            let guess = self.next[before] as usize;
+            let field = if object.names.get(guess).is_some_and(|name| scan.is_name(name)) {
+                Some(guess)
+            } else {
+                object.index.get(scan.plain_text()?).copied()
+            };
+            scan.colon()?;
+            scan.blank();
+            match field {
+                Some(field) => {
+                    self.next[before] = field as u32;
+                    before = object.first_slot + 1 + field;
+                    if self.seen[before] == self.row {
+                        return Err(Unsure);
+                    }
+                    self.seen[before] = self.row;
+                    self.node(&object.nodes[field], scan, x)?;
+                }
+                None => scan.skip()?,
+            }
+            scan.blank();
+            if scan.peek() != b',' {
+                return scan.expect(b'}');
+            }
+            scan.step();
+            scan.blank();
+        }
+    }
+
+    fn node<T: Cell>(&mut self, node: &Node<T>, scan: &mut Scan, x: &mut [T]) -> Sure<()> {
+        match node {
+            Node::Leaf(leaf) => self.leaf(leaf, scan, x),
+            Node::Numbers { at, nulls } => {
+                self.there += 1;
+                numbers(nulls, scan, &mut x[*at..*at + nulls.len()])
+            }
+            _ if scan.peek() == b'n' => scan.null(),
+            Node::Object(object) => self.object(object, scan, x),
+            Node::List(items) => self.list(items, scan, x),
+        }
+    }
+
+    fn list<T: Cell>(&mut self, items: &[(usize, Node<T>)], scan: &mut Scan, x: &mut [T]) -> Sure<()> {
+        scan.expect(b'[')?;
+        scan.blank();
+        if scan.peek() == b']' {
+            scan.step();
+            return Ok(());
+        }
+        let mut wanted = items.iter().peekable();
+        for place in 0.. {
+            match wanted.next_if(|(at, _)| *at == place) {
+                Some((_, node)) => self.node(node, scan, x)?,
+                None => scan.skip()?,
+            }
+            scan.blank();
+            if scan.peek() != b',' {
+                break;
+            }
+            scan.step();
+            scan.blank();
+        }
+        scan.expect(b']')
+    }
+
+    #[inline(always)]
+    fn leaf<T: Cell>(&mut self, leaf: &Leaf<T>, scan: &mut Scan, x: &mut [T]) -> Sure<()> {
+        self.there += usize::from(leaf.required);
+        if let [Action::Number { at, null }] = leaf.actions[..] {
+            if scan.peek() != b'n' {
+                x[at] = T::of(&scan.number()?).ok_or(Unsure)?;
+                return Ok(());
+            }
+            scan.null()?;
+            return null.map(|_| ()).ok_or(Unsure); // the row began with it
+        }
+        if leaf.only_present {
+            if scan.peek() == b'n' {
+                return scan.null();
+            }
+            scan.skip()?;
+            for action in &leaf.actions {
+                if let Action::Present { at, yes, .. } = action {
+                    x[*at] = *yes;
+                }
+            }
+            return Ok(());
+        }
+        let token = scan.token()?;
+        for action in &leaf.actions {
+            self.act(action, token, x)?;
+        }
+        Ok(())
+    }
+
+    fn act<T: Cell>(&mut self, action: &Action<T>, token: Token, x: &mut [T]) -> Sure<()> {
+        let (at, number) = match action {
+            Action::Time => {
+                self.time = self.unit.milliseconds(token)?;
+                return Ok(());
+            }
+            Action::Present { at, no, yes } => (at, Some(if token == Token::Null { *no } else { *yes })),
+            Action::Number { at, null } => {
+                let number = match token {
+                    Token::Null => *null,
+                    Token::Number(number) => T::of(&number),
+                    _ => None,
+                };
+                (at, number)
+            }
+            Action::Flag { at, null, no, yes } => {
+                let number = match token {
+                    Token::Null => *null,
+                    Token::False => Some(*no),
+                    Token::True => Some(*yes),
+                    Token::Number(number) => match f64::of(&number) {
+                        Some(0.0) => Some(*no),
+                        Some(1.0) => Some(*yes),
+                        _ => None,
+                    },
+                    Token::Text(_) => None,
+                };
+                (at, number)
+            }
+            Action::Category { at, null, no, yes, words, other } => {
+                let number = match token {
+                    Token::Null => *null,
+                    Token::False => *no,
+                    Token::True => *yes,
+                    Token::Text(text) => words.get(text).copied().or(*other),
+                    // An integer is the word that it is written as.
+                    Token::Number(number) if number.is_integer() => words.get(number.text).copied().or(*other),
+                    Token::Number(_) => None,
+                };
+                (at, number)
+            }
+        };
+        x[*at] = number.ok_or(Unsure)?;
+        Ok(())
+    }
+}
+
+/// A list of as many numbers as `x` has places.
+fn numbers<T: Cell>(nulls: &[Option<T>], scan: &mut Scan, x: &mut [T]) -> Sure<()> {
+    scan.expect(b'[')?;
+    let mut first = true;
+    for (place, null) in x.iter_mut().zip(nulls) {
+        if !first {
+            scan.expect(b',')?;
+        }
+        first = false;
+        scan.blank();
+        *place = if scan.peek() == b'n' {
+            scan.null()?;
+            (*null).ok_or(Unsure)?
+        } else {
+            T::of(&scan.number()?).ok_or(Unsure)?
+        };
+        scan.blank();
+    }
+    scan.blank();
+    scan.expect(b']')
+}
