@@ -191,14 +191,21 @@ def _forecast(graph: Graph, module: Forecaster, z: str, delta: str) -> tuple[dic
     return {"forecast": forecast, "score": score}, previous
 
 
-def write(model: onnx.ModelProto, contract: Contract, path: str | os.PathLike[str]) -> None:
-    """Puts the contract in and the file in place, atomically and only if the service would take it."""
+def write(
+    model: onnx.ModelProto,
+    contract: Contract,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Puts the contract in (and what else is ``metadata``) and the file in place, atomically and only if the service would
+    take it."""
     target = Path(path)
     if target.with_suffix(".toml").exists():
         raise ModelError(
             f"{target.with_suffix('.toml')} is in the way: a model has its contract inside or beside it, not both"
         )
-    helper.set_model_props(model, {METADATA_KEY: contract.dump().decode()})
+    helper.set_model_props(model, {METADATA_KEY: contract.dump().decode(), **(metadata or {})})
     model.ir_version = min(model.ir_version, emit.IR_VERSION)
     try:
         onnx.checker.check_model(model, full_check=True)

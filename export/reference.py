@@ -13,9 +13,10 @@ from typing import Any, get_args, get_origin
 import msgspec
 import numpy as np
 
-from streamer.core import ClosedWindow, Spelled, Symbols, Transcript
+from streamer.core import ClosedWindow, Spelled, Symbols, Transcript, Written
 from streamer.modelfile import contract as contracts
 from streamer.modelfile.contract import Contract, Feedback, Input, Output, State
+from streamer.modelfile.decoder import Decoder, DecoderState, Memory
 from streamer.modelfile.emit import Emit
 from streamer.records.encode import Encoder
 from streamer.records.formats import user
@@ -34,6 +35,9 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "`outputs`, a list of": Output,
     "`feedback`": Feedback,
     "`emit`, of an output": Emit,
+    "`decoder`": Decoder,
+    "`decoder.memory`, a list of": Memory,
+    "`decoder.states`, a list of": DecoderState,
 }
 
 
@@ -130,6 +134,13 @@ def _predictions() -> list[str]:
     closed = Encoder(_contract("window", whole, score), "demo").window(
         window, [p[0], np.array([[3.5], [0.5]], np.float32)]
     )
+    summary = {"name": "h", "shape": ["batch", 4]}
+    decoder = {
+        "labels": ["<", ">", "n", "o"], "begin": 0, "end": 1, "max_steps": 40,
+        "states": [{"initial": "h", "input": "h", "output": "h_next"}],
+    }  # fmt: skip
+    writes = Contract.from_fields({**msgspec.to_builtins(_contract("window", summary)), "decoder": decoder})
+    written = Encoder(writes, "demo").written(window, Written((2, 3), -0.25, False))
     return [
         "One JSON object per prediction, with the key and the partition number of its input. `model` is NAME@VERSION. A"
         " single output is called `y` whatever its name, and its largest label `label`; of several outputs each has its"
@@ -139,6 +150,9 @@ def _predictions() -> list[str]:
         "Window mode, one output per window and one per event. `ts` is the window's end; `reason` why it closed (time,"
         " count, end, full, span, limit); `part` counts further windows with the same bounds; `offsets` are the first and"
         f" the last record in it:\n\n```json\n{closed.decode()}\n```",
+        "A pair of encoder and decoder: `y` are the symbols that were written, `label` their names, `text` the names joined"
+        " (where they are characters, or a separator is declared), `score` the sum of log-probabilities, normalised;"
+        f" `truncated` says that `max_steps` were written without an end:\n\n```json\n{written.decode()}\n```",
         *_emitted(window),
     ]
 

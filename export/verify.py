@@ -22,6 +22,8 @@ from streamer.modelfile.contract import Contract
 from streamer.modelfile.model import Model
 
 from .cells import categories
+from .encdec.emit import parts_of
+from .encdec.verify import pair_results
 from .model import SequenceModel, load
 from .modules.calling import vocabulary
 from .modules.factory import build_module
@@ -98,6 +100,9 @@ def verify(path: str | Path, weights: str | Path | nn.Module | None = None, *, s
     else:
         file = Path(weights) if weights is not None else path.with_suffix(".pt")
         module = load_weights(file) if weights is not None or file.exists() else None
+    pair = None if model.decoder is None else module
+    if pair is not None:
+        module, _ = parts_of(pair)  # the file's own graph is the encoder's
     draw = _Draw(model, module, seed)
     checks: list[Check] = []
     not_checked = []
@@ -119,6 +124,8 @@ def verify(path: str | Path, weights: str | Path | nn.Module | None = None, *, s
         checks.append(_padding(model, draw))
     elif model.contract.mode == "window":
         not_checked.append("padding independence: no lengths are declared, so rows are never padded")
+    if pair is not None:
+        checks += _pair(model, pair.eval(), draw)
     return {
         "model": str(path),
         "sha256": model.sha256,
@@ -189,6 +196,17 @@ def _whole_sequence(model: Model, reference: Reference, draw: _Draw) -> Check:
         actual, _ = model.run(x, lengths, model.initial_states(len(x)))
         found.compare(_valid(model, reference.plain(x, lengths), lengths), _valid(model, actual, lengths))
     return found.check("whole_sequence", "forward over whole sequences, from its own start, against the file")
+
+
+def _pair(model: Model, pair: nn.Module, draw: _Draw) -> list[Check]:
+    """What the decoder makes of the encoder's outputs."""
+    checks = []
+    for name, compared, detail in pair_results(model, pair, draw):
+        found = _Differences()
+        for expected, actual in compared:
+            found.compare([expected], [actual])
+        checks.append(found.check(name, detail))
+    return checks
 
 
 def _stepwise(model: Model, draw: _Draw) -> Check:

@@ -218,6 +218,19 @@ class ClosedWindow:
     """[T, F]"""
     offsets: I64
     times_ms: I64
+    watermark: int = -(2**62)
+    """Just before its first event in the log: with ``part`` where a replay begins that brings all its events"""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A sequence that a decoder wrote, without begin and end."""
+
+    symbols: tuple[int, ...]
+    score: float
+    """Sum of log-probabilities, that of the end among them, normalised for length"""
+    truncated: bool
+    """The longest that is allowed was written and the end did not come."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -284,6 +297,16 @@ class WindowAnswers(Answers):
     """Per window and output of the contract: [T, O] where there is one per event, else [O]"""
     spelled: Sequence[Spelled] | None = None
     """Per window, of a model that emits"""
+
+
+@dataclass(slots=True, kw_only=True)
+class WrittenAnswers(Answers):
+    """One row per closed window about which a sequence was written."""
+
+    mode: ClassVar[Mode] = Mode.WINDOW
+
+    windows: list[ClosedWindow]
+    written: list[Written]
 
 
 @dataclass(slots=True, kw_only=True)

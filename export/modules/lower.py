@@ -52,7 +52,7 @@ class _Traced(nn.Module):
         def answer(call: Call, original: Callable[..., Any], start: States | None) -> Any:
             if call.is_cell:
                 return original(call.x, None if start is None else start[0] if len(start) == 1 else start)
-            return _opaque(call, start, lengths, rows, steps)
+            return opaque(call, start, lengths, rows, steps)
 
         ragged = lengths if self.plan.mode == "window" else None
         with Ragged(ragged, rows, steps):
@@ -61,7 +61,7 @@ class _Traced(nn.Module):
         return tuple(value.clone() for value in (*outputs, *nexts))
 
 
-def _opaque(call: Call, start: States | None, lengths: Tensor | None, rows: Any, steps: Any) -> Any:
+def opaque(call: Call, start: States | None, lengths: Tensor | None, rows: Any, steps: Any) -> Any:
     """A recurrent layer's place in the graph, with results of the right shapes."""
     layer, x = call.module, call.x
     packed = isinstance(x, Padded)
@@ -124,32 +124,38 @@ def lower(
         dynamic[0][plan.shape.index("time")] = torch.export.Dim.AUTO
     dynamic += [{0: torch.export.Dim.AUTO}] if lengths else []
     dynamic += [{state.batch_axis: torch.export.Dim.AUTO} for state in plan.states]
+    names = [input_name, *([lengths] if lengths else []), *states]
+    model = traced(_Traced(module, plan, lengths is not None), module, inputs, dynamic, names, outputs)
+    _check_dynamic(model, plan, type(module).__name__, input_name)
+    return filled(model, module)
+
+
+def traced(
+    forward: nn.Module,
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    dynamic: Sequence[dict[int, Any]],
+    names: Sequence[str],
+    outputs: Sequence[str],
+) -> onnx.ModelProto:
+    """``forward``, which calls ``module``, by torch's exporter. ModelError says what it cannot do, and where."""
     name = type(module).__name__
     with _quietly():
         try:
-            traced = torch.export.export(
-                _Traced(module, plan, lengths is not None),
-                tuple(inputs),
-                dynamic_shapes=(tuple(dynamic),),
-                strict=False,
-            )
+            found = torch.export.export(forward, tuple(inputs), dynamic_shapes=(tuple(dynamic),), strict=False)
         except ModelError:
             raise
         except Exception as error:  # whatever tracing a foreign module raises
             raise ModelError(f"torch cannot trace {name}: {_reason(error)}") from None
-        names = [input_name, *([lengths] if lengths else []), *states]
         try:
             program: Any = torch.onnx.export(
-                traced, input_names=names, output_names=list(outputs), opset_version=emit.OPSET, dynamo=True,
+                found, input_names=list(names), output_names=list(outputs), opset_version=emit.OPSET, dynamo=True,
                 external_data=False, verbose=False,
             )  # fmt: skip
         except Exception as error:  # an operator without a translation
-            raise ModelError(
-                f"{_untranslated(traced, error, module)} cannot become a graph: {_reason(error)}"
-            ) from None
+            raise ModelError(f"{_untranslated(found, error, module)} cannot become a graph: {_reason(error)}") from None
     model: onnx.ModelProto = program.model_proto
-    _check_dynamic(model, plan, name, names[0])
-    return _filled(model, module)
+    return model
 
 
 @contextmanager
@@ -211,7 +217,7 @@ def _check_dynamic(model: onnx.ModelProto, plan: Plan, name: str, input_name: st
             raise ModelError(f"torch froze the {axis} axis of {name}: {remedy}")
 
 
-def _filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
+def filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     """Recurrent nodes in the places that were left for them; without what nothing uses."""
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -236,13 +242,11 @@ def _filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializers.values())
-    used = {name for node in _all_nodes(model.graph) for name in node.input} | {
-        each.name for each in model.graph.output
-    }
+    used = {name for node in all_nodes(model.graph) for name in node.input} | {each.name for each in model.graph.output}
     kept = [each for each in model.graph.initializer if each.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    domains = {node.domain for node in _all_nodes(model.graph)}
+    domains = {node.domain for node in all_nodes(model.graph)}
     opsets = [each for each in model.opset_import if each.domain == "" or each.domain in domains]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
@@ -250,11 +254,11 @@ def _filled(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     return model
 
 
-def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     found = []
     for node in graph.node:
         found.append(node)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                found += _all_nodes(attribute.g)
+                found += all_nodes(attribute.g)
     return found

@@ -75,7 +75,7 @@ def export_sequence_module(
             continue  # without lengths it would be frozen too
         contract = completed(module, attempt, fields, lengths, source)
         try:
-            write(_graph(module, attempt, contract), contract, path)
+            write(sequence_graph(module, attempt, contract), contract, path)
         except ModelError as error:
             failure = failure or error
             continue
@@ -156,7 +156,8 @@ def _people(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _graph(module: nn.Module, plan: Plan, contract: Contract) -> onnx.ModelProto:
+def sequence_graph(module: nn.Module, plan: Plan, contract: Contract) -> onnx.ModelProto:
+    """The planned module with inputs and outputs as the contract names them."""
     names = [output.name for output in contract.outputs] + [str(state.output) for state in contract.states]
     model = lower(
         module,

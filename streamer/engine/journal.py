@@ -1,5 +1,5 @@
 """What the transaction of an epoch writes to the changelog for one partition, in order: forgotten streams, windows closed
-by arrival, open rollouts, a slice of the open round, decisions, tombstones, and last the progress."""
+by arrival, open rollouts and decodings, a slice of the open round, decisions, tombstones, and last the progress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def journal(
 ) -> tuple[list[ChangelogRecord], int]:
     """The records, and how much of the budget the slice took. The partition's position has been advanced before."""
     lanes, checkpoint = partition.lanes, partition.checkpoint
-    records = [*_forgotten(partition), *_window_through(partition), *partition.rollouts.records()]
+    records = [
+        *_forgotten(partition),
+        *_window_through(partition),
+        *partition.rollouts.records(),
+        *partition.decodings.records(),
+    ]
     if checkpoint.due(partition.next_offset, now_ms, interval_ms):
         windows = partition.windows
         watermark = windows.windows.watermark if windows else NO_WATERMARK

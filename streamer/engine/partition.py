@@ -32,8 +32,10 @@ from streamer.engine.truth import Decisions, LaneTruth
 from streamer.engine.windowing import Closing, OpenWindows
 from streamer.engine.windowlane import WindowLane
 from streamer.errors import DataLossError
+from streamer.generate.decodings import Decoder, Decodings
 from streamer.generate.rollouts import Generators, Rollouts
 from streamer.records.changelog import NO_WATERMARK, Identity
+from streamer.records.keys import Keys
 from streamer.state.arena import NO_EVENT_MS
 from streamer.state.table import Slots, Streams
 from streamer.words import FLEETING, Forgotten, Reason
@@ -66,6 +68,9 @@ class Lanes:
     windowing: WindowLane | None
     slots: Slots
     generators: Generators
+    decoder: Decoder | None
+    """The window model, where it writes sequences"""
+    keys: Keys
     identity: Identity
     late_to_dead_letter: bool = False
     durable: bool = True
@@ -105,6 +110,7 @@ class Partition:
         self.phase = Phase.RESTORING
         self.streams = Streams(lanes.slots)
         self.rollouts = Rollouts(number, lanes.generators)
+        self.decodings = Decodings(number, lanes.decoder, lanes.keys)
         self.windows: OpenWindows | None = None
         self.silence: Silence | None = None
         """What ends utterances of models that emit"""
@@ -195,6 +201,7 @@ class Partition:
         self._to(Phase.GONE)
         self.streams.release_all()
         self.rollouts.drop()
+        self.decodings.drop()
         self.windows = self.silence = None
         self.answers, self.rejects, self.gone, self.tally = [], [], [], Tally()
 
@@ -214,6 +221,7 @@ class Partition:
                 self.fleeting.note(reject.offset)
         if self.replaying:
             batch = self._as_decided(batch)
+            self.decodings.gather(batch)
         closed: list[Closing] = []
         if self.windows is not None:
             closed, late = self.windows.take(batch, self.live_from, self.tally)
@@ -380,8 +388,11 @@ class Partition:
         return position > self.position or self.moved or bool(self.gone) or round_due
 
     def _settled_position(self) -> int:
-        """Without a changelog the position waits for the oldest open rollout."""
-        return self.next_offset if self.lanes.durable else self.rollouts.oldest(self.next_offset)
+        """Without a changelog the position waits for the oldest open rollout or decoding."""
+        if self.lanes.durable:
+            return self.next_offset
+        oldest = self.decodings.oldest()
+        return min(self.rollouts.oldest(self.next_offset), self.next_offset if oldest is None else oldest[0])
 
     def advance(self) -> None:
         """The position of the transaction that is being sealed."""
@@ -411,5 +422,7 @@ class Partition:
 
     @property
     def oldest_open(self) -> tuple[int, int] | None:
-        """(offset, watermark before it) of the oldest event in an open window."""
-        return None if self.windows is None else self.windows.windows.oldest()
+        """(offset, watermark before it) of the oldest event in an open window, or in one that is being written about."""
+        window = None if self.windows is None else self.windows.windows.oldest()
+        found = [each for each in (window, self.decodings.oldest()) if each is not None]
+        return min(found, default=None)

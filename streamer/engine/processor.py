@@ -36,6 +36,7 @@ from streamer.core import (
     EventBatch,
     ModelCall,
     Reject,
+    WrittenAnswers,
     X,
 )
 from streamer.engine.emitting import Emitting
@@ -49,13 +50,21 @@ from streamer.engine.windowing import Closing
 from streamer.engine.windowlane import WindowLane
 from streamer.engine.work import Part, Work
 from streamer.errors import ConfigurationError
+from streamer.generate.decodings import Decoder
 from streamer.generate.rollouts import Generators
 from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.keys import Keys
-from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection, UtteranceSection
+from streamer.settings import (
+    BatchSection,
+    DecodeSection,
+    DeliverySection,
+    GenerateSection,
+    StateSection,
+    UtteranceSection,
+)
 from streamer.state.table import STREAM_OVERHEAD_BYTES, Slots
 from streamer.windows import WindowRule
 
@@ -75,6 +84,7 @@ class Processor:
         batch: BatchSection | None = None,
         state: StateSection | None = None,
         generate: GenerateSection | None = None,
+        decode: DecodeSection | None = None,
         delivery: DeliverySection | None = None,
         late: str = "drop",
         identity: Identity | None = None,
@@ -108,16 +118,29 @@ class Processor:
             StepLane(name, each, capacity, idle_ttl_ms=state.idle_ttl_ms, emitting=emitting.get(name))
             for name, each in carried.items()
         ]
+        keys = keys or Keys()
         windowing = [
-            WindowLane(name, model, rule, keys or Keys(), pasts.get(name))
-            for name, model, rule in models
-            if rule is not None
+            WindowLane(name, model, rule, keys, pasts.get(name)) for name, model, rule in models if rule is not None
+        ]
+        writing = [(name, model) for name, model, rule in models if rule is not None and model.contract.decoder]
+        decoder = [
+            Decoder(
+                name,
+                model,
+                decode or DecodeSection(),
+                keys,
+                max_cells=self.batch.max_window_cells,
+                past=pasts.get(name),
+            )
+            for name, model in writing
         ]
         self.lanes = Lanes(
             stepping=stepping,
             windowing=windowing[0] if windowing else None,
             slots=Slots([lane.arena for lane in stepping], capacity),
             generators=Generators(carried.items(), generate or GenerateSection(), keys or Keys()),
+            decoder=decoder[0] if decoder else None,
+            keys=keys,
             identity=identity or Identity(),
             late_to_dead_letter=late == "dead-letter",
             durable=self.delivery.mode != "ephemeral",
@@ -197,7 +220,10 @@ class Processor:
         for number in range(len(self.lanes.stepping)):
             if work.parts:
                 yield from StepRun(self.lanes, number, work, self.batch).run(self._calls)
-        if work.windows and self.lanes.windowing is not None:
+        if self.lanes.decoder is not None:
+            for partition, closing in work.windows:
+                partition.decodings.ask(closing.window, closing.timestamp_ms, closing.headers)
+        elif work.windows and self.lanes.windowing is not None:
             yield from self._judge(self.lanes.windowing, work.windows)
         self._finish(work)
 
@@ -220,10 +246,11 @@ class Processor:
                 partition.answers.append(answers)
 
     def roll(self) -> None:
-        """One step of the open rollouts (see ``streamer.generate.rollouts``): one model call per model. Nothing may be
-        pending. Partitions that are still replayed wait: what they answer could not be committed yet."""
+        """One step of what models write by themselves (see ``streamer.generate``): one call per model, and one of an
+        encoder. Nothing may be pending. Partitions that are still replayed wait: what they answer could not be committed
+        yet."""
         assert self._work is None, "run() the pending work first"
-        live = [partition for partition in self.partitions.values() if partition.phase is Phase.LIVE]
+        live = self._live()
         rows: list[int] = []
         for answer in self.lanes.generators.step([partition.rollouts for partition in live], rows):
             partition = self.partitions[answer.partition]
@@ -233,11 +260,33 @@ class Processor:
             else:
                 partition.answers.append(answer)
         self._calls += [(count, 1, count) for count in rows]
+        if self.lanes.decoder is not None:
+            for number, found in self.lanes.decoder.step([partition.decodings for partition in live], self._calls):
+                self._take_written(self.partitions[number], found)
+
+    def _take_written(self, partition: Partition, found: WrittenAnswers | Reject) -> None:
+        partition.moved = True
+        if isinstance(found, Reject):
+            partition.refuse([found])
+        else:
+            partition.answers.append(found)
+
+    def _live(self) -> list[Partition]:
+        return [partition for partition in self.partitions.values() if partition.phase is Phase.LIVE]
 
     @property
     def rolling(self) -> bool:
-        """Whether any rollout is open."""
-        return self.lanes.generators.open > 0
+        """Whether a step of anything is due."""
+        return self.lanes.generators.open > 0 or (self.lanes.decoder is not None and self._decoding() > 0)
+
+    def _decoding(self) -> int:
+        return sum(len(partition.decodings) for partition in self._live())
+
+    @property
+    def room(self) -> int:
+        """Records that may be taken in before more windows are written about than is allowed: each may close one."""
+        decoder = self.lanes.decoder
+        return self.batch.max_poll_records if decoder is None else max(decoder.limits.max_open - self._decoding(), 0)
 
     def _finish(self, work: Work) -> None:
         if len(work.slots):

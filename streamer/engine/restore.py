@@ -79,6 +79,7 @@ class Restore:
         """Streams whose state has another size than the model's: stream -> through"""
         self._window_through: dict[bytes, int] = {}
         self._rollouts: dict[bytes, StreamRecord] = {}
+        self._decodings: dict[tuple[str, bytes], StreamRecord] = {}
         self._decisions: dict[tuple[str, bytes], StreamRecord] = {}
         self._idle: dict[bytes, tuple[int, int]] = {}
         self._clock_idle: dict[bytes, tuple[int, int]] = {}
@@ -116,6 +117,8 @@ class Restore:
             self._window_through.pop(stream, None)
         elif kind is Kind.ROLLOUT:
             self._rollouts.pop(stream, None)
+        elif kind is Kind.DECODING:
+            self._decodings.pop((model, stream), None)
         elif kind is Kind.DECISIONS:
             self._decisions.pop((model, stream), None)
         elif kind is Kind.IDLE:
@@ -128,6 +131,8 @@ class Restore:
             self._window_through[record.stream] = record.through
         elif record.kind is Kind.ROLLOUT:
             self._rollouts[record.stream] = record
+        elif record.kind is Kind.DECODING:
+            self._decodings[record.model, record.stream] = record
         elif record.kind is Kind.DECISIONS:
             self._decisions[record.model, record.stream] = record
         elif record.kind is Kind.IDLE:
@@ -215,6 +220,9 @@ class Restore:
             self.partition.rollouts.restore(
                 self._rollouts.values(), dict(progress.rollouts), {each: since[each] for each in self._lanes}
             )
+            refused = self.partition.decodings.restore(self._decodings.values(), since)
+            self.partition.refuse(refused)
+            self.partition.moved |= bool(refused)
         assert len(begin.truths) == len(lanes.stepping)
         return self.partition
 

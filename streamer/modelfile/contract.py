@@ -20,6 +20,7 @@ import numpy as np
 
 from streamer.core import F32
 from streamer.errors import ModelError
+from streamer.modelfile.decoder import Decoder, check_decoder
 from streamer.modelfile.emit import Emit, check_emit, check_emitting
 from streamer.modelfile.feature import Feature, as_feature, check_features
 
@@ -150,6 +151,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """How many trailing values of the previous event are put in front of the next one."""
     feedback: Feedback | None = None
     """For models that generate (below)."""
+    decoder: Decoder | None = None
+    """For models that write a sequence about a window (below); `outputs` are then what it is given, and are not published."""
     cell: str | None = None
     """For people: rnn, lstm, gru, ..."""
     layers: int | None = None
@@ -394,6 +397,10 @@ def _check_outputs(contract: Contract) -> None:
     check_emitting(emitting, len(contract.outputs), step=step, feedback=feedback)
     if contract.feedback is not None:
         _check_feedback(contract, contract.feedback)
+    if contract.decoder is not None:
+        if contract.mode != "window":
+            raise ModelError("decoder: a sequence is written about a window: declare mode window")
+        check_decoder(contract.decoder, {output.name: output.shape for output in contract.outputs})
 
 
 def _check_feedback(contract: Contract, feedback: Feedback) -> None:

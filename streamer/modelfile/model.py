@@ -11,6 +11,7 @@ from pathlib import Path
 from streamer.errors import ModelError
 from streamer.modelfile.contract import METADATA_KEY, Contract, load_sidecar
 from streamer.modelfile.graph import check, digest, external_files, scan
+from streamer.modelfile.pair import DecoderGraph, decoder_bytes
 from streamer.modelfile.probe import Finding, Probe
 from streamer.modelfile.session import Session
 
@@ -23,6 +24,8 @@ class Model(Session):
         self.sha256 = sha256
         self.path = path
         self.findings: list[Finding] = []
+        self.decoder: DecoderGraph | None = None
+        """The second graph of a pair (``streamer.modelfile.pair``)"""
 
     @classmethod
     def load(cls, path: str | Path, *, sha256: str | None = None, threads: int = 1, probe: bool = True) -> Model:
@@ -46,6 +49,8 @@ class Model(Session):
             check(found)
             contract = _contract(path, found.metadata.get(METADATA_KEY))
             model = cls(path if files else data, contract, sha256=digested, path=path, threads=threads)
+            if (graph := decoder_bytes(contract, found.metadata)) is not None:
+                model.decoder = DecoderGraph(graph, contract, threads=threads)
             if probe:
                 model.probe()
         except ModelError as error:
@@ -60,6 +65,8 @@ class Model(Session):
         """
         with self.quiet():
             self.findings = Probe(self).run()
+            if self.decoder is not None:
+                self.findings += self.decoder.probe(self)
         return self.findings
 
 

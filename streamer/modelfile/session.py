@@ -43,7 +43,7 @@ class Session:
         """The graph declares a batch, but rows disturb each other in it (found by the probe)."""
         self.length_multiple = 1
         """Windows run in multiples of so many events (found by the probe)."""
-        self._session = session = _session(source, threads)
+        self._session = session = open_graph(source, threads)
         self._options: onnxruntime.RunOptions | None = None
         self._initial = [state.initial_row() for state in self.states]
         self._layout = Layout.of(contract.input.shape, contract.context)
@@ -125,7 +125,7 @@ class Session:
         try:
             results: list[Any] = self._session.run(self._fetch, feed, self._options)
         except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-            reason = f"model {self.contract.name!r} failed on {rows} rows of {steps} steps: {_reason(error)}"
+            reason = f"model {self.contract.name!r} failed on {rows} rows of {steps} steps: {reason_of(error)}"
             raise ModelRunError(reason) from None
         return results
 
@@ -254,11 +254,12 @@ class Session:
 
 def nodes(source: Path | bytes) -> tuple[list[Node], list[Node]]:
     """Inputs and outputs of a graph as ONNX Runtime describes them. ModelError if it refuses the file."""
-    session = _session(source, 1)
+    session = open_graph(source, 1)
     return list(session.get_inputs()), list(session.get_outputs())
 
 
-def _session(source: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+def open_graph(source: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A graph that can be run. ModelError if ONNX Runtime refuses it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -272,11 +273,11 @@ def _session(source: Path | bytes, threads: int) -> onnxruntime.InferenceSession
         )
     except Exception as error:  # ONNX Runtime's errors have no common base but Exception
         raise ModelError(
-            f"ONNX Runtime refuses it ({_reason(error)}): export it again, opset 20 and IR 10 fit"
+            f"ONNX Runtime refuses it ({reason_of(error)}): export it again, opset 20 and IR 10 fit"
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """ONNX Runtime's message without its prefixes, on one line."""
     text = " ".join(str(error).split())
     if text.startswith("[ONNXRuntimeError]"):

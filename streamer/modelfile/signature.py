@@ -105,7 +105,7 @@ class Signature:
             )
         timeless = contract.mode == "step" and any("time" not in output.shape for output in contract.outputs)
         single_step = _time_is_fixed(contract, given[contract.input.name]) or timeless
-        constants = {name: _constant(_find(given, name, "input"), value) for name, value in contract.constants.items()}
+        constants = {name: _constant(find(given, name, "input"), value) for name, value in contract.constants.items()}
         known = {contract.input.name, contract.lengths, *constants, *(state.input for state in contract.states)}
         for name in given.keys() - known:
             raise ModelError(f"the graph input {name!r} is not declared: add it to states, constants or lengths")
@@ -120,9 +120,9 @@ def _check_inputs(contract: Contract, given: dict[str, Node]) -> dict[int, str]:
     ]
     tensors += [(state.input, state.shape, "float32", 0) for state in contract.states]
     for name, shape, dtype, extra in tensors:
-        node = _find(given, name, "input")
-        _check_type(node, dtype)
-        batch = _check_axes(node, shape, extra, "input")
+        node = find(given, name, "input")
+        check_type(node, dtype)
+        batch = check_axes(node, shape, extra, "input")
         if batch is not None:
             rows[batch] = name
     return rows
@@ -131,12 +131,12 @@ def _check_inputs(contract: Contract, given: dict[str, Node]) -> dict[int, str]:
 def _check_outputs(contract: Contract, made: dict[str, Node]) -> None:
     # Exporters may declare the example's batch and time for outputs: numbers are compared, the probe sees the rest.
     for output in contract.outputs:
-        _check_axes(_find(made, output.name, "output"), output.shape, 0, "output")
+        check_axes(find(made, output.name, "output"), output.shape, 0, "output")
     for state in contract.states:
         if state.output is not None:
-            node = _find(made, state.output, "output")
-            _check_type(node, "float32")
-            _check_axes(node, state.shape, 0, "output")
+            node = find(made, state.output, "output")
+            check_type(node, "float32")
+            check_axes(node, state.shape, 0, "output")
 
 
 def _time_is_fixed(contract: Contract, node: Node) -> bool:
@@ -151,7 +151,7 @@ def _time_is_fixed(contract: Contract, node: Node) -> bool:
 
 
 def _check_lengths(name: str, given: dict[str, Node]) -> Node:
-    node = _find(given, name, "input")
+    node = find(given, name, "input")
     if node.type not in ("tensor(int32)", "tensor(int64)") or len(node.shape) != 1:
         raise ModelError(
             f"lengths {name!r} is a {node.type} of shape {node.shape}: it must be int32 or int64 of shape [batch]"
@@ -176,7 +176,7 @@ def _constant(node: Node, value: Any) -> Array:
     return array
 
 
-def _find(nodes: dict[str, Node], name: str, what: str) -> Node:
+def find(nodes: dict[str, Node], name: str, what: str) -> Node:
     if name not in nodes:
         raise ModelError(
             f"the graph has no {what} {name!r}, it has {', '.join(map(repr, nodes))}: correct the contract"
@@ -184,7 +184,7 @@ def _find(nodes: dict[str, Node], name: str, what: str) -> Node:
     return nodes[name]
 
 
-def _check_type(node: Node, dtype: str) -> None:
+def check_type(node: Node, dtype: str) -> None:
     if DTYPES.get(node.type) is not np.dtype(dtype).type:
         raise ModelError(
             f"{node.name!r} is a {node.type} in the graph, but {dtype} is declared:"
@@ -192,7 +192,7 @@ def _check_type(node: Node, dtype: str) -> None:
         )
 
 
-def _check_axes(node: Node, shape: Sequence[Axis], extra: int, what: str) -> int | None:
+def check_axes(node: Node, shape: Sequence[Axis], extra: int, what: str) -> int | None:
     """Compares declared axes with the graph's; returns the batch size if the graph fixes it."""
     if node.shape is None or len(node.shape) != len(shape):
         raise ModelError(

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     DECISIONS = 4
     IDLE = 5
     CLOCK = 6
+    DECODING = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class StreamRecord:
                then the stream
     DECISIONS  first offset            -                            offsets that the model refused; without a model's
                                                                     name: rejects that a replay could judge otherwise
+    DECODING   offset of the first     the window's end             which events the window has, by their offsets
+               event, bounds, stream
     IDLE       offset ``before`` which the watermark                -
                the partition was idle
     CLOCK      as IDLE                 the clock of utterances      -
@@ -184,7 +187,7 @@ def decode_stream(key: bytes, value: bytes) -> StreamRecord:
     return StreamRecord(kind, model, stream, through, last_ms, model_id, state if has_state else None)
 
 
-_WITH_OFFSET = (Kind.ROLLOUT, Kind.DECISIONS, Kind.IDLE, Kind.CLOCK)
+_WITH_OFFSET = (Kind.ROLLOUT, Kind.DECISIONS, Kind.IDLE, Kind.CLOCK, Kind.DECODING)
 
 
 def split_key(key: bytes) -> tuple[Kind, str, bytes]:

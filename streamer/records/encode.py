@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols
+from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols, Written
 from streamer.modelfile.contract import Contract, Output
 from streamer.modelfile.emit import Emit
 from streamer.records.keys import Keys
@@ -28,6 +28,7 @@ class Encoder:
         self._outputs = contract.outputs
         # labels name classes: the largest of anything else says nothing, as of the sensors of a forecast
         self._labels_of = [_encoded(output) if output.kind == "classes" else () for output in contract.outputs]
+        self._decoder = contract.decoder
         single = len(contract.outputs) == 1
         self._names = ["y" if single else output.name for output in contract.outputs]
         self._tail = b',"model":%b}' % msgspec.json.encode(f"{model_name}@{contract.version}")
@@ -91,14 +92,7 @@ class Encoder:
             if named:
                 labels = [msgspec.Raw(named[int(np.argmax(row))]) for row in flat]
                 fields[self._label_name(name)] = labels if output.per == "event" else labels[0]
-        fields["window"] = {
-            "start": window.start_ms,
-            "end": window.end_ms,
-            "count": len(window.x),
-            "reason": window.reason,
-            "part": window.part,
-            "offsets": [int(window.offsets.min()), int(window.offsets.max())],
-        }
+        fields["window"] = _about(window)
         if part is not None:
             fields["slice"] = part
         return msgspec.json.encode(fields)[:-1] + self._tail
@@ -127,6 +121,22 @@ class Encoder:
         fields |= {"final": final is not None, "utterance": utterance}
         return msgspec.json.encode(fields)[:-1] + self._tail
 
+    def written(self, window: ClosedWindow, written: Written) -> bytes:
+        """The value of a closed window about which a sequence was written: its symbols, their labels, their text."""
+        declared = self._decoder
+        assert declared is not None
+        labels = [declared.labels[symbol] for symbol in written.symbols]
+        fields: dict[str, Any] = {
+            "stream": window.stream.decode(),
+            "ts": window.end_ms,
+            "y": written.symbols,
+            "label": labels,
+        }
+        if declared.joint is not None:
+            fields["text"] = declared.joint.join(labels)
+        fields |= {"score": float(f"{written.score:.6g}"), "truncated": written.truncated, "window": _about(window)}
+        return msgspec.json.encode(fields)[:-1] + self._tail
+
     def _template(self, sizes: tuple[int, ...]) -> bytes:
         if sizes not in self._templates:
             text = b'{"stream":"%b","ts":%d'
@@ -149,6 +159,17 @@ def _transcript(output: Output, emit: Emit, spelled: Spelled, window: ClosedWind
         "symbols": [{"label": name, "ts": at} for name, at in zip(names, times, strict=True)],
         "score": float(f"{spelled.score:.9g}"),
         "final": True,
+    }
+
+
+def _about(window: ClosedWindow) -> dict[str, Any]:
+    return {
+        "start": window.start_ms,
+        "end": window.end_ms,
+        "count": len(window.x),
+        "reason": window.reason,
+        "part": window.part,
+        "offsets": [int(window.offsets.min()), int(window.offsets.max())],
     }
 
 

@@ -156,8 +156,8 @@ class Service:
         clock, commits = self._clock, self._commits
         commits.begin_turn()
         timeout_ms = _ROLLING_POLL_MS if self.processor.rolling else commits.poll_timeout_ms()
-        asked = self._pace.records
-        batches = await self._reader.poll(asked, timeout_ms)
+        asked = min(self._pace.records, self.processor.room)
+        batches = await self._reader.poll(asked, timeout_ms) if asked else []
         commits.times.end("fetch", clock.monotonic())
         if self._schemas is not None:
             batches = await self._schemas.ready(batches)

@@ -209,6 +209,7 @@ def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str
         batch=settings.batch,
         state=settings.state,
         generate=settings.rollouts,
+        decode=settings.decode,
         delivery=settings.delivery,
         late=settings.input.late,
         identity=Identity(settings.kafka.group, topic_id, fingerprint(settings, models), machine()),

@@ -19,6 +19,7 @@ from streamer.core import (
     StepAnswers,
     Transaction,
     WindowAnswers,
+    WrittenAnswers,
 )
 from streamer.kafka.rows import RECORD_BYTES, headers_bytes
 from streamer.modelfile.model import Model
@@ -115,6 +116,10 @@ class Sink:
             return [encoder.window(window, y, spelled=text) for window, y, text in rows]
         if isinstance(answers, EmittedAnswers):
             return [encoder.emitted(key, each) for key, each in zip(answers.keys, answers.emitted, strict=True)]
+        if isinstance(answers, WrittenAnswers):
+            return [
+                encoder.written(window, each) for window, each in zip(answers.windows, answers.written, strict=True)
+            ]
         assert isinstance(answers, GeneratedAnswers)
         return answers.values
 

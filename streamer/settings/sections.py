@@ -334,6 +334,20 @@ class GenerateSection(Section):
     )
 
 
+class DecodeSection(Section):
+    max_open: int = Field(
+        default=2_048, ge=1, le=1_000_000, description="Windows to be written about; beyond it no further input is read"
+    )
+    max_rows: int = Field(
+        default=256, ge=1, le=65_536, description="Sequences of one step, of all windows and beams; the others wait"
+    )
+    max_memory_bytes: int = Field(
+        default=268_435_456,
+        ge=1_024,
+        description="Encoders' outputs of the windows that are being written about, padded",
+    )
+
+
 class StateSection(Section):
     max_bytes: int = Field(
         default=1_073_741_824, ge=65_536, description="Memory for state; beyond it the oldest streams go"
@@ -381,6 +395,7 @@ class Settings(Section):
     batch: BatchSection = BatchSection()
     state: StateSection = StateSection()
     generate: GenerateSection = GenerateSection()
+    decode: DecodeSection = DecodeSection()
     model: dict[str, ModelSection] = Field(min_length=1, max_length=2)
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()

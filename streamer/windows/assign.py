@@ -480,7 +480,17 @@ class Windows:
         x, offsets, times_ms = events.rows(index, offsets, times_ms)
         assert len(x) == self._count[window], "invariant 6: every event is in its windows"
         self._closing.append(
-            ClosedWindow(stream, start, high, Closed(reason), self._first[window], x, offsets, times_ms)
+            ClosedWindow(
+                stream,
+                start,
+                high,
+                Closed(reason),
+                self._first[window],
+                x,
+                offsets,
+                times_ms,
+                self._mark[window],
+            )
         )
         return stored
 

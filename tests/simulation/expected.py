@@ -79,6 +79,16 @@ def changes(world: World) -> dict[int, list[product.Change]]:
     return found
 
 
+def being_written(world: World) -> set[tuple[int, tuple[str, int, int, int]]]:
+    """(partition, (stream, start, end, part)) of windows that have closed and wait for what is written about them."""
+    newest = {
+        (log.partition, window): record.value
+        for log, _, record in read(world, CHANGELOG)
+        if (window := product.being_written(record.key)) is not None
+    }
+    return {where for where, value in newest.items() if value is not None}
+
+
 def replay_points(world: World) -> dict[int, int]:
     points: dict[int, int] = {}
     for partition, found in changes(world).items():

@@ -27,6 +27,7 @@ from streamer.engine.processor import Processor
 from streamer.engine.restore import Restore
 from streamer.engine.steprun import StepRun
 from streamer.errors import ConfigurationError
+from streamer.generate.decodings import Decodings
 from streamer.kafka.commit import Committer
 from streamer.kafka.input import Input
 from streamer.kafka.internals import TransactionRefused
@@ -419,3 +420,30 @@ def half_a_record() -> None:
         ]
 
     lane.by_record = by_step
+
+
+# 12: what is open when a process dies is known to the next one
+
+
+@mutation("writing-not-recorded", fault="12", profile="writing", needed=4)
+def writing_not_recorded() -> None:
+    """A window that is being written about leaves no record: its answer dies with the process."""
+    Decodings.records = lambda self: []  # type: ignore[method-assign]
+
+
+@mutation("writing-not-held", fault="12", profile="writing", needed=4)
+def writing_not_held() -> None:
+    """The replay point passes a window that is being written about: its events are not read again."""
+    Decodings.oldest = lambda self: None  # type: ignore[method-assign]
+
+
+@mutation("writing-not-ended", fault="12", profile="writing", needed=4)
+def writing_not_ended() -> None:
+    """The answer does not end the record: the next process writes it again."""
+    close = Decodings._close
+
+    def closed(self: Any, decoding: Any) -> None:
+        decoding.recorded = False
+        close(self, decoding)
+
+    Decodings._close = closed  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ from tests.simulation.expected import (
     Answer,
     answers,
     bad,
+    being_written,
     changes,
     dead_letters,
     eras,
@@ -45,6 +46,8 @@ class Judge:
         self.findings: list[str] = []
         self.log = visible(world)
         self.changes = changes(world)
+        self.being_written = being_written(world)
+        """Windows that a process which was told to stop left to the next one"""
         self.answers = answers(world)
         self.dead = dead_letters(world)
         self.sources = {(sent.partition, sent.offset): sent for part in self.log.values() for sent in part}

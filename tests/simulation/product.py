@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,13 +14,14 @@ from emitting import LABELS
 from pasts import PastModel
 from simulated import ChainModel
 from windowing import FoldModel, Reference
+from writing import WritingModel
 
 from streamer.core import Op
 from streamer.errors import ModelRunError, StreamerError
 from streamer.kafka import requests as own_requests
 from streamer.kafka.requests import TxnOffsetCommit
 from streamer.modelfile.contract import Contract
-from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream
+from streamer.records.changelog import NO_WATERMARK, Kind, decode_progress, decode_stream, split_key
 from streamer.service.wiring import build, prepare
 from streamer.settings import Settings, UtteranceSection
 from tests.simulation.chains import CHAINS, EMITS, MODULUS, PAST, Chain
@@ -133,15 +135,20 @@ class EmittingWindowModel(WindowModel):
         return [emitting.probabilities(h[:, :, 0])], nexts
 
 
+WRITTEN_STEPS = 12
+
+
 def load(
     chosen: Settings, letters: Mapping[str, str], cost: Callable[[int], None], *, steps: str
 ) -> list[tuple[str, Any, Any]]:
     """Models by name; the letter of a chain, a small letter for one that generates, ``*`` for the fold over windows, ``#``
-    for the one that emits. ``steps``: of a record, one or many."""
+    for the one that emits, ``+`` for one that writes about them. ``steps``: of a record, one or many."""
     found: list[tuple[str, Any, Any]] = []
     for name, section in chosen.model.items():
         letter = letters[name]
-        if section.window is not None:
+        if letter == "+":
+            found.append((name, WritingModel(max_steps=WRITTEN_STEPS, cost=cost), section.window))
+        elif section.window is not None:
             windowed = EmittingWindowModel(cost) if letter == "#" else WindowModel(cost, steps)
             found.append((name, windowed, section.window))
         elif letter == PAST:
@@ -281,6 +288,15 @@ class Change:
     """(before offset, clock of utterances), where it moved without an event"""
     gone: bool = False
     """The stream is forgotten up to ``through``"""
+
+
+def being_written(key: bytes) -> tuple[str, int, int, int] | None:
+    """Stream, start, end and part of a window about which a sequence is being written; None: another kind of record."""
+    if key[:1] != bytes([Kind.DECODING]):
+        return None
+    rest = split_key(key)[2]
+    part, start, end = struct.unpack_from(">qqq", rest)
+    return rest[24:].decode(), start, end, part
 
 
 def change(key: bytes, value: bytes | None) -> Change | None:

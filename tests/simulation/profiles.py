@@ -22,7 +22,7 @@ def profile(name: str, weight: int) -> Callable[[Callable[[Draw], None]], Callab
 
 def plan(seed: int, name: str | None = None) -> Plan:
     """The plan of a seed."""
-    for families in ("profiles_failures", "profiles_changes", "profiles_frames"):
+    for families in ("profiles_failures", "profiles_changes", "profiles_frames", "profiles_writing"):
         import_module(f"tests.simulation.{families}")
     if name is None:
         names = sorted(PROFILES)

@@ -99,6 +99,7 @@ async def _settled(world: World, findings: list[str]) -> bool:
         if refused and not world.alive():
             return False
         missing = judge.missing()
+        missing += [f"what is written about {key} of partition {where}" for where, key in judge.being_written]
         if not missing and not judge.findings:
             return True
         if world.loop.time() >= deadline or all(member.given_up for member in world.members.values()):

@@ -15,7 +15,7 @@ from streamer.engine.restore import Found, Names, Restore
 from streamer.records.changelog import Kind, Progress, decode_progress, decode_stream, progress_key
 from streamer.records.keys import Keys
 from streamer.service.sink import Sink
-from streamer.settings import BatchSection, DeliverySection, GenerateSection, StateSection
+from streamer.settings import BatchSection, DecodeSection, DeliverySection, GenerateSection, StateSection
 
 NAMES = Names("in", "changelog")
 END = 1 << 40
@@ -30,10 +30,11 @@ def make_processor(
     generate: dict[str, Any] | None = None,
     pasts: Any = None,
     utterances: dict[str, Any] | None = None,
+    decode: dict[str, Any] | None = None,
     **limits: Any,
 ) -> Processor:
     """``limits``: keys of any section, whatever their bounds: tests want small ones. ``generate``: those of [generate],
-    which shares names with [batch]."""
+    which shares names with [batch]; ``decode``: those of [decode]."""
     sections: dict[str, Any] = {}
     limits = {"max_bytes": 1 << 22, **limits}  # reserved for each of many processors
     for name, section in (
@@ -44,7 +45,17 @@ def make_processor(
         sections[name] = section.model_construct(**{**section().model_dump(), **mine})
         limits = {key: value for key, value in limits.items() if key not in mine}
     assert not limits, f"no section has {sorted(limits)}"
-    return Processor(models, identity=identity, late=late, keys=keys, pasts=pasts, utterances=utterances, **sections)
+    decoding = DecodeSection.model_construct(**{**DecodeSection().model_dump(), **(decode or {})})
+    return Processor(
+        models,
+        identity=identity,
+        late=late,
+        keys=keys,
+        decode=decoding,
+        pasts=pasts,
+        utterances=utterances,
+        **sections,
+    )
 
 
 def begin(processor: Processor, number: int = 0, start: int = 0, **found: Any) -> Partition:

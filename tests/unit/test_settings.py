@@ -181,7 +181,7 @@ def test_whatever_a_key_holds_the_outcome_is_settings_or_a_refusal(key: str, val
     [
         ("kafka.bootstrp=b", "kafka.bootstrp: unknown key: did you mean kafka.bootstrap? (flag --set)"),
         ("kafak.bootstrap=b", "kafak: unknown key: did you mean kafka? (flag --set)"),
-        ("kafka.max_rows=1", "kafka.max_rows: unknown key: did you mean batch.max_rows or generate.max_rows? (flag --set)"),
+        ("kafka.max_rows=1", "kafka.max_rows: unknown key: did you mean batch.max_rows or generate.max_rows or decode.max_rows? (flag --set)"),
         ("model.lstm.pth=b", "model.lstm.pth: unknown key: did you mean model.lstm.path? (flag --set)"),
         ("model.lstm.windw.kind=end", "model.lstm.windw: unknown key: did you mean model.lstm.window? (flag --set)"),
         ("delivery.transction_timeout=1", "delivery.transction_timeout: unknown key: did you mean delivery.transaction_timeout_ms? (flag --set)"),
