@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols
+from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols, Written
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract, Output
 from streamer.records.encode import Encoder
@@ -51,6 +51,8 @@ class AnswerEncoder(Protocol):
 
     def emitted(self, key: bytes, symbols: Symbols) -> bytes: ...
 
+    def written(self, window: ClosedWindow, written: Written) -> bytes: ...
+
 
 class _Tables:
     """Formats of models that answer one event or one window with numbers; others are refused before they are served."""
@@ -59,6 +61,9 @@ class _Tables:
         raise NotImplementedError
 
     def emitted(self, key: bytes, symbols: Symbols) -> bytes:
+        raise NotImplementedError
+
+    def written(self, window: ClosedWindow, written: Written) -> bytes:
         raise NotImplementedError
 
 

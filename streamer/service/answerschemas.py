@@ -28,7 +28,7 @@ def answer_schemas(settings: Settings, models: Served) -> dict[str, tuple[str, S
         contract = model.contract
         what = "generates sequences" if rule is None and contract.feedback is not None else ""
         what = "answers records of several steps" if contract.many_steps else what
-        what = "writes symbols" if contract.emitting is not None else what
+        what = "writes symbols" if contract.emitting is not None or contract.decoder is not None else what
         if what:
             raise ConfigurationError(
                 f'output.format = "{written}": model {name!r} {what}, which is told in JSON: set output.format = "json"'
