@@ -23,7 +23,10 @@ from streamer.kafka.tails import chosen, newest_values, read_span
 from streamer.kafka.topics import InputTopic, Topics
 from streamer.records.changelog import Progress, decode_progress, progress_key
 from streamer.records.decode import Codec
+from streamer.records.schemas.book import Schema
 from streamer.service import mapping
+from streamer.service.answerschemas import answer_schemas, encoders_of
+from streamer.service.checkformat import format_lines, format_told, learned
 from streamer.service.clock import SystemClock
 from streamer.service.prepare import (
     Models,
@@ -64,6 +67,7 @@ class Report:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     topics: dict[str, dict[str, Any]] = field(default_factory=dict)
     group: dict[str, Any] = field(default_factory=dict)
+    format: dict[str, Any] = field(default_factory=dict)
     features: list[mapping.Mapped] = field(default_factory=list)
     time: str = ""
     sample: dict[str, Any] = field(default_factory=dict)
@@ -92,6 +96,7 @@ class Report:
             "models": self.models,
             "topics": self.topics,
             "group": self.group,
+            "format": self.format,
             "features": [each.as_dict() for each in self.features],
             "decoder": self.decoder,
             "sample": self.sample,
@@ -110,6 +115,8 @@ class Report:
             yield f"{what} {topic['name']}: {_counted(topic['partitions'], 'partition')}{there}"
         if self.group:
             yield f"kafka.group {self.group['name']}: {self.group['says']}"
+        if self.format:
+            yield from format_lines(self.format)
         yield from mapping.lines(self.time, self.features)
         if self.sample:
             yield from self._sample_lines()
@@ -200,6 +207,7 @@ class _Check:
             codec = codec_of(self._settings, models)
             self._report.decoder = codec.decoder
             check_models(models)
+            answer_schemas(self._settings, models)
             utterances(self._settings, models)
         except ConfigurationError as error:
             self._report.problems.append(error)
@@ -286,7 +294,10 @@ class _Check:
             facts = await reader.facts(parts.input.partitions)
             self._states(parts, codec, facts, progress)
             if self._sample:
-                self._score(parts, codec, await self._newest(reader, facts))
+                batches = await self._newest(reader, facts)
+                known = await learned(self._settings, codec, batches)
+                self._report.format = format_told(self._settings, known)
+                self._score(parts, codec, batches, known)
         finally:
             await reader.stop()
 
@@ -343,11 +354,13 @@ class _Check:
             taken.setdefault(at, []).append(row)
         return [chosen(batches[at], sorted(rows)) for at, rows in sorted(taken.items())]
 
-    def _score(self, parts: Parts, codec: Codec, batches: Sequence[RecordBatch]) -> None:
+    def _score(
+        self, parts: Parts, codec: Codec, batches: Sequence[RecordBatch], known: Mapping[int, Schema | None]
+    ) -> None:
         """Every stream from its initial state, and nothing is kept."""
         decoded = [codec.decode(batch) for batch in batches]
         if self._report.features:
-            mapping.try_on(self._settings, parts.models, batches, self._report.features)
+            mapping.try_on(self._settings, parts.models, batches, self._report.features, known)
         streams = {key for batch in decoded for key in batch.keys}
         ephemeral = self._settings.delivery.model_copy(update={"mode": Delivery.EPHEMERAL})
         settings = self._settings.model_copy(update={"delivery": ephemeral})
@@ -358,7 +371,12 @@ class _Check:
             pass
         answers, rejects = processor.results()
         max_bytes = min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT))
-        sink = Sink([(name, model) for name, model, _ in parts.models], codec.keys, max_bytes=max_bytes)
+        sink = Sink(
+            [(name, model) for name, model, _ in parts.models],
+            codec.keys,
+            max_bytes=max_bytes,
+            encoders=encoders_of(self._settings, parts.models, codec.keys, {}),
+        )
         encoded, refused = sink.encode(answers)
         values = [value for outgoing in encoded for value in outgoing.values]
         self._report.sample = {
@@ -367,7 +385,7 @@ class _Check:
             "streams": len(streams),
             "answers": len(values),
             "rejected": _by_reason([*rejects, *refused], parts.input.name),
-            "answer": values[-1].decode()[:_SHOWN] if values else None,
+            "answer": values[-1].decode("utf-8", "backslashreplace")[:_SHOWN] if values else None,
         }
         if any(rule is not None for *_, rule in parts.models):
             self._report.sample["windows"] = sum(

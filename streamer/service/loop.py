@@ -25,6 +25,7 @@ from streamer.service.clock import Clock
 from streamer.service.commits import CommitObserver, Commits
 from streamer.service.membership import Membership, Standing
 from streamer.service.pace import Pace
+from streamer.service.schemas import Schemas
 from streamer.service.takeover import RestoreProgress, Takeover
 from streamer.service.watch import Watch
 from streamer.settings import Settings
@@ -75,6 +76,7 @@ class Service:
         takeover: Takeover,
         observer: Observer,
         clock: Clock,
+        schemas: Schemas | None = None,
     ) -> None:
         self._settings = settings
         self.processor = processor
@@ -88,6 +90,7 @@ class Service:
         self._takeover = takeover
         self._observer = observer
         self._clock = clock
+        self._schemas = schemas
         self.stopping = asyncio.Event()
         stale_ms = max(1000, 10 * settings.fetch_max_wait_ms)
         self._watch = Watch(reader, processor, clock, idle_ms=settings.delivery.idle_ms, stale_ms=stale_ms)
@@ -156,6 +159,8 @@ class Service:
         asked = min(self._pace.records, self.processor.room)
         batches = await self._reader.poll(asked, timeout_ms) if asked else []
         commits.times.end("fetch", clock.monotonic())
+        if self._schemas is not None:
+            batches = await self._schemas.ready(batches)
         if self._membership.standing is not Standing.OWNING:
             self._fetch_from_here()  # these records belong to whoever comes next
             return
@@ -187,7 +192,8 @@ class Service:
         decoded = [self._codec.decode(batch) for batch in batches]
         times.end("decode", self._clock.monotonic())
         self._watch.came(batches)
-        self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded})])
+        held = set() if self._schemas is None else self._schemas.held
+        self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded} | held)])
         times.end("wait", self._clock.monotonic())
         spent_s = await self._run()
         self._pace.note(sum(map(len, batches)), spent_s)
@@ -307,6 +313,8 @@ class Service:
 
     def _fetch_from_here(self) -> None:
         """Fetches what is owned and restored, each partition from its next offset; what was prefetched is dropped."""
+        if self._schemas is not None:
+            self._schemas.forget()
         self._fetching = {number: each for number, each in self.processor.partitions.items() if each.running}
         self._reader.assign({number: each.next_offset for number, each in self._fetching.items()})
 
@@ -373,6 +381,7 @@ class Service:
             state_bytes=slots.used_bytes,
             windows_open=sum(each.open_windows for each in open_windows),
             rollouts_open=processor.lanes.generators.open,
+            waits_for=None if self._schemas is None else self._schemas.cause,
             clock_ahead_ms=self._committer.clock.ahead_ms,
             other_machines={n: other for n, other in self._takeover.other_machines.items() if n in partitions},
         )
@@ -391,6 +400,8 @@ class Service:
 
     async def _close(self) -> None:
         await self._takeover.stop()
+        if self._schemas is not None:
+            await self._schemas.stop()
         await self._commits.give_up()
         await self._group.stop()
         await self._committer.stop()
