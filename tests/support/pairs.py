@@ -134,6 +134,6 @@ def _lively(pair: Pair) -> Pair:
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in pair.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 1.6)
+            parameter.copy_(torch.randn(parameter.shape) * 1.2)
         pair.decoder.out.bias[1] -= 0.5
     return pair
