@@ -84,7 +84,8 @@ class Exact:
         if self.integral:
             good = (x >= self._lowest) & (x <= self._highest)
             return x.astype(self.dtype, copy=False), [] if good.all() else _rows(~good)
-        good = (x <= self.integers) & (x >= -self.integers)
+        bound = int(self.integers)  # not a float, with which large integers would be rounded before they are compared
+        good = (x <= bound) & (x >= -bound)
         return x.astype(self.dtype), [] if good.all() else _rows(~good)
 
     def _kept(self, x: Numbers, held: Numbers) -> Numbers:

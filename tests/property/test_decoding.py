@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from decoding import NOW_MS, contract, outcomes, records
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from native_columns import DECODERS
 
@@ -264,6 +264,7 @@ numbers = st.one_of(
     source=st.sampled_from(["f2", "f4", "f8", "i1", "i4", "i8", "u4", "u8"]),
     found=st.lists(numbers, min_size=1, max_size=5),
 )
+@example(dtype="float64", source="i8", found=[2**53 + 1])
 def test_a_column_of_numbers_is_its_numbers(dtype: str, source: str, found: list[Any]) -> None:
     exact = Exact(dtype)
     with np.errstate(all="ignore"):
