@@ -15,6 +15,7 @@ from typing import Any
 
 from streamer.errors import ConfigurationError, StreamerError
 from streamer.modelfile.contract import Contract
+from streamer.modelfile.decoder import Decoder
 from streamer.modelfile.model import Model
 
 from .judge import card_sections
@@ -59,6 +60,11 @@ def limits(model: Model) -> list[str]:
         "Inputs must be finite numbers in the units of the training data; other events are rejected, not repaired.",
         "float32 on CPU; other precisions were not checked.",
     ]
+    if (decoder := contract.decoder) is not None:
+        lines.append(
+            f"A sequence of more than {decoder.max_steps} symbols is cut, and told as truncated; the search is"
+            f" {decoder.search}, so a likelier sequence may exist."
+        )
     if contract.mode == "window":
         lines.append("Answers only when a window has closed: it looks at the whole window, later events included.")
     else:
@@ -103,11 +109,17 @@ def _summary(model: Model) -> str:
         "parameters": contract.parameters,
         "features": contract.features,
         "outputs": ", ".join(f"{output.name} ({output.kind}, per {output.per})" for output in contract.outputs),
+        **({"writes": _written(contract.decoder)} if contract.decoder is not None else {}),
         "state per stream": f"{model.state_bytes_per_stream} bytes",
         "file": f"{model.path.name}, {model.path.stat().st_size} bytes",
         "sha256": model.sha256,
     }
     return _table(rows)
+
+
+def _written(decoder: Decoder) -> str:
+    search = decoder.search if decoder.search == "greedy" else f"{decoder.search} of width {decoder.width}"
+    return f"sequences of up to {decoder.max_steps} of {len(decoder.labels)} symbols ({search})"
 
 
 def _data(contract: Contract, training: Mapping[str, Any]) -> str:
@@ -139,7 +151,8 @@ def _checks(report: Mapping[str, Any]) -> str:
 
 def _speed(model: Model) -> str:
     rows = {f"{rows} rows": f"{value:.2f} µs per event" for rows, value in microseconds_per_event(model).items()}
-    return f"ONNX Runtime, one thread, {machine()}:\n\n{_table(rows)}"
+    what = "" if model.decoder is None else "; the encoder alone, each written symbol is a call of the decoder more"
+    return f"ONNX Runtime, one thread, {machine()}{what}:\n\n{_table(rows)}"
 
 
 def _table(rows: Mapping[str, Any]) -> str:

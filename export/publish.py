@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,8 @@ def publish(
     ModelError if the exported file does not compute what the module does; then nothing new lies in ``out``.
     """
     model.eval()
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as staging:
-        graph, weights = Path(staging) / f"{stem}.onnx", Path(staging) / f"{stem}.pt"
+
+    def write(graph: Path, weights: Path) -> None:
         save(model, weights)
         export_model(
             model,
@@ -49,6 +48,16 @@ def publish(
             metrics=dict(metrics or {}),
             feedback=dict(feedback) if feedback is not None else None,
         )
+
+    return verified(write, out, name=name, stem=stem)
+
+
+def verified(write: Callable[[Path, Path], object], out: Path, *, name: str, stem: str = "model") -> dict[str, Any]:
+    """``write(graph, weights)`` makes both files elsewhere; they come into ``out`` when they are the same. As ``publish``."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as staging:
+        graph, weights = Path(staging) / f"{stem}.onnx", Path(staging) / f"{stem}.pt"
+        write(graph, weights)
         report: dict[str, Any] = verify(graph, weights)
         failed = [check for check in report["checks"] if not check["passed"]]
         if failed or not report["passed"]:

@@ -23,6 +23,7 @@ from streamer.modelfile.model import Model
 
 from .cells import categories
 from .encdec.emit import parts_of
+from .encdec.module import load_pair
 from .encdec.verify import pair_results
 from .model import SequenceModel, load
 from .modules.calling import vocabulary
@@ -311,6 +312,8 @@ def load_weights(path: str | Path) -> nn.Module:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # what a foreign file provokes; the loader of our own files says it in a sentence
         return load(path)
+    if isinstance(document, dict) and "pair" in document:
+        return load_pair(path)
     if not isinstance(document, dict) or "factory" not in document:
         return load(path)
     return build_module(str(document["factory"]), document["weights"])

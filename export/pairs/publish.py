@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from streamer.modelfile.feature import Feature
+
 from .. import publish as sequence_models
-from ..encdec.module import save_pair
+from ..encdec.emit import export_pair
+from ..encdec.module import END, save_pair
 from .data import Alphabet, PairSplit
 from .learners import CtcLearner, Learner, PairLearner
 from .sections import DecoderSection
+
+_UNKNOWN_CHARACTER = "\ufffd"
+"""Unicode's own; a name of several characters would be a piece that a text may hold."""
 
 
 def publish(
@@ -37,5 +43,50 @@ def publish(
             metrics=metrics,
         )
     assert isinstance(learner, PairLearner)
-    save_pair(learner.module.eval(), out / "model.pt")
-    return {"model": str(out / "model.pt"), "passed": True, "checks": [], "not_checked": ["there is no ONNX file yet"]}
+    features = [text_feature(alphabet, split)] if alphabet.source else [Feature(each) for each in split.features]
+    module = learner.module.eval()
+    fields = {
+        "name": name,
+        "version": version,
+        "trained_on": trained_on,
+        "metrics": dict(metrics or {}),
+        "input": {
+            "name": "x",
+            "shape": ["batch", "time", len(features)],
+            "steps": "many" if alphabet.source else "one",
+            "features": [sequence_models.plain(each) for each in features],
+        },
+        "decoder": {
+            "labels": list(alphabet.symbols),
+            "begin": END,
+            "end": END,
+            "max_steps": module.config.max_steps,
+            "separator": split.separator,
+            **search_of(decoder, len(alphabet.symbols)),
+        },
+    }
+
+    def write(graph: Path, weights: Path) -> None:
+        save_pair(module, weights)
+        export_pair(module, fields, graph)
+
+    return sequence_models.verified(write, out, name=name)
+
+
+def text_feature(alphabet: Alphabet, split: PairSplit) -> Feature:
+    """The source as it is sent to the service: a text, which becomes steps as it does in training (``records.spelling``)."""
+    _, *known = alphabet.source
+    words = split.source_units == "words"
+    unknown = alphabet.source[0] if words or _UNKNOWN_CHARACTER in known else _UNKNOWN_CHARACTER
+    return Feature("text", "text", (unknown, *known), unknown=0, split="words" if words else "pieces")
+
+
+def search_of(decoder: DecoderSection, symbols: int) -> dict[str, Any]:
+    """What the contract says of the search. A beam holds as many sequences as there are symbols, at most."""
+    if decoder.search == "greedy":
+        return {}
+    return {
+        "search": decoder.search,
+        "width": min(decoder.width, symbols),
+        "length_normalisation": decoder.length_normalisation,
+    }

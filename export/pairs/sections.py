@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from streamer.modelfile.decoder import MAX_NORMALISATION, MAX_WIDTH
+
 PAIR_TASKS = ("sequence-to-sequence", "recognise")
 """Tasks whose data is pairs of a source and what is to be written for it."""
 
@@ -73,7 +75,7 @@ class DecoderSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     search: str = "greedy"
     """How the service decodes: ``greedy`` or ``beam``."""
     width: int = 4
-    """Hypotheses of a beam."""
+    """Hypotheses of a beam; not more than there are symbols."""
     length_normalisation: float = 0.0
     """Of a beam's scores: alpha of Wu et al. 2016; 0: none."""
 
@@ -87,4 +89,8 @@ def sections_problem(task: str, pairs: PairsSection | None, decoder: DecoderSect
         return "[decoder] belongs to task sequence-to-sequence: recognise has a label per step, and no decoder"
     if decoder is not None and decoder.search not in ("greedy", "beam"):
         return f"decoder.search must be greedy or beam, not {decoder.search!r}"
+    if decoder is not None and not 1 <= decoder.width <= MAX_WIDTH:
+        return f"decoder.width must be 1 to {MAX_WIDTH}, not {decoder.width}"
+    if decoder is not None and not 0 <= decoder.length_normalisation <= MAX_NORMALISATION:
+        return f"decoder.length_normalisation must be 0 to {MAX_NORMALISATION}, not {decoder.length_normalisation:g}"
     return pairs.problem() if pairs is not None else None

@@ -245,26 +245,25 @@ class Processor:
             if len(answers):
                 partition.answers.append(answers)
 
-    def roll(self) -> None:
+    def roll(self) -> bool:
         """One step of what models write by themselves (see ``streamer.generate``): one call per model, and one of an
         encoder. Nothing may be pending. Partitions that are still replayed wait: what they answer could not be committed
-        yet."""
+        yet. False: nothing could be done."""
         assert self._work is None, "run() the pending work first"
         live = self._live()
         rows: list[int] = []
+        before, answered = len(self._calls), False
         for answer in self.lanes.generators.step([partition.rollouts for partition in live], rows):
-            partition = self.partitions[answer.partition]
-            partition.moved = True
-            if isinstance(answer, Reject):
-                partition.refuse([answer])
-            else:
-                partition.answers.append(answer)
+            answered = True
+            self._take_written(self.partitions[answer.partition], answer)
         self._calls += [(count, 1, count) for count in rows]
         if self.lanes.decoder is not None:
             for number, found in self.lanes.decoder.step([partition.decodings for partition in live], self._calls):
+                answered = True
                 self._take_written(self.partitions[number], found)
+        return answered or len(self._calls) > before
 
-    def _take_written(self, partition: Partition, found: WrittenAnswers | Reject) -> None:
+    def _take_written(self, partition: Partition, found: Answers | WrittenAnswers | Reject) -> None:
         partition.moved = True
         if isinstance(found, Reject):
             partition.refuse([found])

@@ -17,6 +17,7 @@ DECODER_KEY = "streamer.decoder"
 """Key of the metadata that holds the decoder's ONNX file, in base64: metadata is text."""
 MAX_STEPS = 10_000
 MAX_WIDTH = 64
+MAX_NORMALISATION = 10
 
 Axis = int | Literal["batch", "time"]
 
@@ -93,8 +94,8 @@ def check_decoder(declared: Decoder, shapes: Mapping[str, Sequence[Axis]]) -> No
     most = 1 if declared.search == "greedy" else min(MAX_WIDTH, count)
     if not 1 <= declared.width <= most:
         raise ModelError(f"decoder: width is {declared.width}: with search {declared.search} it must be 1 to {most}")
-    if not 0 <= declared.length_normalisation <= 10:
-        raise ModelError("decoder: length_normalisation must be 0 (none) to 10; 0.6 to 1 is usual")
+    if not 0 <= declared.length_normalisation <= MAX_NORMALISATION:
+        raise ModelError(f"decoder: length_normalisation must be 0 (none) to {MAX_NORMALISATION}; 0.6 to 1 is usual")
     if not declared.memory and not declared.states:
         raise ModelError("decoder: neither memory nor states are declared: it would write the same for every window")
     given = [*(each.output for each in declared.memory), *(each.initial for each in declared.states)]

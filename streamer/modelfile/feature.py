@@ -10,7 +10,7 @@ category   the place of the field's word in ``vocabulary``; ``unknown`` for any 
 flag       1 for true, 0 for false
 present    1 if the field ``source`` was there with a value, else 0
 since_last seconds since the stream's newest event before this one, by event time (``modelfile.past``)
-text       places of characters or pieces in ``vocabulary``: one record becomes several steps
+text       places of characters, pieces or words in ``vocabulary``: one record becomes several steps
 ========== ===========================================================================================
 
 The graph gets numbers only; scaling and embeddings stay in it. In formats with names a category's cell is a word: 7, 7.0
@@ -51,6 +51,8 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     one the ``fallback``). None: such an event is refused, or ``unknown`` where that is declared."""
     fallback: float = 0.0
     """With missing = "last", a lag or since_last: the number for a stream that has had no value yet."""
+    split: Literal["pieces", "words"] = "pieces"
+    """text: its characters or pieces are steps, the longest that fits first, or what is between its blanks."""
     unit: str | None = None
     bounds: tuple[float, float] | None = None
     """number: the smallest and the largest value that is plausible."""
@@ -73,6 +75,8 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             return f"has unknown {self.unknown}, but its vocabulary has the places 0 to {len(self.vocabulary) - 1}"
         if not 0 <= self.lag <= MAX_LAG or (self.lag and self.kind not in _FROM_A_FIELD):
             return f"has a lag, which must be 0 to {MAX_LAG} events, and belongs to number, category and flag"
+        if self.split != "pieces" and self.kind != "text":
+            return f"is of kind {self.kind}: split belongs to text"
         if self.missing is not None and self.kind not in _FROM_A_FIELD:
             return f"is of kind {self.kind}, which is never missing: leave missing out"
         if self.kind == "category" and isinstance(self.missing, float):

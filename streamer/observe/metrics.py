@@ -21,6 +21,7 @@ _GAUGES = {
     "state_bytes": "Raw state of the resident streams",
     "windows_open": "Open windows",
     "rollouts_open": "Sequences being generated",
+    "decodings_open": "Closed windows that are being written about, or wait for it",
 }
 
 

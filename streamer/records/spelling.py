@@ -1,4 +1,4 @@
-"""A text as places in a vocabulary: characters, or pieces of several, the longest that fits first.
+"""A text as places in a vocabulary: characters, or pieces of several, the longest that fits first; or words between blanks.
 
 The same in training and in service: ``Spelling(vocabulary, unknown).places("text")``. Characters are Unicode code points as
 they come: nothing is folded, trimmed or normalised, so do that to both or to none.
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 
 class Spelling:
-    """One vocabulary. ``unknown``: the place of a character that no piece begins with; None: there is none."""
+    """One vocabulary. ``unknown``: the place of a character that no piece begins with, or of another word; None: there is none.
+    ``words``: the text is cut at its blanks (as by ``str.split``), and what is between them is looked up whole."""
 
-    def __init__(self, vocabulary: Sequence[str], unknown: int | None = None) -> None:
+    def __init__(self, vocabulary: Sequence[str], unknown: int | None = None, *, words: bool = False) -> None:
         self._places = {piece: place for place, piece in enumerate(vocabulary)}
-        self._unknown = unknown
+        self._unknown, self._words = unknown, words
         self._lengths: dict[str, tuple[int, ...]] = {}
         """First character -> lengths of the pieces that begin with it, the longest first"""
         for piece in vocabulary:
@@ -24,7 +25,9 @@ class Spelling:
         self._single = all(len(piece) == 1 for piece in vocabulary)
 
     def places(self, text: str) -> list[int]:
-        """One for each character or piece of ``text``. KeyError, with the character, for one that has no place."""
+        """One for each character, piece or word of ``text``. KeyError, with it, for one that has no place."""
+        if self._words:
+            return [self._place(word) for word in text.split()]
         if self._single:
             found = list(map(self._places.get, text))
             if None not in found:
@@ -44,3 +47,9 @@ class Spelling:
                 places.append(self._unknown)
                 at += 1
         return places
+
+    def _place(self, word: str) -> int:
+        place = self._places.get(word, self._unknown)
+        if place is None:
+            raise KeyError(word)
+        return place

@@ -36,7 +36,9 @@ _YIELD_S = 0.02
 _HAND_OVER_S = 1.0
 """When a hand-over waits for so long, work that is still running is given up: who comes next does it again."""
 _ROLLING_POLL_MS = 1
-"""While sequences are generated: between two of their steps live records are looked for, and not waited for."""
+"""While sequences are generated: between their steps live records are looked for, and not waited for."""
+_ROLL_S = 0.004
+"""So long steps of sequences are made in a turn, and then the one that is under way: live records wait no longer."""
 _MAX_FENCED = 5
 _RETRY_MS = 500
 _LOOK_S = 5.0
@@ -231,14 +233,19 @@ class Service:
         return sum(seconds)
 
     async def _roll(self) -> None:
-        """One step of what is being generated: a live event waits for no more than that."""
+        """Steps of what is being generated. How many fall into a turn has no effect on what is written."""
         if not self.processor.rolling:
             return
-        began = self._clock.monotonic()
-        self.processor.roll()
-        ended = self._clock.monotonic()
-        self._commits.times.end("run", ended)
-        self._observer.ran([ended - began])
+        began = last = self._clock.monotonic()
+        seconds: list[float] = []
+        while self.processor.roll():
+            now = self._clock.monotonic()
+            seconds.append(now - last)
+            last = now
+            if now - began >= _ROLL_S or not self.processor.rolling:
+                break
+        self._commits.times.end("run", last)
+        self._observer.ran(seconds)
         await self._commits.publish()
 
     # rebalance and recovery
@@ -381,7 +388,11 @@ class Service:
             state_bytes=slots.used_bytes,
             windows_open=sum(each.open_windows for each in open_windows),
             rollouts_open=processor.lanes.generators.open,
+<<<<<<< HEAD
             waits_for=None if self._schemas is None else self._schemas.cause,
+=======
+            decodings_open=sum(len(each.decodings) for each in processor.partitions.values()),
+>>>>>>> seq
             clock_ahead_ms=self._committer.clock.ahead_ms,
             other_machines={n: other for n, other in self._takeover.other_machines.items() if n in partitions},
         )

@@ -68,7 +68,7 @@ async def test_kills_in_the_middle_change_nothing(
     ]
     await produce(kafka, topic, rows)
     total = STREAMS * WINDOWS
-    settings = ("decode.max_rows=16", "delivery.checkpoint_interval_ms=100")
+    settings = ("decode.max_rows=2", "delivery.checkpoint_interval_ms=100")
     with members() as running:
         for kill in range(2):
             running.append(member(kafka, topic, writer, tmp_path, kill, *settings))

@@ -51,4 +51,4 @@ def writing(draw: Draw) -> None:
         what, streams=rng.choice([2, 5]), count=rng.randint(20, 90), lag=lag, transactions=rng.choice([0.0, 0.3])
     )
     draw.faults(rng.choice([0, 2, 3, 4]))
-    draw.plan.cost_s = rng.choice([(0.0, 0.0), (0.005, 0.0), (0.03, 0.0)])
+    draw.plan.cost_s = rng.choice([(0.0, 0.0), (0.001, 0.0), (0.005, 0.0), (0.03, 0.0)])

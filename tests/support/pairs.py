@@ -104,15 +104,15 @@ def _attended(score: Tensor, memory: Tensor, lengths: Tensor) -> Tensor:
 
 
 def luong() -> Pair:
-    return _lively(Pair(WordEncoder(), LuongDecoder()))
+    return lively(Pair(WordEncoder(), LuongDecoder()))
 
 
 def bahdanau() -> Pair:
-    return _lively(Pair(SignalEncoder(), BahdanauDecoder()))
+    return lively(Pair(SignalEncoder(), BahdanauDecoder()))
 
 
 def plain() -> Pair:
-    return _lively(Pair(WordEncoder(remember=False), PlainDecoder()))
+    return lively(Pair(WordEncoder(remember=False), PlainDecoder()))
 
 
 WORDS = {"name": "x", "shape": ["batch", "time", 1], "dtype": "int64"}
@@ -129,7 +129,7 @@ def fields(given: dict[str, Any], **decoder: Any) -> dict[str, Any]:
     return {"name": "pair", "input": given, "decoder": {**table, **decoder}}
 
 
-def _lively(pair: Pair) -> Pair:
+def lively(pair: Pair) -> Pair:
     """Weights that are large enough for sequences that differ and end."""
     torch.manual_seed(5)
     with torch.no_grad():

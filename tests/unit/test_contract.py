@@ -210,6 +210,7 @@ def test_a_feature_is_a_name_or_a_table_that_survives_dump_and_parse() -> None:
         ({"name": ""}, "has no name"),
         ({"name": "b"}, "not unique"),
         ({"name": "a", "kind": "text", "vocabulary": ["p"]}, "the only feature"),
+        ({"name": "a", "split": "words"}, "split belongs to text"),
     ],
 )
 def test_a_feature_that_contradicts_itself_is_refused(feature: dict[str, Any], sentence: str) -> None:

@@ -228,6 +228,14 @@ def test_pieces_are_found_the_longest_first() -> None:
         Spelling(["a"]).places("ax")
 
 
+def test_words_are_what_is_between_blanks() -> None:
+    spelling = Spelling(["<unk>", "nine", "nineteen", "of"], unknown=0, words=True)
+    assert spelling.places("  nineteen of\tnine ninety ") == [2, 3, 1, 0]
+    assert spelling.places(" ") == []
+    with pytest.raises(KeyError, match="ninety"):
+        Spelling(["nine"], words=True).places("nine ninety")
+
+
 @given(st.text(alphabet="abcx", max_size=12))
 def test_spelling_is_greedy_by_definition(text: str) -> None:
     vocabulary = ["a", "b", "c", "ab", "bca", "abcab"]

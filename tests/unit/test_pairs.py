@@ -257,6 +257,8 @@ BASE = 'name = "m"\ntask = "{task}"\n[data]\npath = "pairs.tsv"\n[model]\nhidden
         ("recognise", "[pairs]\nsampling = 1.5\n", "pairs.sampling must be at least 0"),
         ("sequence-to-sequence", '[decoder]\nsearch = "random"\n', "decoder.search must be"),
         ("sequence-to-sequence", "[decoder]\nheads = 8\n", "heads"),
+        ("sequence-to-sequence", "[decoder]\nwidth = 65\n", "decoder.width must be 1 to 64"),
+        ("sequence-to-sequence", "[decoder]\nlength_normalisation = -1\n", "decoder.length_normalisation must be"),
     ],
 )
 def test_what_does_not_go_together_is_said(tmp_path: Path, task: str, more: str, said: str) -> None:
@@ -280,7 +282,7 @@ def test_the_command_trains_and_judges_free_running(
     tmp_path: Path, task: str, epochs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "pairs.tsv", cyphers(600))
-    decoder = "[decoder]\nembedding = 16\n" if task == "sequence-to-sequence" else ""
+    decoder = "[decoder]\nembedding = 16\nsearch = 'beam'\nwidth = 3\n" if task == "sequence-to-sequence" else ""
     more = f"[training]\nepochs = {epochs}\nlearning_rate = 0.02\nschedule = 'cosine'\n{decoder}"
     path = config(tmp_path, BASE.format(task=task, more=more))
     assert train.main(["--config", str(path), "--out", str(tmp_path / "out"), "--json"]) == 0
@@ -295,6 +297,11 @@ def test_the_command_trains_and_judges_free_running(
         assert contract.feature_tables[0].vocabulary == ("<unknown>", *"abdef")
     else:
         assert load_pair(tmp_path / "out" / "model.pt").config.labels == (END, "A", "B", "C", "D", "E", "F")
+        assert metrics["verification"]["passed"]
+        contract = Model.load(tmp_path / "out" / "model.onnx").contract
+        assert contract.decoder is not None
+        assert (contract.decoder.search, contract.decoder.width) == ("beam", 3)
+        assert contract.metrics["test_symbol_error"] == test["symbol_error"]
 
 
 def small(**changes: Any) -> TrainConfig:

@@ -51,7 +51,7 @@ class TextRecords:
         paths = [each.steps for each in (self._place, self._time) if isinstance(each, FieldPath)]
         self._paths = list(dict.fromkeys(paths))
         self._written = Written(tree(self._paths), self._wire)
-        self._spelling = Spelling(feature.vocabulary, feature.unknown)
+        self._spelling = Spelling(feature.vocabulary, feature.unknown, words=feature.split == "words")
         self._name = "x" if name == "json" else feature.name
         self._dtype, self._unit, self._most = exact.dtype, unit, most
 
@@ -80,18 +80,18 @@ class TextRecords:
             raise Unusable(Reason.MISSING_FEATURE, plain(f"feature {self._name!r} is null or missing"))
         if not isinstance(cell, str):
             raise Unusable(Reason.UNDECODABLE, plain(f"feature {self._name!r} is not a text"))
-        if not cell:
-            raise Unusable(Reason.MISSING_FEATURE, plain(f"feature {self._name!r} is an empty text: it has no step"))
         try:
             places = self._spelling.places(cell)
         except KeyError as unknown:
             raise Unusable(
                 Reason.UNKNOWN_CATEGORY,
                 plain(
-                    f"feature {self._name!r} has the character {unknown.args[0]!r}, which is not in the contract's "
+                    f"feature {self._name!r} has {unknown.args[0]!r}, which is not in the contract's "
                     "vocabulary, and no place is declared for others (unknown)"
                 ),
             ) from None
+        if not places:
+            raise Unusable(Reason.MISSING_FEATURE, plain(f"feature {self._name!r} is an empty text: it has no step"))
         if len(places) > self._most:
             raise Unusable(
                 Reason.TOO_LARGE,
