@@ -183,4 +183,5 @@ def gauges(view: View) -> dict[str, int]:
         "state_bytes": view.state_bytes,
         "windows_open": view.windows_open,
         "rollouts_open": view.rollouts_open,
+        "schema_waiting_records": view.waiting_records,
     }

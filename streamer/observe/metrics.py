@@ -21,6 +21,7 @@ _GAUGES = {
     "state_bytes": "Raw state of the resident streams",
     "windows_open": "Open windows",
     "rollouts_open": "Sequences being generated",
+    "schema_waiting_records": "Records that were fetched and wait for the registry to tell their schemas",
 }
 
 

@@ -53,6 +53,8 @@ class View:
     rollouts_open: int = 0
     waits_for: str | None = None
     """Why records wait for their schemas; None: none do"""
+    waiting_records: int = 0
+    """That were fetched and wait so"""
     clock_ahead_ms: int | None = None
     """The clock of this machine minus the cluster's, as far as is known"""
     other_machines: Mapping[int, str] = field(default_factory=dict)
