@@ -51,7 +51,9 @@ def load(
     """
     wanted = label if labels != "none" else None
     options = replace(options or FileOptions(), stream=stream, time=time, label=label, features=features)
-    table = read(path, options)
+    # features that are elsewhere have no column of their name
+    own = None if features is None else [name for name in features if name not in places]
+    table = read(path, replace(options, features=own))
     _name(table, places)
     time = table.time_column or time
     table.require((stream, time, *(features or ())))

@@ -184,4 +184,5 @@ def gauges(view: View) -> dict[str, int]:
         "windows_open": view.windows_open,
         "rollouts_open": view.rollouts_open,
         "decodings_open": view.decodings_open,
+        "schema_waiting_records": view.waiting_records,
     }

@@ -22,6 +22,7 @@ _GAUGES = {
     "windows_open": "Open windows",
     "rollouts_open": "Sequences being generated",
     "decodings_open": "Closed windows that are being written about, or wait for it",
+    "schema_waiting_records": "Records that were fetched and wait for the registry to tell their schemas",
 }
 
 

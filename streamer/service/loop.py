@@ -388,11 +388,9 @@ class Service:
             state_bytes=slots.used_bytes,
             windows_open=sum(each.open_windows for each in open_windows),
             rollouts_open=processor.lanes.generators.open,
-<<<<<<< HEAD
-            waits_for=None if self._schemas is None else self._schemas.cause,
-=======
             decodings_open=sum(len(each.decodings) for each in processor.partitions.values()),
->>>>>>> seq
+            waits_for=None if self._schemas is None else self._schemas.cause,
+            waiting_records=0 if self._schemas is None else self._schemas.records,
             clock_ahead_ms=self._committer.clock.ahead_ms,
             other_machines={n: other for n, other in self._takeover.other_machines.items() if n in partitions},
         )

@@ -53,6 +53,11 @@ class Schemas:
         return set(self._waiting)
 
     @property
+    def records(self) -> int:
+        """That wait."""
+        return sum(len(batch) for batches in self._waiting.values() for batch in batches)
+
+    @property
     def cause(self) -> str | None:
         """Why records wait, for people; None: none do."""
         return (self._cause or "schemas are being looked up") if self._waiting else None

@@ -223,6 +223,7 @@ async def test_a_registry_that_is_away_delays_and_nothing_is_lost(kafka, topic_n
         assert "does not answer" in str(recorder.away[0])
         view = service.view()
         assert view.waits_for == str(recorder.away[-1])
+        assert 0 < view.waiting_records <= 10
         assert view.partitions[1].next_offset == 5
         assert view.partitions[1].position == 5
     service, recorder = await service_of(settings, "b")  # who comes next finds the registry away, too
@@ -234,6 +235,7 @@ async def test_a_registry_that_is_away_delays_and_nothing_is_lost(kafka, topic_n
         assert ids == [int.from_bytes(first[0][1:5]), int.from_bytes(second[0][1:5])]
         await wait_for(lambda: recorder.committed_events >= 20, recorder)
         assert service.view().waits_for is None
+        assert service.view().waiting_records == 0
     answers = await read_all(kafka, f"{topic}.out", at_least=40)
     found = {key: [each.document["y"] for each in answers if each.key == key] for key in (b"s0", b"s1")}
     assert found[b"s0"] == answered([0, 2, 4, 6, 8, *range(10, 20)])

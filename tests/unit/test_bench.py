@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +10,32 @@ from decoding import contract, records
 
 from streamer.modelfile.model import Model
 from streamer.records.decode import Codec
+from streamer.records.formats import Source
 from streamer.tools.bench import MODEL, typical_latency, windows
-from streamer.tools.bench.load import POOL, Plan, _rows
+from streamer.tools.bench.load import FORMATS, POOL, Plan, _rows, avro_schema
+from streamer.tools.bench.naive import decoder_of
 from streamer.tools.bench.reference import bilstm_last, lstm_outputs
 from streamer.tools.demo_tally import roc_auc
 
+NAMES = ("x0", "x1", "x2")
 
-def test_values_carry_the_pool_in_both_formats() -> None:
-    for value_format in ("json", "float32"):
-        plan = Plan(100, features=3, format=value_format)
-        value = plan.values()[7]
-        x = json.loads(value)["x"] if value_format == "json" else np.frombuffer(value, "<f4")
-        assert np.array_equal(np.asarray(x, np.float32), plan.pool()[7])
+
+def codec(value_format: str) -> Codec:
+    source = Source(None, avro_schema(NAMES)) if value_format == "avro" else None
+    return Codec(contract(NAMES), value_format, source=source)
+
+
+@pytest.mark.parametrize("value_format", FORMATS)
+def test_values_carry_the_pool_in_every_format_to_the_service_and_to_the_naive_loop(
+    tmp_path: Path, value_format: str
+) -> None:
+    plan = Plan(100, features=3, format=value_format, names=NAMES)
+    batch = codec(value_format).decode(records(plan.values()))
+    assert np.array_equal(batch.x, plan.pool())
+    schema = tmp_path / "schema.avsc"
+    schema.write_bytes(avro_schema(NAMES))
+    decode = decoder_of(value_format, list(NAMES), str(schema))
+    assert np.array_equal([decode(value) for value in plan.values()[:50]], plan.pool()[:50])
 
 
 def test_sequences_are_what_was_sent() -> None:
@@ -32,19 +46,19 @@ def test_sequences_are_what_was_sent() -> None:
     assert np.array_equal(plan.sequence(3, streams)[-1], plan.pool()[third[-1] % POOL])
 
 
-@pytest.mark.parametrize("value_format", ["json", "float32"])
+@pytest.mark.parametrize("value_format", FORMATS)
 def test_broken_records_lie_where_no_answer_is_due(value_format: str) -> None:
-    plan = Plan(1_000, streams=7, partitions=3, features=2, format=value_format, broken_every=7)
+    plan = Plan(1_000, streams=7, partitions=3, features=3, format=value_format, broken_every=7, names=NAMES)
     sent: list[list[bytes]] = [[], [], []]
     for value, _, partition, _ in _rows(plan):
         sent[partition].append(value)
-    codec = Codec(contract(), value_format)
+    reading = codec(value_format)
     for values, due in zip(sent, plan.due(), strict=True):
-        batch = codec.decode(records(values))
+        batch = reading.decode(records(values))
         assert batch.offsets.tolist() == np.flatnonzero(due).tolist()
         assert sorted(reject.offset for reject in batch.rejects) == np.flatnonzero(~due).tolist()
     assert sum(map(len, sent)) == 1_000 + 1_000 // 7
-    broken = codec.decode(records(plan.broken()))
+    broken = reading.decode(records(plan.broken()))
     assert not len(broken)
     assert len({reject.reason for reject in broken.rejects}) >= 2
 

@@ -166,6 +166,12 @@ def test_columns_are_features_by_the_mapping_of_the_service(tmp_path: Path, suff
     assert sorted(np.concatenate([*split.train.x, *split.validation.x])[:, [0, 2]].tolist()) == [
         [1.5, 2.0], [2.5, 2.0], [3.5, 2.0], [4.5, 2.0],
     ]  # fmt: skip
+    again = read_split(
+        config(tmp_path, path=f"train.{suffix}", data=f'test_path = "train.{suffix}"\n' + data), tmp_path
+    )
+    assert sorted(np.concatenate(again.test.x)[:, 0].tolist()) == [1.5, 2.5, 3.5, 4.5], (
+        "a file of its own is read alike"
+    )
     with pytest.raises(ConfigurationError, match=r"no column 'readings.u'"):
         read_split(
             config(tmp_path, path=f"train.{suffix}", data='validation = 0.3\n[data.fields]\nv = "readings.u"'), tmp_path

@@ -45,11 +45,14 @@ def served(tmp_path: Path, text: str) -> Settings:
 
 
 def test_the_settings_load_one_by_one_and_together(tmp_path: Path) -> None:
-    plain, fields, windows, emit, utterances, pairs, secure = blocks("toml")[1:]
+    plain, fields, schemas, data, windows, emit, utterances, pairs, secure = blocks("toml")[1:]
     topics = plain[plain.index("[input]") :]
     first = served(tmp_path, plain)
     assert (first.input.format, first.input.key, first.input.time_unit) == ("json", "utf8", "ms"), "as its comments say"
     assert set(served(tmp_path, plain + fields).input.places) == {"cpu", "unit", "site"}
+    typed = served(tmp_path, plain[: plain.index("[input]")] + schemas + plain[plain.index("[output]") :])
+    assert (typed.input.format, typed.registry.url) == ("avro", "https://registry.example.com")
+    assert tomllib.loads(data)["data"]["fields"] == tomllib.loads(schemas)["input"]["fields"], "the same table"
     assert served(tmp_path, plain + windows).model["verdict"].window is not None
     assert msgspec.convert(tomllib.loads(emit)["emit"], Emit).rule == "ctc"
     rule = served(tmp_path, plain + utterances).model["digits"].utterance
@@ -120,6 +123,11 @@ def test_the_training_is_a_configuration(tmp_path: Path) -> None:
     config = read_config(tmp_path / "train.toml")
     assert (config.name, config.model.kind) == ("pumps", "gru")
     assert tomllib.loads(train)["data"] == {"path": "pumps.csv"}
+    # what trains for records with a schema
+    given = tomllib.loads(next(block for block in blocks("toml") if "since_last" in block))["data"]
+    section = msgspec.convert(given, type(config.data))
+    assert section.problem() is None
+    assert (section.places[1], section.lags) == ({"cpu": "last"}, {"cpu": [1, 2]})
     # the other tasks that its comment names
     others = re.findall(r"\w+", train.split("task =", 1)[1].split("#", 1)[1].split("\n", 1)[0])
     for task in ("regress", "forecast", "next_category", "next_set"):

@@ -212,10 +212,12 @@ async def test_partitions_whose_schemas_are_known_go_on(monkeypatch: pytest.Monk
     one, two = batch(0, 1), batch(1, 1, 2)
     assert await schemas.ready([one, two]) == []
     assert (around.paused, around.asked, schemas.cause) == ({0, 1}, [{1, 2}], "schemas are being looked up")
+    assert schemas.records == 3
     assert await schemas.ready([]) == []
     around.answer.set_result({1: AVRO})
     assert await schemas.ready([]) == [one]
     assert around.paused == schemas.held == {1}
+    assert schemas.records == 2
     around.answer = asyncio.get_running_loop().create_future()
     around.answer.set_exception(RegistryUnavailableError("it is away"))
     three = batch(0, 1, first=1)
@@ -228,7 +230,7 @@ async def test_partitions_whose_schemas_are_known_go_on(monkeypatch: pytest.Monk
     assert len(around.asked) == 3 - 1, "not before it is time"
     around.now = 1.0
     assert await schemas.ready([]) == [two], "absent is an answer"
-    assert (around.paused, schemas.cause) == (set(), None)
+    assert (around.paused, schemas.cause, schemas.records) == (set(), None, 0)
     four = batch(1, 2, first=2)
     assert await schemas.ready([four]) == [four]
     assert around.asked[-1] == {2}, "absent is asked anew"
@@ -248,7 +250,8 @@ async def test_what_waits_is_forgotten_when_fetches_begin_anew(monkeypatch: pyte
 def test_who_waits_for_schemas_is_not_ready_and_says_why() -> None:
     telemetry = Telemetry([("m", "1", "00")], "1", monotonic=lambda: 1.0, wall=lambda: 1_000.0)
     telemetry.failed(RegistryUnavailableError("it is away"))
-    telemetry.tick(lambda: View(ready=True, draining=False, topic="t", waits_for="it is away"))
+    telemetry.tick(lambda: View(ready=True, draining=False, topic="t", waits_for="it is away", waiting_records=7))
+    assert "streamer_schema_waiting_records 7.0" in telemetry.metrics().decode()
     assert telemetry.unready() == "records wait for their schemas: it is away"
     assert telemetry.state.ending is None
     assert unready(State(started=0.0), 0.0) == "partitions are not restored yet"

@@ -7,6 +7,7 @@ machines are noisy: compare ratios, not absolutes. An independent reader counts 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ import typer
 from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
 from streamer.tools.bench import windows as window_bench
-from streamer.tools.bench.load import POOL, Plan, create_topics, delete_topics, preload
+from streamer.tools.bench.load import FORMATS, POOL, Plan, avro_schema, create_topics, delete_topics, preload
 from streamer.tools.bench.measure import count_answers, cpu_seconds, read_latencies, rss_bytes, spread, watch_growth
 from streamer.tools.bench.reference import lstm_outputs
 from streamer.tools.bench.worker import STOP_TIMEOUT_S, Worker
@@ -76,6 +77,7 @@ class Bench:
         self._topics: list[str] = []
         self._model = Model.load(options.model)
         self.features = self._model.contract.features
+        self._names = [feature.name for feature in self._model.contract.feature_tables]
 
     def close(self) -> None:
         if self._topics:
@@ -238,7 +240,10 @@ class Bench:
 
     def _plan(self, value_format: str, events: int, broken_every: int = 0) -> Plan:
         options = self.options
-        return Plan(events, options.streams, options.partitions, self.features, value_format, broken_every=broken_every)
+        return Plan(
+            events, options.streams, options.partitions, self.features, value_format, broken_every=broken_every,
+            names=self._names,
+        )  # fmt: skip
 
     def _load(self, value_format: str, events: int, broken_every: int = 0) -> tuple[str, Plan, int]:
         plan, topic = self._plan(value_format, events, broken_every), self.topic(value_format)
@@ -255,14 +260,18 @@ class Bench:
     def serving(self, delivery: str, value_format: str, source: str, target: str) -> Iterator[Worker]:
         options = self.options
         with tempfile.TemporaryDirectory(prefix="streamer-bench-") as folder:
+            schema = Path(folder) / "schema.avsc"
+            schema.write_bytes(avro_schema(self._names))
             if delivery == "naive":
                 arguments = {
                     "bootstrap": options.bootstrap, "source": source, "target": target, "group": target,
-                    "model_path": str(options.model), "value_format": value_format,
+                    "model_path": str(options.model), "value_format": value_format, "schema": str(schema),
                 }  # fmt: skip
                 commands = [[sys.executable, "-m", "streamer.tools.bench.naive", json.dumps(arguments)]]
             else:
                 command = [sys.executable, "-m", "streamer.cli", "run"]
+                if value_format == "avro":
+                    command += ["--set", f"input.schema_file={schema}"]
                 for setting in (
                     f"kafka.bootstrap={options.bootstrap}", f"kafka.group={target}", f"input.topic={source}",
                     f"input.format={value_format}", f"output.topic={target}", f"delivery.mode={delivery}",
@@ -321,7 +330,9 @@ def bench_command(
     bootstrap: Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP", help="Address of the cluster.")] = "",
     model: Annotated[Path | None, typer.Option(help="A model of your own.")] = None,
     delivery: Annotated[str, typer.Option(help="Comma separated.")] = "exactly-once,at-least-once",
-    value_format: Annotated[str, typer.Option("--format", help="json, float32, comma separated.")] = "json,float32",
+    value_format: Annotated[
+        str, typer.Option("--format", help=f"{', '.join(FORMATS)}, comma separated.")
+    ] = "json,float32",
     events: Annotated[int, typer.Option(help="Events of one throughput run.")] = 1_500_000,
     streams: Annotated[int, typer.Option(help="Streams.")] = 10_000,
     repeats: Annotated[int, typer.Option(help="Runs of each kind; medians are told, with their spread.")] = 3,
@@ -349,6 +360,10 @@ def bench_command(
         rate=rate, rate_s=rate_s, broker_pids=pids, settings=(*own, *(settings or ())), broken_every=broken_every,
     )  # fmt: skip
     deliveries, formats = delivery.split(","), value_format.split(",")
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise ConfigurationError(f"--format {unknown[0]!r}: events are sent as {', '.join(FORMATS)}")
+    if naive and "avro" in formats and importlib.util.find_spec("fastavro") is None:
+        raise ConfigurationError("the naive loop reads Avro by fastavro: pip install fastavro, or give --no-naive")
     lock = threading.Lock()
 
     def say(text: str) -> None:

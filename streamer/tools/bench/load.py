@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from streamer.tools.broker import require_confluent_kafka
 
 POOL = 9_973
 """Different feature rows; a prime, so that streams do not repeat them in step."""
+FORMATS = ("json", "json-named", "avro", "float32")
 _FLUSH_TIMEOUT_S = 60.0
 
 
@@ -35,9 +36,11 @@ class Plan:
     seed: int = 0
     broken_every: int = 0
     """One more record after so many events, which is no event; 0: none. Each ends in the dead-letter topic."""
+    names: Sequence[str] = ()
+    """Of the features, for formats with names"""
 
     def pool(self) -> F32:
-        """[POOL, F], four decimals: what both formats carry exactly alike."""
+        """[POOL, F], four decimals: what all formats carry exactly alike."""
         rows = np.random.default_rng(self.seed).normal(size=(POOL, self.features))
         return np.round(rows, 4).astype(np.float32)
 
@@ -46,13 +49,25 @@ class Plan:
         pool = self.pool()
         if self.format == "float32":
             return [row.astype("<f4").tobytes() for row in pool]
-        rows = np.round(pool.astype(np.float64), 4).tolist()
-        return [json.dumps({"x": row}, separators=(",", ":")).encode() for row in rows]
+        doubles = np.round(pool.astype(np.float64), 4)
+        if self.format == "avro":
+            return [row.astype("<f8").tobytes() for row in doubles]
+        rows = doubles.tolist()
+        if self.format == "json-named":
+            return [_json(dict(zip(self.names, row, strict=True))) for row in rows]
+        return [_json({"x": row}) for row in rows]
 
     def broken(self) -> list[bytes]:
         """Values that are no event, each for another reason."""
-        if self.format == "float32":
-            return [b"abc", b"", np.full(self.features, np.nan, "<f4").tobytes(), bytes(4 * self.features + 4)]
+        if self.format in ("float32", "avro"):
+            number = "<f4" if self.format == "float32" else "<f8"
+            whole = np.full(self.features, np.nan, number).tobytes()
+            return [b"abc", b"", whole, bytes(len(whole) + 4)]
+        if self.format == "json-named":
+            first, *others = (json.dumps(name) for name in self.names)
+            row = ",".join(f"{name}:1.5" for name in others)
+            cells = ["null", "1e400", "16777217", "[]", '1.5,"ts":"noon"', '1.5,"ts":-1']
+            return [b"x", b"[1]", b"{", *(f"{{{row},{first}:{cell}}}".encode() for cell in cells)]
         row = ",".join(["1.5"] * (self.features - 1))
         return [
             b"x",
@@ -86,6 +101,16 @@ class Plan:
     def sequence(self, stream: int, streams_of: I64) -> F32:
         """x[T, F] of one stream, in order."""
         return self.pool()[np.flatnonzero(streams_of == stream) % POOL]
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def avro_schema(names: Sequence[str]) -> bytes:
+    """Of the format avro: a double per feature. All there is of a value are their bytes, in this order."""
+    fields = [{"name": name, "type": "double"} for name in names]
+    return _json({"type": "record", "name": "Event", "fields": fields})
 
 
 def create_topics(bootstrap: str, names: list[str], partitions: int, replication_factor: int = 1) -> None:

@@ -8,10 +8,13 @@ repeats predictions and may skip events. Run as ``python -m streamer.tools.bench
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import signal
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,20 @@ from streamer.modelfile.model import Model
 
 
 async def serve(
-    bootstrap: str, source: str, target: str, group: str, model_path: str, value_format: str, *, stopping: asyncio.Event
+    bootstrap: str,
+    source: str,
+    target: str,
+    group: str,
+    model_path: str,
+    value_format: str,
+    schema: str = "",
+    *,
+    stopping: asyncio.Event,
 ) -> None:
-    """Until ``stopping``; ``value_format``: json | float32."""
+    """Until ``stopping``; ``value_format``: one of ``load.FORMATS``; ``schema``: the file of that of avro."""
     model = Model.load(model_path)
-    decode = _from_json if value_format == "json" else _from_float32
+    names = [feature.name for feature in model.contract.feature_tables]
+    decode = decoder_of(value_format, names, schema)
     name = f"{model.contract.name}@{model.contract.version}"
     states: dict[bytes, list[Any]] = {}
     one = np.ones(1, np.int32)
@@ -76,12 +88,23 @@ async def serve(
         await consumer.stop()
 
 
-def _from_json(value: bytes) -> Any:
-    return np.array(json.loads(value)["x"], np.float32)
+def decoder_of(value_format: str, names: list[str], schema: str) -> Callable[[bytes], Any]:
+    """A value to float32 [F]."""
+    if value_format == "json":
+        return lambda value: np.array(json.loads(value)["x"], np.float32)
+    if value_format == "float32":
+        return lambda value: np.frombuffer(value, "<f4")
+    if value_format == "avro":
+        import fastavro  # noqa: PLC0415 - optional
+
+        written = fastavro.parse_schema(json.loads(Path(schema).read_text()))
+        read = fastavro.schemaless_reader
+        return lambda value: _named(read(io.BytesIO(value), written, None), names)
+    return lambda value: _named(json.loads(value), names)
 
 
-def _from_float32(value: bytes) -> Any:
-    return np.frombuffer(value, "<f4")
+def _named(event: Any, names: list[str]) -> Any:
+    return np.array([event[name] for name in names], np.float32)
 
 
 async def main() -> None:
