@@ -25,18 +25,16 @@ import numpy as np
 from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
 from streamer.emission.eventclock import EventClock
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
-from streamer.engine.lane import StepLane
+from streamer.engine.lanes import Lanes
 from streamer.engine.silence import Silence
 from streamer.engine.tally import Tally
 from streamer.engine.truth import LaneTruth
 from streamer.engine.windowing import Closing, OpenWindows
-from streamer.engine.windowlane import WindowLane
-from streamer.generate.decodings import Decoder, Decodings
-from streamer.generate.rollouts import Generators, Rollouts
-from streamer.records.changelog import NO_WATERMARK, Identity
-from streamer.records.keys import Keys
+from streamer.generate.decodings import Decodings
+from streamer.generate.rollouts import Rollouts
+from streamer.records.changelog import NO_WATERMARK
 from streamer.state.arena import NO_EVENT_MS
-from streamer.state.table import Slots, Streams
+from streamer.state.table import Streams
 from streamer.words import Forgotten, Reason
 
 
@@ -59,27 +57,6 @@ _NEXT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Lanes:
-    """What the partitions of a process share."""
-
-    stepping: Sequence[StepLane]
-    windowing: WindowLane | None
-    slots: Slots
-    generators: Generators
-    decoder: Decoder | None
-    """The window model, where it writes sequences"""
-    keys: Keys
-    identity: Identity
-    late_to_dead_letter: bool = False
-    durable: bool = True
-
-    @property
-    def timed(self) -> bool:
-        """Time alone brings answers: windows close, utterances end."""
-        return self.windowing is not None or any(lane.emitting for lane in self.stepping)
-
-
 @dataclass(slots=True)
 class Begin:
     """From where a partition goes on, once it is restored. ``position``: everything below is settled and committed."""
@@ -100,7 +77,10 @@ class Begin:
 
 
 class Partition:
-    """Positions, streams, windows and open sequences of one partition, and what of them is not committed yet."""
+    """Positions, streams, windows and open sequences of one partition, and what of them is not committed yet.
+
+    Long: nothing else changes a partition; its parts (windows, rollouts, truths, ...) have their own modules, and what is
+    left moves in step with the phase and the positions, so pieces of it would scatter the truth again."""
 
     def __init__(self, number: int, lanes: Lanes) -> None:
         self.number = number

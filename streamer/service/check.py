@@ -13,7 +13,8 @@ from heapq import nlargest
 from typing import Any, TypeVar
 
 from streamer.core import LogFacts, RecordBatch, Reject, WindowAnswers
-from streamer.engine.processor import Processor, check_models
+from streamer.engine.lanes import check_models
+from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.errors import ConfigurationError, DataLossError, KafkaRefusedError, ModelError, StreamerError
 from streamer.kafka.client import Connection

@@ -18,7 +18,7 @@ import numpy as np
 
 from streamer.core import Batch, EventBatch
 from streamer.emission.eventclock import NO_TIME_MS, EventClock
-from streamer.engine import journal, lane, processor
+from streamer.engine import journal, lane, lanes
 from streamer.engine.checkpoint import Checkpoint
 from streamer.engine.lane import StepLane
 from streamer.engine.memory import Memory
@@ -331,7 +331,7 @@ def room_made_at_seal() -> None:
         keep_limit(self)
         return seal(self, *args)
 
-    processor.RESTORE_STREAMS = 0
+    lanes.RESTORE_STREAMS = 0
     Processor.keep_limit = lambda self: None  # type: ignore[method-assign]
     Processor.seal = sealing  # type: ignore[method-assign]
 
