@@ -312,7 +312,7 @@ class _Check:
         refused: list[DataLossError] = []
         for number in parts.input.partitions:
             restore = Restore(processor, number, names)
-            restore.progress = progress.get(number)
+            restore.collected.progress = progress.get(number)
             try:
                 restore.finish(Found(facts[number], self._committed[number], facts[number].begin))
             except DataLossError as error:

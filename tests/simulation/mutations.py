@@ -20,6 +20,7 @@ from streamer.core import Batch, EventBatch
 from streamer.emission.eventclock import NO_TIME_MS, EventClock
 from streamer.engine import journal, lane, lanes
 from streamer.engine.checkpoint import Checkpoint
+from streamer.engine.collected import Collected
 from streamer.engine.lane import StepLane
 from streamer.engine.memory import Memory
 from streamer.engine.partition import Partition, Phase
@@ -147,15 +148,15 @@ def refusals_shared() -> None:
 @mutation("return-shared", fault="2", profile="memory-two", needed=8)
 def return_shared() -> None:
     """A stream that was forgotten and has a record of one model again counts as returned for the other model too."""
-    load = Restore._load
+    load = Collected._load
 
     def loading(self: Any, lane: Any, found: Any) -> None:
         load(self, lane, found)
         for stream in found.streams:
-            for forgotten in self._forgotten.values():
+            for forgotten in self.forgotten.values():
                 forgotten.pop(stream, None)
 
-    Restore._load = loading  # type: ignore[method-assign]
+    Collected._load = loading  # type: ignore[method-assign]
 
 
 # 3: a record is judged by the regime that it was written under
