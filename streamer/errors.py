@@ -36,6 +36,12 @@ class KafkaSilentError(KafkaUnavailableError):
     """No broker answers: there is no cause to tell but that."""
 
 
+class RegistryUnavailableError(StreamerError):
+    """The schema registry cannot be asked: the platform engineer acts. Records wait for it; it never ends a service."""
+
+    exit_code = 4
+
+
 class KafkaRefusedError(StreamerError):
     """The cluster refuses what the service needs: a right, a topic, a policy. An administrator acts; trying again does not
     help, so the process ends."""

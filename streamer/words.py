@@ -102,6 +102,15 @@ class TimeUnit(StrEnum):
     ISO8601 = "iso8601"
 
 
+class AnswerFormat(StrEnum):
+    """How predictions are written."""
+
+    JSON = "json"
+    AVRO = "avro"
+    JSON_SCHEMA = "json-schema"
+    FLOAT32 = "float32"
+
+
 class Reason(StrEnum):
     """Why a record was rejected: the header ``streamer-error`` and the metric's label."""
 
@@ -111,6 +120,7 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
     NOT_EXACT = "not_exact"
     UNKNOWN_CATEGORY = "unknown_category"
+    UNKNOWN_SCHEMA = "unknown_schema"
     MISSING_KEY = "missing_key"
     BAD_KEY = "bad_key"
     MISSING_VALUE = "missing_value"
@@ -123,3 +133,7 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"
     TOO_MANY_ROLLOUTS = "too_many_rollouts"
     TOO_LARGE_ANSWER = "too_large_answer"
+
+
+FLEETING = frozenset({Reason.UNKNOWN_SCHEMA})
+"""Reasons that were true when they were given and may not be later: what was decided by them is remembered for replays."""

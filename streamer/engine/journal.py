@@ -11,6 +11,7 @@ import numpy as np
 from streamer.engine.checkpoint import ChangelogRecord, ReplayPoint
 from streamer.engine.partition import Partition
 from streamer.records.changelog import (
+    NO_MODEL,
     NO_WATERMARK,
     Kind,
     Progress,
@@ -81,6 +82,9 @@ def _decisions(partition: Partition) -> Iterator[ChangelogRecord]:
         for offsets in truth.decisions.take():
             key = offset_key(Kind.DECISIONS, lane.name, int(offsets[0]))
             yield key, encode_stream(key, int(offsets[-1]), 0, lane.model_id, encode_offsets(offsets.tolist()))
+    for offsets in partition.fleeting.take():
+        key = offset_key(Kind.DECISIONS, NO_MODEL, int(offsets[0]))
+        yield key, encode_stream(key, int(offsets[-1]), 0, bytes(8), encode_offsets(offsets.tolist()))
 
 
 def _idle(partition: Partition) -> Iterator[ChangelogRecord]:
@@ -118,6 +122,8 @@ def _tombstones(partition: Partition) -> Iterator[bytes]:
                 yield stream_key(Kind.STATE, lane.name, stream)
         for first in truth.decisions.drop_before(partition.checkpoint.complete.offset):
             yield offset_key(Kind.DECISIONS, lane.name, first)
+    for first in partition.fleeting.drop_before(point):
+        yield offset_key(Kind.DECISIONS, NO_MODEL, first)
     clock = partition.silence.clock if partition.silence else None
     while clock is not None and clock.idle and clock.idle[0][0] <= partition.checkpoint.complete.offset:
         yield offset_key(Kind.CLOCK, "", clock.idle.pop(0)[0])

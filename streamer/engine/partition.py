@@ -17,25 +17,26 @@ nothing that could be kept by mistake.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
 from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
 from streamer.emission.eventclock import EventClock
+from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
 from streamer.engine.lanes import Lanes
 from streamer.engine.silence import Silence
 from streamer.engine.tally import Tally
-from streamer.engine.truth import LaneTruth
+from streamer.engine.truth import Decisions, LaneTruth
 from streamer.engine.windowing import Closing, OpenWindows
+from streamer.errors import DataLossError
 from streamer.generate.decodings import Decodings
 from streamer.generate.rollouts import Rollouts
 from streamer.records.changelog import NO_WATERMARK
 from streamer.state.arena import NO_EVENT_MS
 from streamer.state.table import Streams
-from streamer.words import Forgotten, Reason
+from streamer.words import FLEETING, Forgotten, Reason
 
 
 class Phase(StrEnum):
@@ -57,25 +58,6 @@ _NEXT = {
 }
 
 
-@dataclass(slots=True)
-class Begin:
-    """From where a partition goes on, once it is restored. ``position``: everything below is settled and committed."""
-
-    position: int
-    replay_point: ReplayPoint
-    truths: list[LaneTruth]
-    """Of each step model"""
-    last_offset: int = -1
-    checksum: int = 0
-    window_through: dict[bytes, int] = field(default_factory=dict)
-    idle: list[tuple[int, int]] = field(default_factory=list)
-    clock_idle: list[tuple[int, int]] = field(default_factory=list)
-    window_since: int = 0
-    """Where the window model's regime began"""
-    unwritten: bool = False
-    """Something of it is not durable yet: a first start, or other models than before."""
-
-
 class Partition:
     """Positions, streams, windows and open sequences of one partition, and what of them is not committed yet.
 
@@ -93,6 +75,8 @@ class Partition:
         self.silence: Silence | None = None
         """What ends utterances of models that emit"""
         self.truths: list[LaneTruth] = []
+        self.fleeting = Decisions()
+        """Records that were rejected for what was true then, whatever is true in a replay"""
         self.checkpoint = Checkpoint(ReplayPoint(0, NO_WATERMARK))
         self.position = 0
         """Sealed: everything below is predicted, rejected, or in an open window."""
@@ -145,6 +129,7 @@ class Partition:
         self.next_offset = point.offset
         self.last_offset, self.checksum = found.last_offset, found.checksum
         self.truths, self.moved = found.truths, found.unwritten
+        self.fleeting = found.fleeting
         self.checkpoint = Checkpoint(point)
         if self.lanes.windowing is not None:
             self.windows = self.lanes.windowing.opened(
@@ -191,9 +176,13 @@ class Partition:
         news = [reject for reject in batch.rejects if reject.offset >= self.live_from]
         self.refuse(news)
         self.tally.records += len(news)
-        closed: list[Closing] = []
+        for reject in news:
+            if reject.reason in FLEETING:
+                self.fleeting.note(reject.offset)
         if self.replaying:
+            batch = self._as_decided(batch)
             self.decodings.gather(batch)
+        closed: list[Closing] = []
         if self.windows is not None:
             closed, late = self.windows.take(batch, self.live_from, self.tally)
             self._late(batch, late)
@@ -239,6 +228,21 @@ class Partition:
         if self.lanes.late_to_dead_letter:
             text = "event time {} ms is behind the watermark"
             self.refuse(batch.reject(row, Reason.LATE, text.format(batch.times_ms[row])) for row in sorted(set(rows)))
+
+    def _as_decided(self, batch: EventBatch) -> EventBatch:
+        """In a replay: without what was rejected for what was true then. DataLossError: what was an event is none now."""
+        lost = [each for each in batch.rejects if each.reason in FLEETING and each.offset < self.live_from]
+        if lost:
+            offsets = np.array([reject.offset for reject in lost], np.int64)
+            decided = self.fleeting.among(offsets)
+            gone = [reject for row, reject in enumerate(lost) if decided is None or not decided[row]]
+            if gone:
+                raise DataLossError(
+                    f"partition {self.number}: the record at offset {gone[0].offset} was an event, and states depend on it, but now "
+                    f"it is none: {gone[0].detail}. Bring that back, or start a new kafka.group to begin from the initial state."
+                )
+        decided = self.fleeting.among(batch.offsets) if len(batch) else None
+        return batch if decided is None else batch.select(np.flatnonzero(~decided))
 
     def _without_forgotten(self, batch: EventBatch) -> EventBatch:
         """Drops rows that were forgotten later by every step model: their streams need no slot."""
@@ -363,6 +367,7 @@ class Partition:
         for truth in self.truths:
             truth.forgotten.clear()
             truth.decisions.take()
+        self.fleeting.take()
         if self.silence is not None:
             self.silence.clock.forget_idle()
         if self.windows is not None:

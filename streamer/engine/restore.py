@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streamer.core import LogFacts, RecordBatch
+from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import ReplayPoint
 from streamer.engine.collected import Collected
 from streamer.engine.lane import Lane, StepLane
-from streamer.engine.partition import Begin, Partition
+from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
-from streamer.engine.truth import LaneTruth
+from streamer.engine.truth import Decisions, LaneTruth
 from streamer.errors import DataLossError
 from streamer.records.changelog import (
+    NO_MODEL,
     NO_WATERMARK,
     Progress,
     Regime,
@@ -118,6 +120,10 @@ class Restore:
                 if model == name:
                     truth.decisions.restore(record.offset, decode_offsets(record.state))
             truths.append(truth)
+        fleeting = Decisions()
+        for (model, _), record in self.collected.decisions.items():
+            if model == NO_MODEL:
+                fleeting.restore(record.offset, decode_offsets(record.state))
         windowing = self._processor.lanes.windowing
         window_since = since[windowing.name] if windowing is not None else 0
         # What another window model left behind is none of this one's; its records go with the others, by their offsets.
@@ -137,6 +143,7 @@ class Restore:
             window_through=self.collected.window_through,
             idle=idle,
             unwritten=self._differs(progress, since),
+            fleeting=fleeting,
         )
 
     def _differs(self, progress: Progress, since: Mapping[str, int]) -> bool:

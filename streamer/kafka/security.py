@@ -6,7 +6,7 @@ import ssl
 from typing import Any
 
 from streamer.errors import ConfigurationError
-from streamer.settings import KafkaSection
+from streamer.settings import KafkaSection, RegistrySection
 
 
 def security(section: KafkaSection) -> dict[str, Any]:
@@ -14,9 +14,9 @@ def security(section: KafkaSection) -> dict[str, Any]:
     protocol = section.security_protocol
     options: dict[str, Any] = {"security_protocol": protocol}
     if "SSL" in protocol:
-        options["ssl_context"] = _context(section)
+        options["ssl_context"] = tls_context(section, "kafka")
     if protocol.startswith("SASL"):
-        password = _secret(section, "sasl_password")
+        password = secret(section, "sasl_password", "kafka")
         if not section.sasl_username or password is None:
             raise ConfigurationError(f"{protocol} needs kafka.sasl_username and kafka.sasl_password (or _file)")
         options["sasl_mechanism"] = section.sasl_mechanism
@@ -25,22 +25,23 @@ def security(section: KafkaSection) -> dict[str, Any]:
     return options
 
 
-def _context(section: KafkaSection) -> ssl.SSLContext:
+def tls_context(section: KafkaSection | RegistrySection, name: str) -> ssl.SSLContext:
+    """``name``: of the section, for people. ConfigurationError for files that cannot be used."""
     try:
         context = ssl.create_default_context(cafile=section.ssl_cafile)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"kafka.ssl_cafile = {section.ssl_cafile}: cannot be used: {_reason(error)}"
+            f"{name}.ssl_cafile = {section.ssl_cafile}: cannot be used: {_reason(error)}"
         ) from error
     if section.ssl_certfile is not None:
-        password = _secret(section, "ssl_key_password")
+        password = secret(section, "ssl_key_password", name)
         try:
             # an empty password instead of none: OpenSSL would ask for it at the terminal
             context.load_cert_chain(section.ssl_certfile, section.ssl_keyfile, password or "")
         except (OSError, ValueError) as error:
-            hint = "" if isinstance(error, FileNotFoundError) else ", or kafka.ssl_key_password does not open the key"
-            files = f"kafka.ssl_certfile = {section.ssl_certfile}"
-            files += f", kafka.ssl_keyfile = {section.ssl_keyfile}" if section.ssl_keyfile else ""
+            hint = "" if isinstance(error, FileNotFoundError) else f", or {name}.ssl_key_password does not open the key"
+            files = f"{name}.ssl_certfile = {section.ssl_certfile}"
+            files += f", {name}.ssl_keyfile = {section.ssl_keyfile}" if section.ssl_keyfile else ""
             raise ConfigurationError(f"{files}: cannot be used: {_reason(error)}{hint}") from error
     return context
 
@@ -52,17 +53,17 @@ def _reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _secret(section: KafkaSection, name: str) -> str | None:
-    """The secret itself, or what its file holds."""
-    value, file = getattr(section, name), getattr(section, f"{name}_file")
+def secret(section: KafkaSection | RegistrySection, key: str, name: str) -> str | None:
+    """The secret itself, or what its file holds. ``name``: of the section, for people."""
+    value, file = getattr(section, key), getattr(section, f"{key}_file")
     if file is None:
         return None if value is None else str(value.get_secret_value())
     try:
-        secret: str = file.read_text(encoding="utf-8-sig").rstrip("\r\n")
+        found: str = file.read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
-        raise ConfigurationError(f"kafka.{name}_file = {file}: {error.strerror}") from error
+        raise ConfigurationError(f"{name}.{key}_file = {file}: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise ConfigurationError(f"kafka.{name}_file = {file}: not UTF-8 text") from None
-    if not secret:
-        raise ConfigurationError(f"kafka.{name}_file = {file}: is empty")
-    return secret
+        raise ConfigurationError(f"{name}.{key}_file = {file}: not UTF-8 text") from None
+    if not found:
+        raise ConfigurationError(f"{name}.{key}_file = {file}: is empty")
+    return found

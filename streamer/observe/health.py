@@ -81,6 +81,8 @@ def unready(state: State, wall_s: float) -> str | None:
     lasts_s, cause = state.outage.lasts_s(wall_s), state.outage.cause
     if lasts_s is not None:
         return f"Kafka cannot be used for {lasts_s} s: {cause or 'it does not answer'}"
+    if state.view.waits_for is not None:
+        return f"records wait for their schemas: {state.view.waits_for}"
     return None if state.ready else "partitions are not restored yet"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamer.core import Epoch, Outgoing
-from streamer.errors import FencedError, KafkaSilentError, KafkaUnavailableError
+from streamer.errors import FencedError, KafkaSilentError, KafkaUnavailableError, RegistryUnavailableError
 from streamer.observe.counts import Counts
 from streamer.observe.health import State, gauges, health, lag, replayed, replaying, unready
 from streamer.observe.logs import Errors, Rejected, log
@@ -110,7 +110,7 @@ class Telemetry:
         if isinstance(error, KafkaUnavailableError):
             self.state.outage.failed(error, wall_s, self.counts.last_commit_s)
             self._failing = True
-        elif not isinstance(error, FencedError):
+        elif not isinstance(error, FencedError | RegistryUnavailableError):
             self.state.ending = str(error) or type(error).__name__
 
     def siblings(self, found: Siblings | None, silent: KafkaSilentError | None = None) -> None:
@@ -144,7 +144,8 @@ class Telemetry:
     def _look(self, view: View, now: float) -> None:
         state, parts = self.state, view.partitions
         state.view, state.ready, state.draining = view, view.ready, view.draining
-        state.outage.looked([each.confirmed_s for each in parts.values()], self._wall(), ready=view.ready)
+        if view.waits_for is None:  # who waits for schemas fetches nothing
+            state.outage.looked([each.confirmed_s for each in parts.values()], self._wall(), ready=view.ready)
         for number, each in parts.items():
             if each.log_end is not None and not each.lag:
                 state.caught_up_s[number] = each.confirmed_s

@@ -51,6 +51,8 @@ class View:
     state_bytes: int = 0
     windows_open: int = 0
     rollouts_open: int = 0
+    waits_for: str | None = None
+    """Why records wait for their schemas; None: none do"""
     clock_ahead_ms: int | None = None
     """The clock of this machine minus the cluster's, as far as is known"""
     other_machines: Mapping[int, str] = field(default_factory=dict)

@@ -19,6 +19,8 @@ from streamer.core import I64
 from streamer.errors import DataLossError
 
 VERSION = 2
+NO_MODEL = ""
+"""In the key of what is true for all models of a partition"""
 NO_WATERMARK = -(2**62)
 """Before the first event."""
 _HEADER = struct.Struct("<BBqq8sI")
@@ -52,7 +54,8 @@ class StreamRecord:
     WINDOW     the stream              -                            -; its windows up to ``through`` are closed
     ROLLOUT    offset of the request,  event time of the request    the request and the forked state
                then the stream
-    DECISIONS  first offset            -                            offsets that the model refused
+    DECISIONS  first offset            -                            offsets that the model refused; without a model's
+                                                                    name: rejects that a replay could judge otherwise
     DECODING   offset of the first     the window's end             which events the window has, by their offsets
                event, bounds, stream
     IDLE       offset ``before`` which the watermark                -

@@ -16,9 +16,10 @@ from streamer.core import CARRIED_HEADERS, I64, EventBatch, Headers, Op, RecordB
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import Columns, Fields, Native, format_of
+from streamer.records.formats import Columns, Fields, Native, Source, format_of
 from streamer.records.formats.several import joined, no_steps
 from streamer.records.keys import Keys
+from streamer.records.schemas.book import Book
 from streamer.records.times import YEAR_2000_MS, TimeRule
 from streamer.records.unusable import Unusable, plain, unforeseen
 from streamer.words import Decoder, KeyForm, Reason, TimeUnit
@@ -51,13 +52,15 @@ class Codec:
         time_unit: str = TimeUnit.MS,
         key: str = KeyForm.UTF8,
         fields: Fields | None = None,
+        source: Source | None = None,
         generates: bool = False,
         decoder: str = Decoder.AUTO,
         careful: bool = False,
     ) -> None:
-        """``fields``: where features and time are found, in formats with names. ``generates``: a model is served that
-        can, so ``generate`` is a command. ``decoder``: which code reads records; what they mean is the same. ``careful``:
-        every record by the definition, one by one; what the fast paths are compared with."""
+        """``fields``: where features and time are found, in formats with names. ``source``: of schemas, in formats that have
+        them. ``generates``: a model is served that can, so ``generate`` is a command. ``decoder``: which code reads records;
+        what they mean is the same. ``careful``: every record by the definition, one by one; what the fast paths are compared
+        with."""
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
@@ -77,9 +80,12 @@ class Codec:
             fields or Fields(),
             max_record_steps if self._several else None,
             native,
+            source,
         )
         self.decoder = native.told
         """Which code reads records, for people"""
+        self.schemas: Book | None = None if source is None else source.book
+        """What has to be learned before ``decode``, in formats of a registry"""
         self._careful = careful
 
     def decode(self, records: RecordBatch) -> EventBatch:

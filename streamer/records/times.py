@@ -28,6 +28,18 @@ _NAMES = {TimeUnit.S: "seconds", TimeUnit.MS: "milliseconds", TimeUnit.US: "micr
 _ISO_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class Moment(int):
+    """An event's time that says its own unit, as typed formats have them: the number as it was written, and ``ms``."""
+
+    ms: int
+
+    @classmethod
+    def of(cls, number: int, unit: TimeUnit) -> Moment:
+        made = cls(number)
+        made.ms = number * 1_000 // _PER_SECOND[unit]
+        return made
+
+
 @dataclass(slots=True)
 class Given:
     """Times that are in milliseconds already."""
@@ -151,7 +163,9 @@ class TimeRule:
         return None if (np.abs(numbers) > MAX_TIME_MS).any() else np.asarray(numbers * (1_000 // scale), np.int64)
 
     def _milliseconds(self, given: object) -> int | None:
-        """``given`` in the unit that is set, None if it is not a time in it."""
+        """``given`` in the unit that is set or its own, None if it is not a time in it."""
+        if isinstance(given, Moment):
+            return given.ms
         if self.unit is TimeUnit.ISO8601:
             return _iso(given) if isinstance(given, str) else None
         return _scaled(given, self.unit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from streamer.core import RecordBatch
 from streamer.modelfile.feature import Feature
 from streamer.records.decode import Codec
 from streamer.records.exact import Exact
-from streamer.records.formats import NAMED, TIME, as_found, places_of
+from streamer.records.formats import FIELDED, TIME, as_found, places_of
+from streamer.records.schemas.book import Schema
 from streamer.service.prepare import Models, codec_of, fields_of
 from streamer.settings import Settings
 from streamer.settings.fields import told
@@ -45,7 +46,7 @@ class Mapped:
 def mapping(settings: Settings, models: Models) -> list[Mapped]:
     """One entry per feature, in order; none where records have no names."""
     section, fields = settings.input, fields_of(settings)
-    if section.format not in NAMED:
+    if section.format not in FIELDED:
         return []
     contract = models[0][1].contract
     features = as_found(section.format, contract.feature_tables, Exact(contract.input.dtype), fields)
@@ -53,14 +54,22 @@ def mapping(settings: Settings, models: Models) -> list[Mapped]:
     return [_mapped(settings, feature, told(place)) for feature, place in places]
 
 
-def try_on(settings: Settings, models: Models, batches: Sequence[RecordBatch], mapped: Sequence[Mapped]) -> None:
-    """Counts in how many records, of those that can be read, each feature's value is there."""
+def try_on(
+    settings: Settings,
+    models: Models,
+    batches: Sequence[RecordBatch],
+    mapped: Sequence[Mapped],
+    schemas: Mapping[int, Schema | None],
+) -> None:
+    """Counts in how many records, of those that can be read, each feature's value is there. ``schemas``: by their ids."""
     contract = models[0][1].contract
     shown = [Feature(each.name, "present", source=each.field) for each in contract.feature_tables]
     asked = msgspec.structs.replace(contract.input, features=tuple(shown))
     (_, model, rule) = models[0]
     counting = [("", _Asked(msgspec.structs.replace(contract, input=asked)), rule)]
     codec: Codec = codec_of(settings, counting)  # type: ignore[arg-type]
+    if codec.schemas is not None:
+        codec.schemas.learn(schemas)
     decoded = [codec.decode(batch) for batch in batches]
     events = [batch.x if batch.ops is None else batch.x[batch.ops == 0] for batch in decoded]
     there = np.concatenate([np.zeros((0, len(shown)), model.contract.input.dtype), *events])

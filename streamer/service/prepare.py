@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from streamer.emission.kept import layout
 from streamer.engine.lanes import check_models
@@ -23,8 +24,10 @@ from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.decode import MAX_KEY_BYTES, Codec
 from streamer.records.exact import Exact
-from streamer.records.formats import NAMED, Fields, as_found
+from streamer.records.formats import FIELDED, SCHEMAS, Fields, Source, as_found
 from streamer.records.meaning import refuse_different
+from streamer.records.schemas.book import Book
+from streamer.service.answerschemas import answer_schemas, registered
 from streamer.service.clock import Clock, SystemClock
 from streamer.settings import Settings, UtteranceSection
 from streamer.windows import WindowRule
@@ -43,6 +46,8 @@ class Parts:
     models: Models
     connection: Connection
     input: InputTopic
+    schema_ids: Mapping[str, int] = field(default_factory=dict)
+    """Model -> id of the schema of its answers, where the registry has one"""
 
 
 def load_models(settings: Settings) -> Models:
@@ -66,6 +71,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
     """Connects, verifies or creates topics. ``mock``: the in-process broker, which has no topic administration."""
     codec_of(settings, models)  # what can be said without a cluster is said first
     check_models(models)
+    answers = answer_schemas(settings, models)
     utterances(settings, models)
     link, clock = connection(settings), clock or SystemClock()
     async with Topics(link) as topics:
@@ -81,7 +87,7 @@ async def prepare(settings: Settings, models: Models, *, mock: bool = False, clo
         log.warning("%s", warning)
     if judgement.errors:
         raise ConfigurationError("\n  ".join(judgement.errors))
-    return Parts(settings, models, link, found)
+    return Parts(settings, models, link, found, await registered(settings, answers))
 
 
 def judged(settings: Settings, models: Models, found: InputTopic) -> Judgement:
@@ -142,6 +148,8 @@ def fingerprint(settings: Settings, models: Models) -> str:
     decide += [settings.input.key, str(_max_key_bytes(settings))]
     if settings.input.fields or settings.input.time:
         decide.append(json.dumps([settings.input.fields, settings.input.time], sort_keys=True))
+    if (source := _source(settings)) is not None and source.document is not None:
+        decide.append(f"{hashlib.sha256(source.document).hexdigest()} {source.message}")
     if any(model.contract.many_steps for _, model, _ in models):
         decide.append(f"steps:{settings.input.max_record_steps}")
     decide += [f"{name}:{rule.fingerprint()}" for name, _, rule in models if rule is not None]
@@ -157,7 +165,7 @@ def _max_key_bytes(settings: Settings) -> int:
 def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule | None]]) -> Codec:
     """Raises ConfigurationError for a format that is not there, and for models that read the same record differently."""
     section = settings.input
-    if section.format in ("json", *NAMED):
+    if section.format in ("json", *FIELDED):
         refuse_different([(name, model.contract.feature_tables) for name, model, _ in models])
     return Codec(
         models[0][1].contract,
@@ -171,9 +179,28 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         time_unit=section.time_unit,
         key=section.key,
         fields=fields_of(settings),
+        source=_source(settings),
         decoder=section.decoder,
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
     )
+
+
+def _source(settings: Settings) -> Source | None:
+    """Where schemas come from. ConfigurationError: a file cannot be read, or is not used."""
+    section = settings.input
+    if section.format not in SCHEMAS:
+        if section.schema_file is not None or section.message:
+            raise ConfigurationError(
+                f"input.schema_file and input.message are not used with input.format = {section.format!r}"
+            )
+        return None
+    document = None
+    if section.schema_file is not None:
+        try:
+            document = section.schema_file.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"input.schema_file = {section.schema_file}: {error.strerror}") from error
+    return Source(Book() if settings.registry.url else None, document, section.message)
 
 
 def processor_of(settings: Settings, models: Models, codec: Codec, topic_id: str) -> Processor:

@@ -3,7 +3,7 @@ a reject: never the end of the service."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from streamer.core import (
@@ -23,6 +23,7 @@ from streamer.core import (
 )
 from streamer.kafka.rows import RECORD_BYTES, headers_bytes
 from streamer.modelfile.model import Model
+from streamer.records.answers import AnswerEncoder
 from streamer.records.encode import Encoder
 from streamer.records.keys import Keys
 from streamer.words import Reason
@@ -59,13 +60,20 @@ class Refused:
 class Sink:
     """Records of predictions, per model as its contract says."""
 
-    def __init__(self, models: Iterable[tuple[str, Model]], keys: Keys, *, max_bytes: int = _ANY_SIZE) -> None:
+    def __init__(
+        self,
+        models: Iterable[tuple[str, Model]],
+        keys: Keys,
+        *,
+        max_bytes: int = _ANY_SIZE,
+        encoders: Mapping[str, AnswerEncoder] | None = None,
+    ) -> None:
         """``keys``: what the keys of the input are; answers have the same. ``max_bytes``: what one answer may have, with
-        key, headers and what Kafka adds."""
+        key, headers and what Kafka adds. ``encoders``: of each model, where answers are not plain JSON."""
         models = list(models)
         self._keys = keys
         self._max_bytes = max_bytes
-        self._encoders = {name: Encoder(model.contract, name, keys) for name, model in models}
+        self._encoders = encoders or {name: Encoder(model.contract, name, keys) for name, model in models}
         self._headers = {
             name: ((MODEL_HEADER, f"{name}@{model.contract.version} {model.sha256[:_DIGEST]}".encode()),)
             for name, model in models

@@ -14,14 +14,18 @@ from streamer.kafka.commit import Committer
 from streamer.kafka.group import Group
 from streamer.kafka.input import Input
 from streamer.kafka.policies import OUTPUT
+from streamer.kafka.registry import Registry
 from streamer.modelfile.machine import machine
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
+from streamer.service.answerschemas import encoders_of
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
-from streamer.service.loop import Observer, Service
+from streamer.service.loop import Service
 from streamer.service.membership import Membership
+from streamer.service.observer import Observer
 from streamer.service.prepare import Models, Parts, codec_of, connection, load_models, prepare, processor_of
+from streamer.service.schemas import Schemas
 from streamer.service.siblings import watch_siblings
 from streamer.service.sink import Sink
 from streamer.service.takeover import Takeover
@@ -68,7 +72,11 @@ def build(
         [(name, model) for name, model, _ in parts.models],
         codec.keys,
         max_bytes=min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT)),
+        encoders=encoders_of(settings, parts.models, codec.keys, parts.schema_ids),
     )
+    schemas = None
+    if codec.schemas is not None:
+        schemas = Schemas(codec.schemas, Registry(settings.registry), reader, observer, clock)
     return Service(
         settings,
         processor,
@@ -82,6 +90,7 @@ def build(
         takeover=Takeover(link, settings, processor, reader, group, committer, observer.restoring),
         observer=observer,
         clock=clock,
+        schemas=schemas,
     )
 
 

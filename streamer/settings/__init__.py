@@ -1,11 +1,12 @@
 """Settings: one TOML file, every key also as ``STREAMER_SECTION__KEY`` and ``--set section.key=value``.
 
-``sections``, ``window`` and ``utterance`` are the tree of frozen values that travels through the service as it is, ``times`` what a
+``sections``, ``registry``, ``window`` and ``utterance`` are the tree of frozen values that travels through the service as it is, ``times`` what a
 moment is, ``fields`` where a feature is, ``load`` where values come from, ``reference`` how they are told.
 """
 
 from streamer.settings.load import load_settings
 from streamer.settings.reference import describe, settings_reference
+from streamer.settings.registry import RegistrySection
 from streamer.settings.sections import (
     BatchSection,
     ChangelogSection,
@@ -40,6 +41,7 @@ __all__ = [
     "LogSection",
     "ModelSection",
     "OutputSection",
+    "RegistrySection",
     "Settings",
     "StateSection",
     "TopicsSection",

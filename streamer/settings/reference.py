@@ -11,7 +11,8 @@ from annotated_types import Ge, Le
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from streamer.settings.sections import ModelSection, Section, Settings
+from streamer.settings.base import Section
+from streamer.settings.sections import ModelSection, Settings
 from streamer.settings.utterance import UtteranceSection
 from streamer.settings.window import WindowSection
 

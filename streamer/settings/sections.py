@@ -10,15 +10,16 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from streamer.settings.base import TLS_FILES, Section
 from streamer.settings.fields import Missing, Place, parse_field, parse_place
+from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
 from streamer.settings.utterance import UtteranceSection
 from streamer.settings.window import WindowSection
-from streamer.words import Delivery, ModelChanged
+from streamer.words import AnswerFormat, Delivery, ModelChanged
 
-TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
 _ANSWER_OVERHEAD_BYTES = 8_192
 """Key, headers and framing beside a generated sequence"""
 _MAX_FLOAT32 = 3.4028234663852886e38
@@ -32,10 +33,6 @@ def _as_text(value: object) -> object:
 
 
 Moment = Annotated[str, BeforeValidator(_as_text)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class KafkaSection(Section):
@@ -117,11 +114,20 @@ class KafkaSection(Section):
 
 class InputSection(Section):
     topic: str = Field(min_length=1, description="Topic with one record per event, keyed by stream")
-    format: str = Field(default="json", description="json, json-named, msgpack, float32, or a decoder MODULE:FUNCTION")
+    format: str = Field(
+        default="json",
+        description="json, json-named, msgpack, float32, avro, protobuf, json-schema, or a decoder MODULE:FUNCTION",
+    )
+    schema_file: Path | None = Field(
+        default=None,
+        description="avro: schema (JSON), protobuf: descriptor set. With registry.url what values are read as, else what all "
+        "are written by, without a registry's frame",
+    )
+    message: str = Field(default="", description="protobuf with schema_file: full name of the message")
     decoder: Literal["auto", "python", "native"] = Field(
         default="auto",
-        description="Code that reads json and json-named: native (the wheel streamer-rnn-native), python, or auto: native "
-        "where it is installed. What records mean is the same",
+        description="Code that reads JSON: native (the wheel streamer-rnn-native), python, or auto: native where it is "
+        "installed. What records mean is the same",
     )
     key: Literal["utf8", "int32", "int64", "uuid", "hex", "base64"] = Field(
         default="utf8", description="What keys are; streams have this text as their name everywhere"
@@ -143,12 +149,12 @@ class InputSection(Section):
     )
     fields: dict[str, str | dict[str, float | int | bool | str]] = Field(
         default={},
-        description="json-named, msgpack: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, "
+        description="Formats with names: feature -> its place: a path (`readings.cpu`, `tags[0]`), `header:NAME`, "
         '`{constant = 3.5}`, or with a rule of its own `{path = "readings.cpu", missing = "last"}` (`reject`, `last`, a '
         "number); default: the field of its name. The key stays the record's key",
     )
     time: str = Field(
-        default="", description="json-named, msgpack: place of the event's time, a path or `header:NAME`; default `ts`"
+        default="", description="Formats with names: place of the event's time, a path or `header:NAME`; default `ts`"
     )
     time_unit: Literal["ms", "s", "us", "ns", "iso8601"] = Field(
         default="ms", description="What an event's own time is: a number since 1970 in this unit, or ISO 8601 text"
@@ -237,7 +243,10 @@ class InputSection(Section):
 
 class OutputSection(Section):
     topic: str = Field(min_length=1, description="Topic of the predictions")
-    format: Literal["json"] = Field(default="json", description="Value format of predictions")
+    format: AnswerFormat = Field(
+        default=AnswerFormat.JSON,
+        description="Value format of predictions; avro and json-schema in the frame of registry.url",
+    )
     timestamp: Literal["record", "now"] = Field(
         default="record", description="Timestamp of predictions: their record's, or when they are written"
     )
@@ -380,6 +389,7 @@ class Settings(Section):
 
     kafka: KafkaSection
     input: InputSection
+    registry: RegistrySection = RegistrySection()
     output: OutputSection
     dead_letter: DeadLetterSection = DeadLetterSection()
     changelog: ChangelogSection = ChangelogSection()

@@ -36,6 +36,7 @@ from streamer.kafka.producers import Producers
 from streamer.records import changelog
 from streamer.service import commits
 from streamer.service.commits import Commits
+from streamer.service.holding import Holding
 from streamer.service.loop import Service
 from streamer.service.takeover import Takeover
 from streamer.state.table import Slots
@@ -124,7 +125,7 @@ def failed_kept() -> None:
         self._taking = None
 
     Processor.failed = failed  # type: ignore[method-assign]
-    Service._forget_all = forget_all  # type: ignore[method-assign]
+    Holding.forget_all = forget_all  # type: ignore[method-assign]
     Takeover.unchanged = unchanged_or_failed  # type: ignore[method-assign]
 
 

@@ -33,7 +33,11 @@ with atheris.instrument_imports(include=["streamer"]) if ATHERIS else nullcontex
     from streamer.modelfile.contract import Contract, load_sidecar
     from streamer.records import changelog
     from streamer.records.decode import Codec
+    from streamer.records.formats import SCHEMAS, Source
     from streamer.records.keys import Keys
+    from streamer.records.schemas import avro_types, protofile
+    from streamer.records.schemas.avro import avro_reader
+    from streamer.records.schemas.book import Book, Schema
     from streamer.records.times import TimeRule
     from streamer.records.unusable import Unusable
     from streamer.settings import GenerateSection, load_settings
@@ -58,10 +62,14 @@ def pieces(data: bytes) -> list[bytes]:
 
 def values_of(value_format: str, *contracts: Contract, good: bytes | None = None) -> Target:
     """``contracts``: that the values are read by; ``good``: a value that is an event by all of them."""
+    source = None
+    if value_format in SCHEMAS:
+        source = Source(Book())
+        source.book.learn({1: Schema("AVRO", AVRO), 2: Schema("PROTOBUF", PROTO), 3: Schema("JSON", "{}"), 4: None})
     codecs = [
         (
-            Codec(declared, value_format, careful=False, decoder=decoder, **options),
-            Codec(declared, value_format, careful=True, **options),
+            Codec(declared, value_format, careful=False, decoder=decoder, source=source, **options),
+            Codec(declared, value_format, careful=True, source=source, **options),
         )
         for decoder in ("python", "auto")  # native code, where it is installed
         for declared in contracts or (contract(NAMES), contract(NAMES, "int64"))
@@ -77,6 +85,8 @@ def values_of(value_format: str, *contracts: Contract, good: bytes | None = None
         ]  # one that is good, so that not all are judged alone
         count = len(values)
         log = RecordBatch(0, list(range(count)), [NOW_MS] * count, [b"s"] * count, values)
+        if source is not None and source.book is not None:
+            source.book.learn(dict.fromkeys(source.book.wanted(values)))
         whole = outcomes(which[0].decode(log))
         assert sorted(whole) == log.offsets
         assert whole == outcomes(which[1].decode(log))
@@ -107,6 +117,21 @@ def text_contract(unknown: int | None) -> Contract:
     fields = json.loads(contract(("q",)).dump())
     features = [feature if unknown is None else {**feature, "unknown": unknown}]
     return Contract.from_fields({**fields, "input": {**fields["input"], "features": features}})
+
+
+def schemas(data: bytes) -> int:
+    """Documents of a registry, and the value behind them read by what they say."""
+    document, _, value = data.partition(BREAK)
+    text = document.decode("utf-8", "backslashreplace")
+    with suppress(avro_types.BadSchema):
+        reader = avro_reader(avro_types.parse(text), None, [("a",), ("c", 0), ("n", "n", "a")], 0, TimeUnit.MS)
+        with suppress(Unusable):
+            reader.cells(value, 0)
+    from google.protobuf import descriptor_pb2
+
+    with suppress(avro_types.BadSchema):
+        protofile.parse(text, descriptor_pb2)
+    return 1
 
 
 def records(data: bytes) -> int:
@@ -318,7 +343,26 @@ _module.decode = decode  # type: ignore[attr-defined]
 sys.modules["users_own_lies"] = _module
 USER = "users_own_lies:decode"
 
+AVRO = json.dumps(
+    {
+        "type": "record", "name": "E", "fields": [
+            {"name": "a", "type": ["null", "double"]},
+            {"name": "b", "type": ["int", "string", {"type": "enum", "name": "S", "symbols": ["x", "y"]}, "null"]},
+            {"name": "list", "type": {"type": "array", "items": "null"}},
+            {"name": "n", "type": {"type": "map", "values": ["null", "E"]}},
+            {"name": "c", "type": "float"},
+            {"name": "ts", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        ],
+    }
+)  # fmt: skip
+PROTO = """syntax = "proto3"; // comment
+message E { optional double a = 1; oneof kind { int32 b = 2; string d = 5; } float c = 3; int64 ts = 4;
+  repeated E more = 6; map<string, E> n = 7; reserved 8; enum S { X = 0; } S s = 9 [deprecated = true]; }
+"""
 GOOD = {
+    "avro": b"\0\0\0\0\1\2" + bytes(8) + b"\0\2\0\0" + bytes(4) + b"\x80\xe0\x90\xdd\xc3\xb3\xa0\x06",
+    "protobuf": b"\0\0\0\0\2\0\x09" + bytes(8) + b"\x10\x02\x1d" + bytes(4) + b"\x20\x81\xa0\xb8\xbb\x9c\x33",
+    "json-schema": b'\0\0\0\0\3{"a":1,"b":2,"c":3,"ts":1760000000001}',
     "json": b'{"x":[1,2,3],"ts":1760000000001}',
     "json-named": b'{"a":1,"b":2,"c":3,"ts":1760000000001}',
     "msgpack": b"\x84\xa1a\x01\xa1b\x02\xa1c\x03\xa2ts\xcf" + (NOW_MS + 1).to_bytes(8, "big"),
@@ -372,6 +416,16 @@ def corpus(target: str) -> list[bytes]:
             b"\x81\xa1a\xcb\x7f\xf0" + bytes(6),
             b"\x83\xa1a\xc0\xa1b\xcf" + b"\xff" * 8 + b"\xa1m\xdd\x00\x00\x00\x01\x91\x81\xa1\xff\xc0",
         ],
+        "avro": [
+            b"\0\0\0\0\1\2" + bytes(6) + b"\xf0\x7f\2\6abc\0\2\2x\0\0" + bytes(12),
+            b"\0\0\0\0\1\0\4\1\xfe\xff\xff\xff\x0f\0",
+            b"\0\0\0\0\4x",
+            b"\1" * 20,
+            b"\0\xff\xff\xff\xff",
+        ],
+        "protobuf": [b"\0\0\0\0\2\2\0\x2a\1a", b"\0\0\0\0\2\0" + b"\x32\x02" * 8, b"\0\0\0\0\2\4\0\2\x2a\2\xff\xff"],
+        "json-schema": [b"\0\0\0\0\3{", b"\0\0\0\0\4{}", b"{}"],
+        "schemas": [AVRO.encode() + BREAK + GOOD["avro"][5:], PROTO.encode(), b'"long"' + BREAK + b"\2"],
         "float32": [bytes(12), np.array([1, np.nan, np.inf], "<f4").tobytes(), b"abc"],
         "steps-json": [
             b'{"x":[[1.5,-2e3,16777217],[1,2,3]],"ts":1760000000}',
@@ -419,6 +473,10 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "msgpack": lambda: values_of("msgpack"),
     "float32": lambda: values_of("float32"),
     "user": lambda: values_of(USER),
+    "avro": lambda: values_of("avro"),
+    "protobuf": lambda: values_of("protobuf"),
+    "json-schema": lambda: values_of("json-schema"),
+    "schemas": lambda: schemas,
     "steps-json": lambda: steps_of("json", b'{"x":[[1,2,3]],"ts":1760000000001}'),
     "steps-msgpack": lambda: steps_of("msgpack", b"\x81\xa1x\x91\x93\x01\x02\x03"),
     "steps-float32": lambda: steps_of("float32", bytes(24)),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import typer
@@ -18,6 +19,7 @@ import export.__main__
 from streamer.cli import app
 from streamer.generate.request import parse_request
 from streamer.library import Runner
+from streamer.modelfile.emit import Emit
 from streamer.settings import GenerateSection, Settings, load_settings
 from streamer.tools.demo import MODEL
 
@@ -43,12 +45,18 @@ def served(tmp_path: Path, text: str) -> Settings:
 
 
 def test_the_settings_load_one_by_one_and_together(tmp_path: Path) -> None:
-    plain, fields, windows, secure = blocks("toml")[1:]
+    plain, fields, windows, emit, utterances, pairs, secure = blocks("toml")[1:]
     topics = plain[plain.index("[input]") :]
     first = served(tmp_path, plain)
     assert (first.input.format, first.input.key, first.input.time_unit) == ("json", "utf8", "ms"), "as its comments say"
     assert set(served(tmp_path, plain + fields).input.places) == {"cpu", "unit", "site"}
     assert served(tmp_path, plain + windows).model["verdict"].window is not None
+    assert msgspec.convert(tomllib.loads(emit)["emit"], Emit).rule == "ctc"
+    rule = served(tmp_path, plain + utterances).model["digits"].utterance
+    assert rule is not None
+    assert rule.gap_ms == 800
+    pair = served(tmp_path, plain + pairs)
+    assert (pair.model["correction"].window.kind, pair.decode.max_rows) == ("record", 256)
     assert served(tmp_path, secure + topics).kafka.sasl_username == "anomaly"
 
 

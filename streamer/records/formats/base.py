@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from streamer.core import Headers
 from streamer.records.exact import Numbers
@@ -32,6 +32,14 @@ class Columns:
     """Rows that are decided: not usable"""
     given: Given | None = None
     """Times that native code has read; ``times`` is None then"""
+
+
+class ReadsOne(Protocol):
+    """Finds what is asked for in one value."""
+
+    def read(self, value: bytes, found: list[Any]) -> None:
+        """Puts what is there into ``found``, which begins with nulls. Unusable: it is no such value."""
+        ...
 
 
 class Format(Protocol):

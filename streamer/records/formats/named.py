@@ -19,7 +19,7 @@ from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import json_tokens
-from streamer.records.formats.base import NO_HEADERS, Columns, Row
+from streamer.records.formats.base import NO_HEADERS, Columns, ReadsOne, Row
 from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, tree, typed
 from streamer.records.formats.native import Layout, Native, Rows
 from streamer.records.formats.typed import Packed, Reader, TypedRows, fields_get, number_type, one_get, time_type
@@ -60,7 +60,16 @@ def named(
     fields: Fields,
     native: Native,
 ) -> Named:
-    """The format ``name``. ConfigurationError: a feature that no record has, or a field of no feature."""
+    """The format ``name``. ConfigurationError: as of ``as_placed``."""
+    wanted, places = as_placed(name, features, exact, missing, fields)
+    return Named(wire, wanted, places, fields.time or TIME, exact, unit, native)
+
+
+def as_placed(
+    name: str, features: Sequence[Feature], exact: Exact, missing: int | float | None, fields: Fields
+) -> tuple[list[Meaning], list[Place]]:
+    """What each feature is made of, and where that is found. ConfigurationError: a feature that no record of format
+    ``name`` has, or a field of no feature."""
     known = {each for feature in features for each in (feature.name, feature.field)}
     for each in (*fields.places, *fields.missing):
         if each not in known:
@@ -70,8 +79,7 @@ def named(
     features = as_read(features, fields.places, fields.missing)
     refuse_past(features, exact, name)
     complete = [each for each, rule in fields.missing.items() if rule == "reject"]
-    wanted = meanings(features, exact, missing, complete)
-    return Named(wire, wanted, places_of(features, fields), fields.time or TIME, exact, unit, native)
+    return meanings(features, exact, missing, complete), places_of(features, fields)
 
 
 def places_of(features: Sequence[Feature], fields: Fields) -> list[Place]:
@@ -123,11 +131,17 @@ class Named:
             for at, (meaning, place) in enumerate(zip(wanted, places, strict=True))
             if isinstance(place, FieldHeader)
         ]
-        self._written = Written(tree(self._paths), wire)
+        self._written: ReadsOne
+        self._rows: Rows
+        self._open(exact, native)
+
+    def _open(self, exact: Exact, native: Native) -> None:
+        """What reads values: the definition, and what is faster."""
+        self._written = Written(tree(self._paths), self._wire)
         try:
             pure: Rows = self._fast(exact)
         except NoFastPath:
-            pure = _OneByOne(len(wanted), self._dtype)
+            pure = _OneByOne(len(self._meanings), self._dtype)
         self._rows = native.first(self._layout(exact), pure)
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
@@ -203,7 +217,7 @@ class Named:
         numbers = [
             (meaning, get)
             for meaning, get in zip(self._meanings, gets, strict=True)
-            if get is not None and _is_number(meaning)
+            if get is not None and is_number(meaning)
         ]
         packed: Packed[Any] | None = None
         if numbers:
@@ -234,7 +248,7 @@ class _Column:
         self,
         wire: Wire,
         wanted: Sequence[Meaning],
-        gets: Sequence[str | Callable[[Any], Any] | None],
+        gets: Sequence[str | int | Callable[[Any], Any] | None],
         constants: Mapping[int, int | float],
         packed: Packed[Any] | None,
         exact: Exact,
@@ -243,7 +257,7 @@ class _Column:
         read = [
             (at, meaning, get) for at, (meaning, get) in enumerate(zip(wanted, gets, strict=True)) if get is not None
         ]
-        self._packed, self._numbers = packed, [at for at, meaning, _ in read if _is_number(meaning)]
+        self._packed, self._numbers = packed, [at for at, meaning, _ in read if is_number(meaning)]
         self._tables = [(at, one_get(get), m.table, m.other) for at, m, get in read if m.table is not None]
         self._present = [(at, one_get(get)) for at, meaning, get in read if meaning.kind == "present"]
         self._wire, self._constants, self._features, self._dtype = wire, constants, len(wanted), exact.dtype
@@ -279,7 +293,7 @@ class _Column:
         return cell is None or (isinstance(cell, msgspec.Raw) and self._wire.is_null(cell))
 
 
-def _is_number(meaning: Meaning) -> bool:
+def is_number(meaning: Meaning) -> bool:
     return meaning.table is None and meaning.kind != "present"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -227,11 +227,14 @@ class _Lines:
         return self._text[int(self._ends[at - 1]) + 1 if at else 0 : int(self._ends[stop - 1])]
 
 
-def each_get(gets: Iterable[str | Callable[[Any], Any]]) -> Callable[[Any], tuple[Any, ...]]:
-    """What attributes (dotted names) or functions find in an object, always in a tuple."""
+def each_get(gets: Iterable[str | int | Callable[[Any], Any]]) -> Callable[[Any], tuple[Any, ...]]:
+    """What attributes (dotted names), places in a list or functions find in an object, always in a tuple."""
     listed = list(gets)
     if not listed:
         return lambda row: ()
+    places = [each for each in listed if isinstance(each, int)]
+    if len(places) == len(listed) > 1:
+        return itemgetter(*places)
     names = [each for each in listed if isinstance(each, str)]
     if len(names) < len(listed):
         functions = [one_get(each) for each in listed]
@@ -250,7 +253,9 @@ def fields_get(kind: Any, gets: Sequence[str | Callable[[Any], Any]]) -> Callabl
     return each_get(gets)
 
 
-def one_get(get: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+def one_get(get: str | int | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    if isinstance(get, int):
+        return itemgetter(get)
     return attrgetter(get) if isinstance(get, str) else get
 
 

@@ -1,0 +1,97 @@
+"""A real schema registry for tests: Apicurio with Confluent's API, on loopback, records in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from local_kafka import HOST, _free_ports
+from tooling import require_tool
+
+VERSION = "2.6.13.Final"
+ARTIFACT = f"io.apicurio:apicurio-registry-app:{VERSION}:tar.gz:all"
+_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+_START_S = 90.0
+
+
+def program() -> Path:
+    """The registry's jar, downloaded at the first call (140 MB) and shared by all checkouts."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamer"
+    target = root / f"apicurio-{VERSION}"
+    if not target.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="apicurio-partial-", dir=root))
+        try:
+            command = ["mvn", "-q", "-B", _PLUGIN, f"-Dartifact={ARTIFACT}", f"-DoutputDirectory={partial}"]
+            subprocess.run(command, check=True, capture_output=True, cwd=partial)
+            (archive,) = partial.glob("*.tar.gz")
+            with tarfile.open(archive) as packed:
+                packed.extractall(partial, filter="data")
+            archive.unlink()
+            partial.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was faster; its directory is complete
+                partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    (jar,) = target.glob("*-runner.jar")
+    return jar
+
+
+class LocalRegistry:
+    """``url`` is that of Confluent's API. What it knows is gone with its process: ``start`` begins with id 1 again."""
+
+    def __init__(self) -> None:
+        require_tool("java", "mvn")
+        self._port = next(_free_ports())
+        self.url = f"http://{HOST}:{self._port}/apis/ccompat/v7"
+        self._home = Path(tempfile.mkdtemp(prefix="streamer-registry-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = ["java", "-Xmx384m", "-XX:TieredStopAtLevel=1", f"-Dquarkus.http.port={self._port}"]
+        command += [f"-Dquarkus.http.host={HOST}", "-Dquarkus.log.level=WARN", "-jar", str(program())]
+        with (self._home / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + _START_S
+        while not self._answers():
+            assert self._process.poll() is None, (self._home / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the registry did not answer"
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/subjects", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        self.kill()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_registry() -> Iterator[LocalRegistry]:
+    registry = LocalRegistry()
+    try:
+        registry.start()
+        yield registry
+    finally:
+        registry.stop()

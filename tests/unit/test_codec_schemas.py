@@ -1,0 +1,529 @@
+"""Values that were written by a schema: what each cell means, how schemas change, and what is refused, and why."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import pytest
+from decoding import NOW_MS, records
+from google.protobuf import descriptor_pb2
+from tables import WORDS, category, contract
+
+from streamer.errors import ConfigurationError
+from streamer.records.decode import Codec
+from streamer.records.formats import Fields, Source
+from streamer.records.schemas.avro_types import BadSchema, parse
+from streamer.records.schemas.book import Book, Schema, message_indexes
+from streamer.records.schemas.protobuf import Messages
+from streamer.records.unusable import Unusable
+from streamer.settings.fields import parse_place
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def avro(schema: Any, datum: Any) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(json.loads(json.dumps(schema))), datum)
+    return out.getvalue()
+
+
+def record(**fields: Any) -> dict[str, Any]:
+    listed = [
+        {"name": name, **kind} if isinstance(kind, dict) and "default" in kind else {"name": name, "type": kind}
+        for name, kind in fields.items()
+    ]
+    return {"type": "record", "name": "E", "fields": listed}
+
+
+def one(codec: Codec, value: bytes, **more: Any) -> Any:
+    """(numbers, time) of one record, or (reason, detail); by the fast path, which the definition has to confirm."""
+    if codec.schemas is not None:
+        assert not codec.schemas.wanted([value]) - {9}
+    batch = codec.decode(records([value], **more))
+    if batch.rejects:
+        return batch.rejects[0].reason, batch.rejects[0].detail
+    return batch.x[0].tolist(), int(batch.times_ms[0])
+
+
+def plain(schema: Any, *features: Any, fields: dict[str, Any] | None = None, time: str = "", **options: Any) -> Codec:
+    places = {name: parse_place(place) for name, place in (fields or {}).items()}
+    source = Source(None, json.dumps(schema).encode())
+    located = Fields(places, parse_place(time) if time else None)
+    return Codec(contract(*features), "avro", source=source, fields=located, **options)
+
+
+def registered(
+    *documents: Any, kind: str = "AVRO", reader: Any = None, features: Any = ("a",), **options: Any
+) -> Codec:
+    book = Book()
+    book.learn(
+        {at: Schema(kind, text if isinstance(text, str) else json.dumps(text)) for at, text in enumerate(documents, 1)}
+    )
+    document = None if reader is None else json.dumps(reader).encode()
+    value_format = {"AVRO": "avro", "PROTOBUF": "protobuf"}[kind]
+    return Codec(contract(*features), value_format, source=Source(book, document), **options)
+
+
+# cells
+
+
+@pytest.mark.parametrize(
+    ("kind", "datum", "feature", "found"),
+    [
+        ("double", 1.5, "a", 1.5),
+        ("float", 1.5, "a", 1.5),
+        ("long", 7, "a", 7),
+        ("long", 2**24 + 1, "a", "not_exact"),
+        ("double", float("nan"), "a", "not_finite"),
+        ("float", float("inf"), "a", "not_finite"),
+        ("boolean", True, "a", "undecodable"),
+        ("string", "1", "a", "undecodable"),
+        ("bytes", b"1", "a", "undecodable"),
+        (["null", "double"], None, "a", "missing_feature"),
+        (["null", "double"], None, {"name": "a", "missing": -1.0}, -1),
+        (["double", "null"], 2.5, {"name": "a", "missing": -1.0}, 2.5),
+        (["null", "double", "string"], "x", "a", "undecodable"),
+        ("boolean", True, {"name": "a", "kind": "flag"}, 1),
+        ("int", 2, {"name": "a", "kind": "flag"}, "undecodable"),
+        ({"type": "enum", "name": "S", "symbols": ["idle", "run"]}, "run", category("a"), 1),
+        ("string", "walk", category("a"), "unknown_category"),
+        ("string", "walk", category("a", unknown=0), 0),
+        ("long", 7, category("a"), WORDS.index("7")),
+        ("boolean", True, category("a"), WORDS.index("True")),
+        (["null", "bytes"], b"x", {"name": "p", "kind": "present", "source": "a"}, 1),
+        (["null", "bytes"], None, {"name": "p", "kind": "present", "source": "a"}, 0),
+        ({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}, "12.25", "a", 12.25),
+        ({"type": "bytes", "logicalType": "decimal", "precision": 9}, "7", "a", 7),
+        ({"type": "string", "logicalType": "uuid"}, "run", category("a"), 1),
+        ({"type": "array", "items": "double"}, [1.0], "a", "undecodable"),
+        ("null", None, "a", "missing_feature"),
+    ],
+)
+def test_what_a_cell_of_avro_means_is_what_it_means_in_json(kind: Any, datum: Any, feature: Any, found: Any) -> None:
+    schema = record(a=kind)
+    if isinstance(kind, dict) and kind.get("logicalType") == "decimal":
+        from decimal import Decimal
+
+        datum = Decimal(datum)
+    codec = plain(schema, feature)
+    outcome = one(codec, avro(schema, {"a": datum}))
+    assert (outcome[0] if isinstance(found, str) else outcome[0][0]) == found
+    assert outcome == one(plain(schema, feature, careful=True), avro(schema, {"a": datum}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "datum", "unit", "ms"),
+    [
+        ({"type": "long", "logicalType": "timestamp-millis"}, NOW_MS + 1, "ms", NOW_MS + 1),
+        ({"type": "long", "logicalType": "timestamp-millis"}, NOW_MS + 1, "s", NOW_MS + 1),
+        ({"type": "long", "logicalType": "timestamp-micros"}, NOW_MS * 1000 + 1999, "iso8601", NOW_MS + 1),
+        ({"type": "long", "logicalType": "timestamp-micros"}, NOW_MS * 1000 + 1999, "us", NOW_MS + 1),
+        (["null", {"type": "long", "logicalType": "local-timestamp-nanos"}], NOW_MS * 10**6, "ms", NOW_MS),
+        ({"type": "int", "logicalType": "date"}, 20_000, "ms", 20_000 * 86_400_000),
+        ("long", NOW_MS // 1000, "s", NOW_MS),
+        ("double", NOW_MS / 1000 + 0.5, "s", NOW_MS + 500),
+        ("string", "2025-10-09T08:53:20Z", "iso8601", NOW_MS),
+        ("string", "x", "ms", "bad_time"),
+        (["null", "long"], None, "ms", NOW_MS),
+    ],
+)
+def test_a_time_says_its_unit_where_the_schema_does(kind: Any, datum: Any, unit: str, ms: Any) -> None:
+    raw = json.loads(json.dumps(record(a="double", at=kind)).replace('"logicalType"', '"was"'))  # as integers
+    value = avro(raw, {"a": 1.0, "at": datum})
+    outcome = one(plain(record(a="double", at=kind), "a", time="at", time_unit=unit), value)
+    assert ms in (outcome[1], outcome[0])
+
+
+def test_paths_go_through_records_lists_maps_and_unions() -> None:
+    inner = {
+        "type": "record",
+        "name": "In",
+        "fields": [{"name": "list", "type": {"type": "array", "items": ["null", "double"]}}],
+    }
+    schema = record(r=["null", inner], m={"type": "map", "values": "In"})
+    fields = {"a": "r.list[1]", "b": "m.x.list[0]", "c": 'm["no"].list[0]'}
+    codec = plain(schema, "a", "b", {"name": "c", "missing": -1.0}, fields=fields)
+    value = avro(schema, {"r": {"list": [None, 2.5]}, "m": {"x": {"list": [3.5]}}})
+    assert one(codec, value)[0] == [2.5, 3.5, -1]
+    reason, detail = one(codec, avro(schema, {"r": {"list": [1.0]}, "m": {"x": {"list": [3.5]}}}))
+    assert (reason, "'a'" in detail) == ("missing_feature", True)
+    with pytest.raises(ConfigurationError, match=r"r\.list is of type array, not a record"):
+        plain(schema, "a", fields={"a": "r.list.x"})
+
+
+# how schemas change
+
+
+OLD = record(a="int", s={"type": "enum", "name": "S", "symbols": ["run", "idle", "walk"]}, gone="bytes")
+READ_AS = {
+    "type": "record", "name": "E", "fields": [
+        {"name": "speed", "type": ["null", "double"], "aliases": ["a"]},
+        {"name": "s", "type": {"type": "enum", "name": "S", "symbols": ["idle", "run"], "default": "idle"}},
+        {"name": "new", "type": "float", "default": 2.5},
+        {"name": "deep", "type": {"type": "record", "name": "D", "fields": [{"name": "n", "type": "long"}]}, "default": {"n": 4}},
+    ],
+}  # fmt: skip
+
+
+def test_a_readers_schema_says_what_old_values_are() -> None:
+    features = ["speed", category("s"), "new", "n"]
+    fields = Fields({"n": parse_place("deep.n")})
+    codec = registered(OLD, record(speed="long"), reader=READ_AS, features=features, fields=fields)
+    found = [one(codec, b"\0\0\0\0\1" + avro(OLD, {"a": 3, "s": s, "gone": b"x"}))[0] for s in ("run", "walk")]
+    assert found == [[3, 1, 2.5, 4], [3, 2, 2.5, 4]], (
+        "a promoted number, a symbol that became the default, and defaults"
+    )
+    reason, detail = one(codec, b"\0\0\0\0\2" + avro(record(speed="long"), {"speed": 3}))
+    assert reason == "undecodable"
+    assert "schema id 2 does not fit" in detail
+    assert "'s'" in detail
+
+
+def test_each_value_is_read_by_the_schema_that_wrote_it() -> None:
+    one_, two = record(a="double", b="double"), record(b="long", more="string", a=["null", "float"])
+    codec = registered(one_, two, features=["a", "b"])
+    values = [
+        b"\0\0\0\0\1" + avro(one_, {"a": 1.0, "b": 2.0}),
+        b"\0\0\0\0\2" + avro(two, {"b": 4, "more": "x", "a": 3.0}),
+    ]
+    assert codec.decode(records(values * 2)).x.tolist() == [[1, 2], [3, 4]] * 2
+    assert one(registered(one_, features=["c"]), values[0]) == ("missing_feature", "feature 'c' is null or missing")
+
+
+def test_schemas_refer_to_each_other() -> None:
+    point = {"type": "record", "name": "Point", "namespace": "geo", "fields": [{"name": "x", "type": "double"}]}
+    main = {"type": "record", "name": "E", "fields": [{"name": "p", "type": "geo.Point"}]}
+    book = Book()
+    book.learn(
+        {1: Schema("AVRO", json.dumps(main), (("geo.Point", json.dumps(point)),)), 2: Schema("AVRO", json.dumps(main))}
+    )
+    codec = Codec(contract("a"), "avro", source=Source(book), fields=Fields({"a": parse_place("p.x")}))
+    assert one(codec, b"\0\0\0\0\1" + bytes(8)) == ([0.0], NOW_MS)
+    assert "'geo.Point' is not defined" in one(codec, b"\0\0\0\0\2" + bytes(8))[1]
+
+
+# bad input
+
+
+def bad_frames() -> list[tuple[str, bytes, str, str]]:
+    good = avro(record(a="double"), {"a": 1.0})
+    return [
+        ("empty", b"", "undecodable", "is empty"),
+        ("JSON", b'{"a":1}', "undecodable", "begins with byte 123"),
+        ("cut in the id", b"\0\0\0", "undecodable", "ends within the schema's id"),
+        ("a GUID", b"\1" * 30, "undecodable", "GUID"),
+        ("an id that is not there", b"\0\0\0\0\x09" + good, "unknown_schema", "schema id 9"),
+        ("a negative id", b"\0\xff\xff\xff\xff" + good, "unknown_schema", "schema id 4294967295"),
+        ("id 0", b"\0\0\0\0\0" + good, "unknown_schema", "schema id 0"),
+        ("truncated", b"\0\0\0\0\1" + good[:-1], "undecodable", "schema id 1: the value ends before"),
+        ("more", b"\0\0\0\0\1" + good + b"x", "undecodable", "1 bytes are left"),
+        ("another kind", b"\0\0\0\0\2" + good, "undecodable", "schema id 2 is JSON, not AVRO"),
+        ("no schema", b"\0\0\0\0\3" + good, "undecodable", "schema id 3 does not fit"),
+        ("not a record", b"\0\0\0\0\4" + good, "undecodable", "not records"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "detail"), [each[1:] for each in bad_frames()], ids=[each[0] for each in bad_frames()]
+)
+def test_a_value_without_a_schema_is_a_dead_letter_that_says_so(value: bytes, reason: str, detail: str) -> None:
+    book = Book()
+    schemas = {
+        1: Schema("AVRO", json.dumps(record(a="double"))),
+        2: Schema("JSON", "{}"),
+        3: Schema("AVRO", "{"),
+        4: Schema("AVRO", '"long"'),
+    }
+    book.learn({**schemas, 9: None})
+    found = one(Codec(contract("a"), "avro", source=Source(book)), value)
+    assert found[0] == reason
+    assert detail in found[1]
+
+
+def test_an_id_in_a_header_is_a_dead_letter_that_says_so() -> None:
+    codec = registered(record(a="double"))
+    value = b"\0\0\0\0\1" + bytes(8)
+    reason, detail = one(codec, value, headers={0: [("__value_schema_id", b"\1" * 17)]})
+    assert (reason, "__value_schema_id" in detail) == ("undecodable", True)
+    assert one(codec, value, headers={0: [("other", b"x")]}) == ([0.0], NOW_MS)
+
+
+NODE = {"type": "record", "name": "N", "fields": [{"name": "next", "type": ["null", "N"]}]}
+NOTHING = {
+    "type": "record",
+    "name": "Nothing",
+    "fields": [{"name": "z", "type": {"type": "fixed", "name": "Z", "size": 0}}],
+}
+LOOP = {"type": "record", "name": "L", "fields": [{"name": "l", "type": "L"}]}
+MANY = b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01"  # 2**63 - 1
+HOSTILE = {
+    "a text of 2**63 bytes": (record(a="double", b="string"), bytes(8) + MANY + b"x"),
+    "a text of a negative length": (record(a="double", b="string"), bytes(8) + b"\3x"),
+    "2**63 items": (record(a="double", b={"type": "array", "items": "double"}), bytes(8) + MANY + bytes(20)),
+    "-2**63 items": (record(a="double", b={"type": "array", "items": "int"}), bytes(8) + b"\xff" * 9 + b"\1\2\2\0"),
+    "2**63 entries": (record(a="double", b={"type": "map", "values": "null"}), bytes(8) + MANY + bytes(20)),
+    "nested a million times": (record(a="double", b=NODE), bytes(8) + b"\2" * 1_000_000),
+    "a record in itself": (record(a="double", b=LOOP), bytes(8)),
+    "no such branch": (record(a="double", b=["null", "int"]), bytes(8) + b"\4"),
+    "a negative branch": (record(a="double", b=["null", "int"]), bytes(8) + b"\3\2"),
+    "no such symbol": (record(a="double", b={"type": "enum", "name": "S", "symbols": ["x"]}), bytes(8) + b"\2"),
+    "a negative symbol": (record(a="double", b={"type": "enum", "name": "S", "symbols": ["x"]}), bytes(8) + b"\1"),
+    "a boolean of 2": (record(a="double", b="boolean"), bytes(8) + b"\2"),
+    "a number of 11 bytes": (record(a="double", b="long"), bytes(8) + b"\xff" * 10 + b"\1"),
+    "a number of 65 bits": (record(a="double", b="long"), bytes(8) + b"\xff" * 9 + b"\x7f"),
+    "a decimal of a thousand bytes": (
+        record(a={"type": "bytes", "logicalType": "decimal", "precision": 9}), b"\xd0\x0f" + bytes(1000),
+    ),
+    "bytes that are no text": (record(a="string"), b"\4\xff\xfe"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_hostile_bytes_cost_nothing(name: str) -> None:
+    schema, value = HOSTILE[name]
+    codec = plain(schema, "a")
+    tracemalloc.start()
+    try:
+        assert one(codec, value)[0] == "undecodable"
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("items", "found"), [("null", [0.0, 1.0]), (NOTHING, "undecodable")])
+def test_many_items_without_bytes_are_passed_over_at_once(items: Any, found: Any) -> None:
+    """Walked through one by one they would take years."""
+    schema = record(a={"type": "array", "items": items}, b="double")
+    blocks = MANY * 50_000 + b"\0" + bytes(8)
+    assert one(plain(schema, "b"), blocks)[0] == [0.0]
+    assert one(plain(schema, "b", "p", fields={"p": "a[3]"}, missing=1.0), blocks)[0] == found
+
+
+def test_it_is_why_another_reader_is_not_used() -> None:
+    """fastavro ends the process on the bytes that are a dead letter here. If this fails, it learned to refuse them."""
+    code = f"import io, fastavro; fastavro.schemaless_reader(io.BytesIO(b'\\2' * 1000000), fastavro.parse_schema({NODE!r}), None)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode < 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["", "{", "[]", '["null","null"]', '["null",["int"]]', '{"type":"record"}', '{"type":"record","name":"1"}', '"unknown"',
+     '{"type":"record","name":"R","fields":[{"name":"a"}]}',
+     '{"type":"record","name":"R","fields":[{"name":"a","type":"int"},{"name":"a","type":"int"}]}',
+     '{"type":"enum","name":"E","symbols":[]}', '{"type":"enum","name":"E","symbols":["a","a"]}', '{"type":"fixed","name":"F","size":-1}',
+     '{"type":"array"}', "7", "[" * 600, '{"type":' * 70 + '"int"' + "}" * 70,
+     '{"type":"record","name":"int","fields":[]}'],
+)  # fmt: skip
+def test_a_document_that_is_no_schema_is_told(document: str) -> None:
+    with pytest.raises(BadSchema, match=r"."):
+        parse(document)
+
+
+def test_a_schema_of_many_records_in_records_is_read_at_once() -> None:
+    """2**40 ways lead to its end."""
+    inner: Any = {"type": "record", "name": "R0", "fields": [{"name": "a", "type": "double"}]}
+    for at in range(1, 40):
+        inner = {
+            "type": "record",
+            "name": f"R{at}",
+            "fields": [{"name": "x", "type": inner}, {"name": "y", "type": f"R{at - 1}"}],
+        }
+    schema = record(a="double", b={"type": "array", "items": inner})
+    assert one(plain(schema, "a"), bytes(8) + b"\2" + bytes(20))[0] == "undecodable"
+
+
+# Protobuf
+
+
+SOURCE = """
+syntax = "proto3";
+package company.iot; /* a comment
+over lines */
+import "google/protobuf/timestamp.proto";
+import 'google/protobuf/wrappers.proto';
+option java_package = "x;}{";
+message Other { double x = 1; }
+message Event {
+  option deprecated = false;
+  message Readings { double cpu = 1; optional int64 mem = 2; }
+  enum State { option allow_alias = true; UNKNOWN = 0; run = 1; RUN = 1; }
+  reserved 50 to 60, 70; reserved "old";
+  Readings readings = 1;
+  repeated double list = 2 [packed = true, (custom.option).field = {a: "]"}];
+  map<string, Readings> by_name = 3;
+  State state = 4;
+  oneof kind { string word = 5; bool flag = 6; }
+  google.protobuf.Timestamp at = 7;
+  google.protobuf.DoubleValue maybe = 8;
+  uint64 big = 0x9;
+  bytes raw = 10;
+  Event inner = 11;
+}
+service S { rpc Get(Event) returns (Event) { option x = 1; } }
+"""
+
+
+def messages(text: str = SOURCE) -> Messages:
+    return Messages.of(Schema("PROTOBUF", text))
+
+
+@pytest.fixture(scope="module")
+def event() -> Any:
+    return messages().named("company.iot.Event")
+
+
+FEATURES = {
+    "cpu": "readings.cpu", "mem": "readings.mem", "second": "list[1]", "x": "by_name.x.cpu", "maybe": "maybe", "big": "big",
+}  # fmt: skip
+
+
+def protobuf(*features: Any, **fields: str) -> Codec:
+    places = {name: parse_place(place) for name, place in fields.items()}
+    return registered(
+        SOURCE, kind="PROTOBUF", features=features, fields=Fields(places, parse_place("at")), missing=-1.0
+    )
+
+
+def test_fields_of_protobuf_are_found_by_the_same_paths(event: Any) -> None:
+    codec = protobuf(*FEATURES, **FEATURES)
+    message = event(list=[1, 2], big=3)
+    message.readings.cpu = 0.5
+    message.by_name["x"].cpu = 4
+    message.maybe.value = 0
+    message.at.FromMilliseconds(NOW_MS + 5)
+    value = b"\0\0\0\0\1\2\2" + message.SerializeToString()
+    assert one(codec, value) == ([0.5, -1, 2, 4, 0, 3], NOW_MS + 5), "optional and not set is missing"
+    assert one(codec, b"\0\0\0\0\1\2\2")[0] == [-1, -1, -1, -1, -1, 0], "a number that is not set is zero"
+    assert one(codec, b"\0\0\0\0\1\0")[0] == [-1] * 6, "the first message of the file has none of them"
+
+
+def test_words_and_flags_of_protobuf(event: Any) -> None:
+    features = [category("state"), {"name": "flag", "kind": "flag"}, {"name": "raw", "kind": "present"}]
+    codec = protobuf(*features, state="state", flag="flag")
+    assert one(codec, b"\0\0\0\0\1\2\2" + event(state=1, flag=True, raw=b"x").SerializeToString())[0] == [1, 1, 1]
+    assert one(codec, b"\0\0\0\0\1\2\2" + event(state=0).SerializeToString())[0] == "unknown_category"
+    assert one(codec, b"\0\0\0\0\1\2\2" + event(state=7).SerializeToString())[0][0] == WORDS.index("7")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (b"\2\2\x09", "Error parsing"),
+        (b"\2\2\x2a\2\xff\xff", "Error parsing"),
+        (b"\2\2" + b"\x5a\x80\x01" * 5, "Error parsing"),
+        (b"\2\2\x5a\xff\xff\xff\xff\x07", "Error parsing"),
+        (b"\4\2", "ends within its message indexes"),
+        (b"\4\2\x63", "no message at [1, -50]"),
+        (b"\2\x0c", "no message at [6]"),
+        (b"\xff\xff\xff\xff\xff\xff", "more than 5 bytes"),
+        (b"\x03", "-2 places"),
+        (b"\xd0\x0f", "1000 places"),
+        (b"", "ends within its message indexes"),
+    ],
+)
+def test_bad_protobuf_is_a_dead_letter(value: bytes, told: str) -> None:
+    reason, detail = one(protobuf("cpu", cpu="readings.cpu"), b"\0\0\0\0\1" + value)
+    assert reason == "undecodable"
+    assert told in detail
+
+
+def test_protobuf_nested_deeper_than_its_library_reads_is_a_dead_letter(event: Any) -> None:
+    value = b""
+    for _ in range(5_000):
+        size = len(value)
+        prefix = b""
+        while size > 127:
+            prefix, size = prefix + bytes([size & 127 | 128]), size >> 7
+        value = b"\x5a" + prefix + bytes([size]) + value
+    assert one(protobuf("cpu", cpu="readings.cpu"), b"\0\0\0\0\1\2\2" + value)[0] == "undecodable"
+
+
+def test_message_indexes_are_as_confluent_writes_them() -> None:
+    assert message_indexes(b"\0x", 0) == ((0,), 1)
+    assert message_indexes(b"\2\0x", 0) == ((0,), 2)
+    assert message_indexes(b"\4\2\4x", 0) == ((1, 2), 3)
+    with pytest.raises(Unusable):
+        message_indexes(b"\4\2", 0)
+
+
+def test_a_set_of_descriptors_from_a_file_and_the_name_of_a_message(event: Any) -> None:
+    found = descriptor_pb2.FileDescriptorSet()
+    event.DESCRIPTOR.file.CopyToProto(found.file.add())
+    options: dict[str, Any] = {"fields": Fields({"a": parse_place("readings.cpu")})}
+    source = Source(None, found.SerializeToString(), "company.iot.Event")
+    message = event()
+    message.readings.cpu = 2
+    codec = Codec(contract("a"), "protobuf", source=source, **options)
+    assert one(codec, message.SerializeToString())[0] == [2]
+    for document, name, told in [
+        (found.SerializeToString(), "company.iot.No", "it has company.iot.Event, company.iot.Event.ByNameEntry"),
+        (b"\xff", "x", "no set of descriptors"),
+        (b"", "x", "no descriptors"),
+    ]:
+        with pytest.raises(ConfigurationError, match=told):
+            Codec(contract("a"), "protobuf", source=Source(None, document, name), **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("syntax = 'proto3'; message M { Nowhere n = 1; }", "Nowhere"),
+        ("import 'other.proto'; message M { optional int32 n = 1; }", "other.proto"),
+        ("message M {", "ends early"),
+        ("message M { int32 n = x; }", "no number of a field"),
+        ("syntax = 'proto9';", "proto9"),
+        ("edition = '2023';", "edition"),
+        ("\x00", "no .proto file"),
+        ("message " + "M { message " * 100, "nested too deep"),
+        ("message M { repeated group G = 1 { } }", "groups"),
+    ],
+)
+def test_a_proto_file_that_is_none_is_told(text: str, told: str) -> None:
+    codec = registered(text, kind="PROTOBUF")
+    reason, detail = one(codec, b"\0\0\0\0\1\0")
+    assert reason == "undecodable"
+    assert told in detail
+
+
+# settings
+
+
+def test_a_format_without_its_schema_or_its_library_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value_format in ("avro", "protobuf", "json-schema"):
+        with pytest.raises(ConfigurationError, match=r"registry\.url"):
+            Codec(contract("a"), value_format)
+    monkeypatch.setitem(sys.modules, "google.protobuf.descriptor_pool", None)
+    with pytest.raises(ConfigurationError, match="schemas"):
+        Codec(contract("a"), "protobuf", source=Source(Book()))
+    with pytest.raises(ConfigurationError, match="schema_file: the document is no JSON"):
+        Codec(contract("a"), "avro", source=Source(Book(), b"{"))
+
+
+def test_what_is_not_known_is_wanted_and_what_is_absent_is_asked_again() -> None:
+    book = Book()
+    values = [
+        b"\0\0\0\0\1x",
+        b"\0\0\0\0\2x",
+        b"\0\0\0\0\1y",
+        None,
+        b"",
+        b"{}",
+        b"\0\0",
+        b"\0\xff\xff\xff\xffx",
+        bytes(6),
+    ]
+    assert book.wanted(values) == {1, 2}
+    book.learn({1: Schema("AVRO", "x"), 2: None})
+    assert book.wanted(values) == {2}
+    book.learn({2: Schema("AVRO", "y")})
+    assert book.wanted(values) == set()
+    book.learn({number: Schema("AVRO", "z") for number in range(10, 10 + 5_000)})
+    assert 1 not in book.ids
+    assert len(book.ids) == 5_000, "what was asked together is kept together"
