@@ -15,8 +15,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from streamer.errors import ModelError
-from streamer.modelfile.contract import METADATA_KEY, Axis, Contract
+from streamer.modelfile.contract import METADATA_KEY, Contract
 from streamer.modelfile.model import Model
+from streamer.modelfile.parts import Axis
 
 from . import emit
 from .model import Forecaster, SequenceModel

@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 
 from streamer.core import ClosedWindow, Spelled, Symbols, Transcript, Written
-from streamer.modelfile import contract as contracts
-from streamer.modelfile.contract import Contract, Feedback, Input, Output, State
+from streamer.modelfile import parts as declared
+from streamer.modelfile.contract import Contract
 from streamer.modelfile.decoder import Decoder, DecoderState, Memory
 from streamer.modelfile.emit import Emit
+from streamer.modelfile.parts import Feedback, Input, Output, State
 from streamer.records.encode import Encoder
 from streamer.records.formats import user
 from streamer.words import Closed
@@ -90,7 +91,7 @@ def _shown(each: msgspec.structs.FieldInfo) -> str:
 
 
 def _type(annotation: Any) -> str:
-    if annotation is contracts.Axis:
+    if annotation is declared.Axis:
         return "axis"
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     if get_origin(annotation) in (tuple, list):

@@ -65,6 +65,24 @@ class ModelConfig:
     """Number of recent events that an ``mlp`` sees."""
 
 
+def _recurrent(
+    kind: str, width: int, hidden: int, layers: int, directions: int, dropout: float, nonlinearity: str
+) -> nn.Module:
+    """The core of a kind that is no ``mlp``: ``width`` features in, ``hidden`` per direction out."""
+    cell: Any = CELLS[kind]  # typed as its base class, whose own first argument is a mode
+    options: dict[str, Any] = {"nonlinearity": nonlinearity} if kind == "rnn" else {}
+    core: nn.Module = cell(
+        width,
+        hidden,
+        num_layers=layers,
+        batch_first=True,
+        bidirectional=directions == 2,
+        dropout=dropout if layers > 1 else 0.0,
+        **options,
+    )
+    return core
+
+
 class SequenceModel(nn.Module):
     """``head(core(encoder((x - mean) / std)))``, per event or reduced to one output per window.
 
@@ -131,17 +149,7 @@ class SequenceModel(nn.Module):
             self.core = WindowCore(width, hidden, window)
             self.state_width = (window - 1) * width
         else:
-            options: dict[str, Any] = {"nonlinearity": nonlinearity} if kind == "rnn" else {}
-            cell: Any = CELLS[kind]  # typed as its base class, whose own first argument is a mode
-            self.core = cell(
-                width,
-                hidden,
-                num_layers=layers,
-                batch_first=True,
-                bidirectional=directions == 2,
-                dropout=dropout if layers > 1 else 0.0,
-                **options,
-            )
+            self.core = _recurrent(kind, width, hidden, layers, directions, dropout, nonlinearity)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))

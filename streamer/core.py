@@ -1,5 +1,7 @@
 """The types that cross module borders. Plain data, no behaviour beyond what keeps them consistent.
 
+Long: it is the list of all that crosses a border, without behaviour, and a reader of any room looks here only.
+
 Letters for shapes: B rows, T steps, F features, O outputs, N records, S slots.
 """
 

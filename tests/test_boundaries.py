@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -213,3 +214,46 @@ def test_the_page_of_the_house_names_every_module():
 
 def test_few_floors_carry_the_house():
     assert len(FLOORS) <= 9
+
+
+LONGEST = {"file": 400, "class": 250, "function": 60}
+"""Lines. What is longer says why in its docstring, in a sentence that begins with this word."""
+REASON = re.compile(r"(^|\s)Long: \w.{20,}?\.", re.DOTALL)
+
+
+def overlong(name: str, text: str) -> list[str]:
+    """What of a file is longer than a person reads in one go and does not say why."""
+    tree = ast.parse(text)
+    found = [("file", name, len(text.splitlines()), ast.get_docstring(tree))]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            kind = "class" if isinstance(node, ast.ClassDef) else "function"
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            found.append((kind, f"{name}: {node.name}", lines, ast.get_docstring(node)))
+    return [
+        f'{what} has {lines} lines, a {kind} has at most {LONGEST[kind]}: split it, or say why not ("Long: ...")'
+        for kind, what, lines, docstring in found
+        if lines > LONGEST[kind] and not REASON.search(docstring or "")
+    ]
+
+
+def test_what_is_long_says_why():
+    files = [path for room in ("streamer", "export", "deploy") for path in sorted((ROOT / room).rglob("*.py"))]
+    assert [each for path in files for each in overlong(str(path.relative_to(ROOT)), path.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("x = 1\n" * 400, 0),
+        ("x = 1\n" * 401, 1),
+        ('"""Long: it runs before there is any environment."""\n' + "x = 1\n" * 400, 0),
+        ('"""Long."""\n' + "x = 1\n" * 400, 1),
+        ("class A:\n" + "    x = 1\n" * 250, 1),
+        ("async def f():\n" + "    x = 1\n" * 60, 1),
+        ("def f():\n" + "    x = 1\n" * 59, 0),
+        ("class A:\n    def f(self):\n" + "        x = 1\n" * 250, 2),
+    ],
+)
+def test_what_is_too_long_is_found(text, count):
+    assert len(overlong("some.py", text)) == count

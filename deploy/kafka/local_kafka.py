@@ -8,6 +8,8 @@ COMMAND finds the address in ``KAFKA_BOOTSTRAP`` and the brokers' process ids in
 its exit status is returned. As a library: ``with LocalKafka(nodes=3) as kafka: kafka.bootstrap``.
 
 Needs Java 17 and Maven, nothing else: the jars come through Maven once and are kept in the user's cache directory.
+Long: it is one file because it runs before there is any environment, with Python alone.
+
 The brokers end with their caller, however that ends: a watchdog process holds a pipe from it.
 """
 

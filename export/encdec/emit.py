@@ -20,8 +20,9 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from streamer.errors import ModelError
-from streamer.modelfile.contract import Axis, Contract
+from streamer.modelfile.contract import Contract
 from streamer.modelfile.decoder import DECODER_KEY
+from streamer.modelfile.parts import Axis
 
 from .. import emit
 from ..graph import write

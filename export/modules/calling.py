@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from streamer.errors import ModelError
-from streamer.modelfile.contract import Axis
+from streamer.modelfile.parts import Axis
 
 SIGNATURES = {
     "forward(x)": 'a whole sequence, or one event (contract input without "time")',

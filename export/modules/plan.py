@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streamer.modelfile.contract import Axis, State
+from streamer.modelfile.parts import Axis, State
 
 from .calling import Arguments, Form, Path, leaves
 from .recurrent import Call, States, finals, intercepted, watched, with_states

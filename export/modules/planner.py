@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from streamer.errors import ModelError
-from streamer.modelfile.contract import State
+from streamer.modelfile.parts import State
 
 from .calling import Form, Path, axes_of, example
 from .plan import Leaf, Lifted, Plan, replace_state

@@ -18,7 +18,8 @@ from torch import nn
 
 from streamer.core import F32, I32
 from streamer.errors import ModelError
-from streamer.modelfile.contract import Axis, Contract, State
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.parts import Axis, State
 from streamer.modelfile.signature import Layout
 
 from ..graph import write

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from streamer.errors import ModelError
-from streamer.modelfile.contract import Axis, State
+from streamer.modelfile.parts import Axis, State
 
 from .calling import Arguments, Form, Path, axes_of, example, form_of, leaves, vocabulary
 from .factory import told

@@ -17,27 +17,25 @@ nothing that could be kept by mistake.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
 from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
 from streamer.emission.eventclock import EventClock
+from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
-from streamer.engine.lane import StepLane
+from streamer.engine.lanes import Lanes
 from streamer.engine.silence import Silence
 from streamer.engine.tally import Tally
 from streamer.engine.truth import Decisions, LaneTruth
 from streamer.engine.windowing import Closing, OpenWindows
-from streamer.engine.windowlane import WindowLane
 from streamer.errors import DataLossError
-from streamer.generate.decodings import Decoder, Decodings
-from streamer.generate.rollouts import Generators, Rollouts
-from streamer.records.changelog import NO_WATERMARK, Identity
-from streamer.records.keys import Keys
+from streamer.generate.decodings import Decodings
+from streamer.generate.rollouts import Rollouts
+from streamer.records.changelog import NO_WATERMARK
 from streamer.state.arena import NO_EVENT_MS
-from streamer.state.table import Slots, Streams
+from streamer.state.table import Streams
 from streamer.words import FLEETING, Forgotten, Reason
 
 
@@ -60,49 +58,11 @@ _NEXT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Lanes:
-    """What the partitions of a process share."""
-
-    stepping: Sequence[StepLane]
-    windowing: WindowLane | None
-    slots: Slots
-    generators: Generators
-    decoder: Decoder | None
-    """The window model, where it writes sequences"""
-    keys: Keys
-    identity: Identity
-    late_to_dead_letter: bool = False
-    durable: bool = True
-
-    @property
-    def timed(self) -> bool:
-        """Time alone brings answers: windows close, utterances end."""
-        return self.windowing is not None or any(lane.emitting for lane in self.stepping)
-
-
-@dataclass(slots=True)
-class Begin:
-    """From where a partition goes on, once it is restored. ``position``: everything below is settled and committed."""
-
-    position: int
-    replay_point: ReplayPoint
-    truths: list[LaneTruth]
-    """Of each step model"""
-    last_offset: int = -1
-    checksum: int = 0
-    window_through: dict[bytes, int] = field(default_factory=dict)
-    idle: list[tuple[int, int]] = field(default_factory=list)
-    clock_idle: list[tuple[int, int]] = field(default_factory=list)
-    window_since: int = 0
-    """Where the window model's regime began"""
-    fleeting: Decisions = field(default_factory=Decisions)
-    unwritten: bool = False
-    """Something of it is not durable yet: a first start, or other models than before."""
-
-
 class Partition:
-    """Positions, streams, windows and open sequences of one partition, and what of them is not committed yet."""
+    """Positions, streams, windows and open sequences of one partition, and what of them is not committed yet.
+
+    Long: nothing else changes a partition; its parts (windows, rollouts, truths, ...) have their own modules, and what is
+    left moves in step with the phase and the positions, so pieces of it would scatter the truth again."""
 
     def __init__(self, number: int, lanes: Lanes) -> None:
         self.number = number

@@ -36,24 +36,16 @@ from streamer.core import (
     EventBatch,
     ModelCall,
     Reject,
-    WrittenAnswers,
     X,
 )
-from streamer.engine.emitting import Emitting
 from streamer.engine.journal import journal
-from streamer.engine.lane import StepLane
+from streamer.engine.lanes import Served, lanes_of
 from streamer.engine.memory import Memory
-from streamer.engine.partition import Lanes, Partition, Phase
+from streamer.engine.partition import Partition, Phase
 from streamer.engine.steprun import StepRun
 from streamer.engine.tally import report
 from streamer.engine.windowing import Closing
-from streamer.engine.windowlane import WindowLane
 from streamer.engine.work import Part, Work
-from streamer.errors import ConfigurationError
-from streamer.generate.decodings import Decoder
-from streamer.generate.rollouts import Generators
-from streamer.modelfile.carried import Carried
-from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.keys import Keys
@@ -65,13 +57,6 @@ from streamer.settings import (
     StateSection,
     UtteranceSection,
 )
-from streamer.state.table import STREAM_OVERHEAD_BYTES, Slots
-from streamer.windows import WindowRule
-
-RESTORE_STREAMS = 2_000
-"""Most streams that one chunk of a restore may bring, beside the records of one poll."""
-Served = tuple[str, Model, WindowRule | None]
-"""Name, model, and the window rule; None: step mode"""
 
 
 class Processor:
@@ -95,56 +80,14 @@ class Processor:
         """``models``: at most one in window mode, all of one width and dtype. ``late``: as ``input.late``.
         ``keys``: what the keys of the input are (``Codec.keys``). ``pasts``: by model, of features that records do not have.
         ``utterances``: of the models that answer in symbols; without it they answer in numbers, per event."""
-        check_models(models)
-        emitting = {
-            name: Emitting(model.contract, utterances[name])
-            for name, model, _ in models
-            if utterances and name in utterances
-        }
         self.batch, state = batch or BatchSection(), state or StateSection()
         self.delivery = delivery or DeliverySection()
+        self.lanes, self.max_streams = lanes_of(
+            models, self.batch, state, generate or GenerateSection(), decode or DecodeSection(), self.delivery,
+            late=late, identity=identity or Identity(), keys=keys or Keys(), pasts=pasts or {}, utterances=utterances or {},
+        )  # fmt: skip
         contract = models[0][1].contract
         self.no_events: X = np.empty((0, contract.features), contract.input.dtype)
-        pasts = pasts or {}
-        carried = {
-            name: Carried(model, pasts.get(name), emitting[name].layout if name in emitting else None)
-            for name, model, rule in models
-            if rule is None
-        }
-        per_stream = sum(each.bytes_per_stream for each in carried.values()) + STREAM_OVERHEAD_BYTES
-        self.max_streams = max(state.max_bytes // per_stream, 1)
-        capacity = self.max_streams + self.batch.max_poll_records + RESTORE_STREAMS if carried else 1
-        stepping = [
-            StepLane(name, each, capacity, idle_ttl_ms=state.idle_ttl_ms, emitting=emitting.get(name))
-            for name, each in carried.items()
-        ]
-        keys = keys or Keys()
-        windowing = [
-            WindowLane(name, model, rule, keys, pasts.get(name)) for name, model, rule in models if rule is not None
-        ]
-        writing = [(name, model) for name, model, rule in models if rule is not None and model.contract.decoder]
-        decoder = [
-            Decoder(
-                name,
-                model,
-                decode or DecodeSection(),
-                keys,
-                max_cells=self.batch.max_window_cells,
-                past=pasts.get(name),
-            )
-            for name, model in writing
-        ]
-        self.lanes = Lanes(
-            stepping=stepping,
-            windowing=windowing[0] if windowing else None,
-            slots=Slots([lane.arena for lane in stepping], capacity),
-            generators=Generators(carried.items(), generate or GenerateSection(), keys or Keys()),
-            decoder=decoder[0] if decoder else None,
-            keys=keys,
-            identity=identity or Identity(),
-            late_to_dead_letter=late == "dead-letter",
-            durable=self.delivery.mode != "ephemeral",
-        )
         self.partitions: dict[int, Partition] = {}
         self.memory = Memory(self.lanes.slots, state.max_bytes, state.idle_ttl_ms)
         self._now_ms = 0
@@ -224,26 +167,8 @@ class Processor:
             for partition, closing in work.windows:
                 partition.decodings.ask(closing.window, closing.timestamp_ms, closing.headers)
         elif work.windows and self.lanes.windowing is not None:
-            yield from self._judge(self.lanes.windowing, work.windows)
+            yield from work.judge(self.lanes.windowing, self.batch, self._calls)
         self._finish(work)
-
-    def _judge(self, lane: WindowLane, windows: list[tuple[Partition, Closing]]) -> Iterator[None]:
-        bounds = self.batch
-        verdicts = yield from lane.run(
-            [closing for _, closing in windows],
-            self._calls,
-            max_rows=bounds.max_rows,
-            max_cells=bounds.max_window_cells,
-        )
-        for partition in dict.fromkeys(partition for partition, _ in windows):
-            mine = [row for row, (owner, _) in enumerate(windows) if owner is partition]
-            answers, refused, scores = lane.settle(
-                partition.number, [windows[row][1] for row in mine], [verdicts[row] for row in mine]
-            )
-            partition.refuse(refused)
-            partition.tally.scores += scores
-            if len(answers):
-                partition.answers.append(answers)
 
     def roll(self) -> bool:
         """One step of what models write by themselves (see ``streamer.generate``): one call per model, and one of an
@@ -255,15 +180,15 @@ class Processor:
         before, answered = len(self._calls), False
         for answer in self.lanes.generators.step([partition.rollouts for partition in live], rows):
             answered = True
-            self._take_written(self.partitions[answer.partition], answer)
+            self._take_rolled(self.partitions[answer.partition], answer)
         self._calls += [(count, 1, count) for count in rows]
         if self.lanes.decoder is not None:
             for number, found in self.lanes.decoder.step([partition.decodings for partition in live], self._calls):
                 answered = True
-                self._take_written(self.partitions[number], found)
+                self._take_rolled(self.partitions[number], found)
         return answered or len(self._calls) > before
 
-    def _take_written(self, partition: Partition, found: Answers | WrittenAnswers | Reject) -> None:
+    def _take_rolled(self, partition: Partition, found: Answers | Reject) -> None:
         partition.moved = True
         if isinstance(found, Reject):
             partition.refuse([found])
@@ -378,27 +303,3 @@ class Processor:
         assert epoch is sealed, "not the epoch that was sealed"
         self._sealed = None
         return partitions
-
-
-def check_models(models: Sequence[Served]) -> None:
-    """Raises ConfigurationError for models that cannot be served together, or need a window."""
-    if not 1 <= len(models) <= 2:
-        raise ConfigurationError("name one or two models: [model.NAME]")
-    if sum(rule is not None for _, _, rule in models) > 1:
-        raise ConfigurationError("only one of two models may have a window: run the other as its own service")
-    widths = {name: model.contract.features for name, model, _ in models}
-    if len(set(widths.values())) > 1:
-        raise ConfigurationError(f"models on one input must take the same features, these take {widths}")
-    dtypes = {name: model.contract.input.dtype for name, model, _ in models}
-    if len(set(dtypes.values())) > 1:
-        raise ConfigurationError(f"models on one input must take the same dtype, these take {dtypes}")
-    if len({model.contract.many_steps for _, model, _ in models}) > 1:
-        raise ConfigurationError(
-            'models on one input must take records of the same kind, but only one has input.steps = "many" in its '
-            "contract: export them alike"
-        )
-    for name, model, rule in models:
-        if rule is None and model.contract.mode == "window":
-            raise ConfigurationError(
-                f"model {name!r} looks ahead (mode window): give it a [model.{name}.window] section"
-            )

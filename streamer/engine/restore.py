@@ -8,28 +8,23 @@ present regime holds; a record that reaches less far is of an earlier one and is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-
-from streamer.core import I64, LogFacts, RecordBatch
+from streamer.core import LogFacts, RecordBatch
+from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import ReplayPoint
+from streamer.engine.collected import Collected
 from streamer.engine.lane import Lane, StepLane
-from streamer.engine.partition import Begin, Partition
+from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.engine.truth import Decisions, LaneTruth
 from streamer.errors import DataLossError
 from streamer.records.changelog import (
     NO_MODEL,
     NO_WATERMARK,
-    Kind,
     Progress,
     Regime,
-    StreamRecord,
     decode_offsets,
-    decode_progress,
-    decode_stream,
-    split_key,
 )
 from streamer.words import ModelChanged
 
@@ -55,138 +50,23 @@ class Names:
     changelog: str
 
 
-@dataclass(slots=True)
-class _Loading:
-    """Records of one model in one piece, in columns."""
-
-    streams: list[bytes] = field(default_factory=list)
-    states: list[bytes] = field(default_factory=list)
-    through: list[int] = field(default_factory=list)
-    newest_ms: list[int] = field(default_factory=list)
-
-
 class Restore:
     """One partition's. ``apply`` the changelog piece by piece, then ``finish``."""
 
     def __init__(self, processor: Processor, number: int, names: Names) -> None:
         self.partition: Partition = processor.open(number)
-        self.progress: Progress | None = None
+        self.collected = Collected(processor, self.partition)
         self._processor = processor
         self._names = names
         self._lanes = {lane.name: lane for lane in processor.lanes.stepping}
-        self._forgotten: dict[str, dict[bytes, int]] = {name: {} for name in self._lanes}
-        self._misfits: dict[str, dict[bytes, int]] = {name: {} for name in self._lanes}
-        """Streams whose state has another size than the model's: stream -> through"""
-        self._window_through: dict[bytes, int] = {}
-        self._rollouts: dict[bytes, StreamRecord] = {}
-        self._decodings: dict[tuple[str, bytes], StreamRecord] = {}
-        self._decisions: dict[tuple[str, bytes], StreamRecord] = {}
-        self._idle: dict[bytes, tuple[int, int]] = {}
-        self._clock_idle: dict[bytes, tuple[int, int]] = {}
-        self._ahead_ms: int | None = None
-        """Our clock minus event time: how long ago restored streams count as used"""
 
-    # the changelog
+    @property
+    def progress(self) -> Progress | None:
+        return self.collected.progress
 
     def apply(self, piece: RecordBatch) -> None:
         """Some records of the changelog partition, in order. Raises DataLossError for records that are corrupt or foreign."""
-        newest: dict[bytes, bytes | None] = {}
-        for key, value in zip(piece.keys, piece.values, strict=True):
-            if key is None:
-                raise DataLossError(
-                    "changelog: a record without key is not ours: restore the topic, or start a new group"
-                )
-            newest.pop(key, None)
-            newest[key] = value
-        loading = {name: _Loading() for name in self._lanes}
-        for key, value in newest.items():
-            if key[:1] == bytes([Kind.PROGRESS]):
-                self.progress = None if value is None else decode_progress(value)
-            elif value is None:
-                self._remove(*split_key(key))
-            else:
-                self._note(decode_stream(key, value), loading)
-        for name, found in loading.items():
-            self._load(self._lanes[name], found)
-        self._processor.keep_limit()
-
-    def _remove(self, kind: Kind, model: str, stream: bytes) -> None:
-        if kind is Kind.STATE and model in self._lanes:
-            self._unload(self._lanes[model], stream)
-        elif kind is Kind.WINDOW:
-            self._window_through.pop(stream, None)
-        elif kind is Kind.ROLLOUT:
-            self._rollouts.pop(stream, None)
-        elif kind is Kind.DECODING:
-            self._decodings.pop((model, stream), None)
-        elif kind is Kind.DECISIONS:
-            self._decisions.pop((model, stream), None)
-        elif kind is Kind.IDLE:
-            self._idle.pop(stream, None)
-        elif kind is Kind.CLOCK:
-            self._clock_idle.pop(stream, None)
-
-    def _note(self, record: StreamRecord, loading: dict[str, _Loading]) -> None:
-        if record.kind is Kind.WINDOW:
-            self._window_through[record.stream] = record.through
-        elif record.kind is Kind.ROLLOUT:
-            self._rollouts[record.stream] = record
-        elif record.kind is Kind.DECODING:
-            self._decodings[record.model, record.stream] = record
-        elif record.kind is Kind.DECISIONS:
-            self._decisions[record.model, record.stream] = record
-        elif record.kind is Kind.IDLE:
-            self._idle[record.stream] = (record.offset, record.last_ms)
-        elif record.kind is Kind.CLOCK:
-            self._clock_idle[record.stream] = (record.offset, record.last_ms)
-        elif (lane := self._lanes.get(record.model)) is not None:
-            if record.state is None or len(record.state) != lane.arena.bytes_per_stream:
-                self._unload(lane, record.stream)
-                where = self._forgotten if record.state is None else self._misfits
-                where[record.model][record.stream] = record.through
-            elif not self.partition.was_dropped(record.stream):
-                found = loading[record.model]
-                found.streams.append(record.stream)
-                found.states.append(record.state)
-                found.through.append(record.through)
-                found.newest_ms.append(record.last_ms)
-
-    def _unload(self, lane: StepLane, stream: bytes) -> None:
-        """An earlier piece may have had a state of the stream."""
-        self._forgotten[lane.name].pop(stream, None)
-        self._misfits[lane.name].pop(stream, None)
-        slot = self.partition.streams.find(stream)
-        if slot is not None:
-            lane.arena.renew(np.array([slot], np.int64))
-            if all(each.arena.through[slot] < 0 for each in self._lanes.values()):
-                self.partition.streams.release([stream])
-
-    def _load(self, lane: StepLane, found: _Loading) -> None:
-        if not found.streams:
-            return
-        for stream in found.streams:
-            self._forgotten[lane.name].pop(stream, None)
-            self._misfits[lane.name].pop(stream, None)
-        slots = self.partition.streams.of(found.streams)
-        lane.arena.load(slots, found.states)
-        lane.arena.through[slots] = found.through
-        lane.arena.newest_ms[slots] = found.newest_ms
-        self._seen(slots, np.array(found.newest_ms, np.int64))
-
-    def _seen(self, slots: I64, newest_ms: I64) -> None:
-        """Streams count as used as long ago as their newest event is behind the newest that is known, in one order for all
-        pieces: else the long dead ones of the first piece would outlive those that are in use."""
-        if self._ahead_ms is None:
-            known = max(int(newest_ms.max()), *(each.newest_ms for each in self._processor.partitions.values()))
-            self._ahead_ms = self._processor.now_ms - known
-        self._processor.lanes.slots.used_at[slots] = newest_ms + self._ahead_ms
-
-    def _settle_ages(self) -> None:
-        """Later pieces may have had newer events than the first: nothing was used later than now."""
-        slots, used_at = self.partition.streams.every(), self._processor.lanes.slots.used_at
-        if len(slots):
-            used_at[slots] -= max(int(used_at[slots].max()) - self._processor.now_ms, 0)
-            self.partition.newest_ms = int(self.partition.newest_of(slots).max())
+        self.collected.apply(piece)
 
     # the judgement
 
@@ -214,13 +94,13 @@ class Restore:
             self._check(progress, found)
             since = self._regimes(progress)
             begin = self._restored(progress, since)
-        self._settle_ages()
+        self.collected.settle_ages()
         self.partition.begin(begin)
         if progress is not None:
             self.partition.rollouts.restore(
-                self._rollouts.values(), dict(progress.rollouts), {each: since[each] for each in self._lanes}
+                self.collected.rollouts.values(), dict(progress.rollouts), {each: since[each] for each in self._lanes}
             )
-            refused = self.partition.decodings.restore(self._decodings.values(), since)
+            refused = self.partition.decodings.restore(self.collected.decodings.values(), since)
             self.partition.refuse(refused)
             self.partition.moved |= bool(refused)
         assert len(begin.truths) == len(lanes.stepping)
@@ -234,14 +114,14 @@ class Restore:
         truths = []
         for name, lane in self._lanes.items():
             truth = LaneTruth(since[name])
-            stale = self._stale(lane, since[name]) | self._misfits[name]
-            truth.forgotten = self._forgotten[name] | stale
-            for (model, _), record in self._decisions.items():
+            stale = self._stale(lane, since[name]) | self.collected.misfits[name]
+            truth.forgotten = self.collected.forgotten[name] | stale
+            for (model, _), record in self.collected.decisions.items():
                 if model == name:
                     truth.decisions.restore(record.offset, decode_offsets(record.state))
             truths.append(truth)
         fleeting = Decisions()
-        for (model, _), record in self._decisions.items():
+        for (model, _), record in self.collected.decisions.items():
             if model == NO_MODEL:
                 fleeting.restore(record.offset, decode_offsets(record.state))
         windowing = self._processor.lanes.windowing
@@ -249,18 +129,18 @@ class Restore:
         # What another window model left behind is none of this one's; its records go with the others, by their offsets.
         # Before the first event of a regime no window was open, so nothing of its own lies at its very beginning either.
         known = windowing is not None and windowing.name in progress.models and progress.replay_point >= window_since
-        idle = [(at, NO_WATERMARK if at <= window_since else mark) for at, mark in sorted(self._idle.values())]
+        idle = [(at, NO_WATERMARK if at <= window_since else mark) for at, mark in sorted(self.collected.idle.values())]
         return Begin(
             position=progress.position,
             replay_point=ReplayPoint(
                 progress.replay_point, progress.watermark if known else NO_WATERMARK, progress.clock_ms
             ),
-            clock_idle=list(self._clock_idle.values()),
+            clock_idle=list(self.collected.clock_idle.values()),
             truths=truths,
             window_since=window_since,
             last_offset=progress.last_offset,
             checksum=progress.checksum,
-            window_through=self._window_through,
+            window_through=self.collected.window_through,
             idle=idle,
             unwritten=self._differs(progress, since),
             fleeting=fleeting,
@@ -368,7 +248,7 @@ class Restore:
     def _check_fits(self, name: str, regime: Regime, states: str) -> None:
         if regime.states != states:
             what = f"keeps {states or 'no state'} per stream, the changelog's states are {regime.states or 'none'}"
-        elif misfits := [stream for stream, at in self._misfits.get(name, {}).items() if at >= regime.since]:
+        elif misfits := [stream for stream, at in self.collected.misfits.get(name, {}).items() if at >= regime.since]:
             what = f"keeps {states}, the changelog's state of stream {misfits[0][:64]!r} has another size"
         else:
             return

@@ -13,7 +13,7 @@ from streamer.emission.utterance import Rows
 from streamer.engine.emitting import Emitting, Gathered
 from streamer.engine.frames import Frames
 from streamer.engine.lane import StepLane
-from streamer.engine.partition import Lanes
+from streamer.engine.lanes import Lanes
 from streamer.engine.scheduler import Restart, plan_steps
 from streamer.engine.work import Part, Work
 from streamer.generate.request import Refused

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from streamer.core import I64, U8, EventBatch, X
+from streamer.core import I64, U8, EventBatch, ModelCall, X
 from streamer.engine.partition import Partition
 from streamer.engine.windowing import Closing
+from streamer.engine.windowlane import WindowLane
 from streamer.generate.request import Refused
+from streamer.settings import BatchSection
 
 
 @dataclass(slots=True)
@@ -65,6 +67,21 @@ class Work:
             windows=windows,
             steps=_joined([b.steps for b in batches], np.int64) if batches and batches[0].steps is not None else None,
         )
+
+    def judge(self, lane: WindowLane, bounds: BatchSection, calls: list[ModelCall]) -> Iterator[None]:
+        """Runs the window model over ``windows``, one call per iteration, and hands each partition its answers."""
+        windows, max_rows, max_cells = self.windows, bounds.max_rows, bounds.max_window_cells
+        closings = [closing for _, closing in windows]
+        verdicts = yield from lane.run(closings, calls, max_rows=max_rows, max_cells=max_cells)
+        for partition in dict.fromkeys(partition for partition, _ in windows):
+            mine = [row for row, (owner, _) in enumerate(windows) if owner is partition]
+            answers, refused, scores = lane.settle(
+                partition.number, [closings[row] for row in mine], [verdicts[row] for row in mine]
+            )
+            partition.refuse(refused)
+            partition.tally.scores += scores
+            if len(answers):
+                partition.answers.append(answers)
 
     def part_of(self, row: int) -> Part:
         return next(part for part in self.parts if part.begin <= row < part.end)

@@ -13,7 +13,8 @@ from streamer.core import F32, GeneratedAnswers, X
 from streamer.generate.chance import draw, draw_sets, uniforms
 from streamer.generate.request import Asked, Refused, Request, short
 from streamer.modelfile.carried import Carried
-from streamer.modelfile.contract import Contract, Feedback
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.parts import Feedback
 from streamer.records.changelog import Kind, offset_key
 from streamer.records.decode import carried as travelling
 from streamer.records.exact import Exact

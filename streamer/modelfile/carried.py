@@ -9,8 +9,8 @@ import numpy as np
 
 from streamer.core import F32, I32, I64, X
 from streamer.errors import ConfigurationError
-from streamer.modelfile.contract import State
 from streamer.modelfile.model import Model
+from streamer.modelfile.parts import State
 from streamer.modelfile.past import Past
 
 

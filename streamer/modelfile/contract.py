@@ -9,121 +9,21 @@ Whether the declarations are true is checked by ``streamer.modelfile.model`` aga
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
-from streamer.core import F32
 from streamer.errors import ModelError
 from streamer.modelfile.decoder import Decoder, check_decoder
-from streamer.modelfile.emit import Emit, check_emit, check_emitting
+from streamer.modelfile.emit import check_emit, check_emitting
 from streamer.modelfile.feature import Feature, as_feature, check_features
+from streamer.modelfile.parts import MAX_VALUES, Feedback, Input, Output, State, check_shape, size
 
 METADATA_KEY = "streamer.contract"
 FORMAT = 1
-_MAX_VALUES = 1 << 22
-"""Of one event, state or output: beyond it a shape is a mistake, and would take the memory before anyone sees it."""
-_MAX_AXES = 16
-
-Axis = int | Literal["batch", "time"]
-
-
-def _size(shape: Sequence[Axis]) -> int:
-    return prod(axis for axis in shape if isinstance(axis, int))
-
-
-class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The tensor that takes the events. The numeric axes multiply to F, the features of one event."""
-
-    name: str
-    """Of the graph input."""
-    shape: tuple[Axis, ...]
-    """Each axis "batch" (the streams), "time" (the events of one call; none: one event per call), or a number."""
-    features: tuple[str | Feature, ...] = ()
-    """One per value of an event: a name (a number), or a table that says what the value means."""
-    dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
-    """Of the graph input; whole numbers for ids of words."""
-    steps: Literal["one", "many"] = "one"
-    """Of a record: one: it is one step of its stream; many: T >= 1 steps of F features, in one call (a text always is)."""
-
-
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One recurrent tensor of a stream: graph input, graph output, and the shape with "batch" where the streams go.
-
-    ``initial``: "zeros", one number for all elements, or one stream's values (nested or flat, batch axis left out).
-    ``output`` may be missing in window mode only, where no state is carried on.
-    """
-
-    input: str
-    """Graph input that takes the state."""
-    shape: tuple[Axis, ...]
-    """With "batch" where the streams go, numbers elsewhere."""
-    output: str | None = None
-    """Graph output that holds the next state; required in step mode."""
-    initial: str | float | list[Any] = "zeros"
-    """`"zeros"`, one number, or one stream's values, nested or flat."""
-
-    @property
-    def batch_axis(self) -> int:
-        return self.shape.index("batch")
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one stream's tensor: without the batch axis."""
-        return tuple(axis for axis in self.shape if isinstance(axis, int))
-
-    def initial_row(self) -> F32:
-        """The initial tensor of one stream, in the declared shape with a batch of one. ModelError: it does not fit."""
-        if isinstance(self.initial, str):
-            row = np.zeros(self.row_shape, np.float32)
-        else:
-            values = _floats(self.initial, f"state {self.input!r}: initial")
-            if values.size not in (1, prod(self.row_shape)):
-                raise ModelError(
-                    f"state {self.input!r}: initial has {values.size} values, but one stream's state of shape"
-                    f' {list(self.row_shape)} has {prod(self.row_shape)}: give all of them, one number, or "zeros"'
-                )
-            row = np.broadcast_to(values.reshape(-1), (prod(self.row_shape),)).reshape(self.row_shape)
-        return np.ascontiguousarray(np.expand_dims(row, self.batch_axis), np.float32)
-
-
-class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One tensor of the prediction. The numeric axes multiply to O, the values of one event or of one window."""
-
-    name: str
-    """Of the graph output, and of the field in the prediction where there are several."""
-    shape: tuple[Axis, ...]
-    """`"batch"`, `"time"` where there is a value for every step of a call, and numbers."""
-    kind: Literal["value", "vector", "classes", "score"] = "vector"
-    """value and score: one number; classes: one per label, the largest wins."""
-    labels: tuple[str, ...] | None = None
-    """Names of the O values; the prediction then says which is the largest."""
-    per: Literal["event", "window"] = "event"
-    """In window mode "window" by default for an output without "time"."""
-    emit: Emit | None = None
-    """For models that recognise: the answer is what its labels spell (below)."""
-
-    @property
-    def size(self) -> int:
-        return _size(self.shape)
-
-
-class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How an output becomes the next input when a sequence is generated."""
-
-    output: str
-    """Name of the output that is fed back."""
-    mode: Literal["sample", "argmax", "value"] = "value"
-    """sample: a class by its probability; argmax: the likeliest; value: the numbers themselves."""
-    encoding: Literal["value", "index", "one-hot"] = "value"
-    """How a class is written into the next event; value with mode value only."""
-    at: int = 0
-    """First feature that the encoding fills; the others are 0."""
 
 
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
@@ -171,7 +71,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     @cached_property
     def features(self) -> int:
         """F, the values of one event."""
-        return _size(self.input.shape)
+        return size(self.input.shape)
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
@@ -292,13 +192,6 @@ def _missing(fields: Any, of: type[msgspec.Struct], where: str = "") -> Iterator
                 yield from _missing(value, _PARTS[each.name], f"{name}.")
 
 
-def _floats(values: Any, what: str) -> F32:
-    try:
-        return np.asarray(values, np.float32)
-    except (ValueError, TypeError, OverflowError):
-        raise ModelError(f"{what} is not a number, nor (nested) lists of numbers of equal length: correct it") from None
-
-
 def _check(contract: Contract) -> None:
     if not contract.name:
         raise ModelError("name is empty: name the model")
@@ -316,23 +209,9 @@ def _check(contract: Contract) -> None:
             raise ModelError(f"the graph output {name!r} is declared twice: declare each output once")
 
 
-def _check_shape(what: str, shape: Sequence[Axis], *, time: bool) -> None:
-    if shape.count("batch") != 1:
-        raise ModelError(f'{what}: shape {list(shape)} needs "batch" exactly once, where the streams go')
-    if shape.count("time") > int(time):
-        reason = "at most once" if time else "not at all: a state has no time axis"
-        raise ModelError(f'{what}: shape {list(shape)} may contain "time" {reason}')
-    if any(isinstance(axis, int) and axis < 1 for axis in shape):
-        raise ModelError(f"{what}: the sizes in shape {list(shape)} must be at least 1")
-    if len(shape) > _MAX_AXES or _size(shape) > _MAX_VALUES:
-        raise ModelError(
-            f"{what}: shape {list(shape)[:_MAX_AXES]} has more than {_MAX_VALUES} values or {_MAX_AXES} axes: correct it"
-        )
-
-
 def _check_input(contract: Contract) -> None:
     declared = contract.input
-    _check_shape(f"input {declared.name!r}", declared.shape, time=True)
+    check_shape(f"input {declared.name!r}", declared.shape, time=True)
     check_features(declared.features, contract.features, f"input {declared.name!r}")
     if contract.mode == "window" and contract.single_step:
         raise ModelError(f'input {declared.name!r}: a window model needs a "time" axis in shape {list(declared.shape)}')
@@ -340,7 +219,7 @@ def _check_input(contract: Contract) -> None:
         raise ModelError(
             f'lengths {contract.lengths!r} make no sense for an input without a "time" axis: leave them out'
         )
-    if not 0 <= contract.context <= _MAX_VALUES:
+    if not 0 <= contract.context <= MAX_VALUES:
         raise ModelError("context must be 0 or the number of values to repeat")
     if contract.context:
         if declared.dtype != "float32":
@@ -359,7 +238,7 @@ def _check_input(contract: Contract) -> None:
 def _check_states(contract: Contract) -> None:
     for state in contract.states:
         what = f"state {state.input!r}"
-        _check_shape(what, state.shape, time=False)
+        check_shape(what, state.shape, time=False)
         if isinstance(state.initial, str) and state.initial != "zeros":
             raise ModelError(f'{what}: initial is {state.initial!r}: use "zeros" or the values')
         state.initial_row()
@@ -374,7 +253,7 @@ def _check_outputs(contract: Contract) -> None:
         raise ModelError("outputs is empty: declare at least one output")
     for output in contract.outputs:
         what = f"output {output.name!r}"
-        _check_shape(what, output.shape, time=True)
+        check_shape(what, output.shape, time=True)
         if contract.mode == "step" and output.per == "window":
             raise ModelError(
                 f"{what}: per is window, but a step model answers per event: declare mode window or per event"

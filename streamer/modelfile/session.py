@@ -16,7 +16,8 @@ import onnxruntime
 
 from streamer.core import F32, I32
 from streamer.errors import ModelError, ModelRunError
-from streamer.modelfile.contract import Contract, State
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.parts import State
 from streamer.modelfile.signature import Array, Layout, Node, Signature
 
 RUNTIME = f"onnxruntime {onnxruntime.__version__}"

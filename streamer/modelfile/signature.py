@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from streamer.core import F32
 from streamer.errors import ModelError
-from streamer.modelfile.contract import Axis, Contract
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.parts import Axis
 
 Array = NDArray[Any]
 

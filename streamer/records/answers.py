@@ -16,7 +16,8 @@ import numpy as np
 
 from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols, Written
 from streamer.errors import ConfigurationError
-from streamer.modelfile.contract import Contract, Output
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.parts import Output
 from streamer.records.encode import Encoder
 from streamer.records.keys import Keys
 from streamer.records.schemas.book import Schema, SchemaKind

@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 
 from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols, Written
-from streamer.modelfile.contract import Contract, Output
+from streamer.modelfile.contract import Contract
 from streamer.modelfile.emit import Emit
+from streamer.modelfile.parts import Output
 from streamer.records.keys import Keys
 
 _ESCAPED = bytes(range(0x20)) + b'"\\'

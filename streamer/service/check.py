@@ -7,13 +7,13 @@ with, and gives the exit code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import Any, TypeVar
 
-from streamer.core import LogFacts, RecordBatch, Reject, WindowAnswers
-from streamer.engine.processor import Processor, check_models
+from streamer.core import LogFacts, RecordBatch
+from streamer.engine.lanes import check_models
 from streamer.engine.restore import Found, Names, Restore
 from streamer.errors import ConfigurationError, DataLossError, KafkaRefusedError, ModelError, StreamerError
 from streamer.kafka.client import Connection
@@ -23,10 +23,10 @@ from streamer.kafka.tails import chosen, newest_values, read_span
 from streamer.kafka.topics import InputTopic, Topics
 from streamer.records.changelog import Progress, decode_progress, progress_key
 from streamer.records.decode import Codec
-from streamer.records.schemas.book import Schema
 from streamer.service import mapping
-from streamer.service.answerschemas import answer_schemas, encoders_of
+from streamer.service.answerschemas import answer_schemas
 from streamer.service.checkformat import format_lines, format_told, learned
+from streamer.service.checksample import tried
 from streamer.service.clock import SystemClock
 from streamer.service.prepare import (
     Models,
@@ -39,14 +39,12 @@ from streamer.service.prepare import (
     state_bytes,
     utterances,
 )
-from streamer.service.sink import Sink
 from streamer.settings import Settings
 from streamer.words import Delivery
 
 T = TypeVar("T")
 
 _FETCH_BYTES = 8_388_608
-_END = 1 << 62
 _TELL_S = 3.0
 """Between two signs of life while somebody does not answer."""
 _RIGHTS: Mapping[str, tuple[str, ...]] = {
@@ -55,8 +53,6 @@ _RIGHTS: Mapping[str, tuple[str, ...]] = {
     DEAD_LETTER: ("WRITE",),
     CHANGELOG: ("READ", "WRITE"),
 }
-_SHOWN = 400
-"""Characters of an answer."""
 
 
 @dataclass
@@ -297,7 +293,14 @@ class _Check:
                 batches = await self._newest(reader, facts)
                 known = await learned(self._settings, codec, batches)
                 self._report.format = format_told(self._settings, known)
-                self._score(parts, codec, batches, known)
+                if self._report.features:
+                    mapping.try_on(self._settings, parts.models, batches, self._report.features, known)
+                self._report.sample = sample = tried(self._settings, parts, codec, batches)
+                if batches and not sample["streams"]:
+                    self._report.warnings.append(
+                        f"none of the newest {sample['records']} records of {parts.input.name!r} is an event: check "
+                        "input.format, input.key and input.time_unit"
+                    )
         finally:
             await reader.stop()
 
@@ -322,7 +325,7 @@ class _Check:
         refused: list[DataLossError] = []
         for number in parts.input.partitions:
             restore = Restore(processor, number, names)
-            restore.progress = progress.get(number)
+            restore.collected.progress = progress.get(number)
             try:
                 restore.finish(Found(facts[number], self._committed[number], facts[number].begin))
             except DataLossError as error:
@@ -354,49 +357,6 @@ class _Check:
             taken.setdefault(at, []).append(row)
         return [chosen(batches[at], sorted(rows)) for at, rows in sorted(taken.items())]
 
-    def _score(
-        self, parts: Parts, codec: Codec, batches: Sequence[RecordBatch], known: Mapping[int, Schema | None]
-    ) -> None:
-        """Every stream from its initial state, and nothing is kept."""
-        decoded = [codec.decode(batch) for batch in batches]
-        if self._report.features:
-            mapping.try_on(self._settings, parts.models, batches, self._report.features, known)
-        streams = {key for batch in decoded for key in batch.keys}
-        ephemeral = self._settings.delivery.model_copy(update={"mode": Delivery.EPHEMERAL})
-        settings = self._settings.model_copy(update={"delivery": ephemeral})
-        processor = processor_of(settings, parts.models, codec, "")
-        _begin(processor, batches, Names(parts.input.name, ""))
-        processor.ingest(decoded)
-        for _ in processor.run():
-            pass
-        answers, rejects = processor.results()
-        max_bytes = min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT))
-        sink = Sink(
-            [(name, model) for name, model, _ in parts.models],
-            codec.keys,
-            max_bytes=max_bytes,
-            encoders=encoders_of(self._settings, parts.models, codec.keys, {}),
-        )
-        encoded, refused = sink.encode(answers)
-        values = [value for outgoing in encoded for value in outgoing.values]
-        self._report.sample = {
-            "records": sum(map(len, batches)),
-            "events": sum(map(len, decoded)),
-            "streams": len(streams),
-            "answers": len(values),
-            "rejected": _by_reason([*rejects, *refused], parts.input.name),
-            "answer": values[-1].decode("utf-8", "backslashreplace")[:_SHOWN] if values else None,
-        }
-        if any(rule is not None for *_, rule in parts.models):
-            self._report.sample["windows"] = sum(
-                len(each.windows) for each in answers if isinstance(each, WindowAnswers)
-            )
-        if batches and not streams:
-            self._report.warnings.append(
-                f"none of the newest {sum(map(len, batches))} records of {parts.input.name!r} is an event: check input.format, "
-                "input.key and input.time_unit"
-            )
-
     async def _patiently(self, work: Coroutine[Any, Any, T], what: str) -> T:
         """The work's result, with a sign of life every few seconds."""
         task, waited_s = asyncio.create_task(work), 0.0
@@ -408,21 +368,3 @@ class _Check:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-def _begin(processor: Processor, batches: Sequence[RecordBatch], names: Names) -> None:
-    for batch in batches:
-        if batch.partition not in processor.partitions:
-            first = batch.offsets[0]
-            Restore(processor, batch.partition, names).finish(Found(LogFacts("", first, _END, _END), None, first))
-
-
-def _by_reason(rejects: Sequence[Reject], topic: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for reject in rejects:
-        known = found.setdefault(
-            str(reject.reason),
-            {"count": 0, "example": f"{topic}/{reject.partition}/{reject.offset}", "detail": reject.detail[:_SHOWN]},
-        )
-        known["count"] += 1
-    return dict(sorted(found.items(), key=lambda each: -each[1]["count"]))

@@ -8,11 +8,9 @@ is fetched; afterwards kept partitions go on, and new ones join them one by one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from streamer.core import EventBatch, RecordBatch
-from streamer.engine.partition import Partition, Phase
 from streamer.engine.processor import Processor
 from streamer.errors import DataLossError, FencedError, KafkaUnavailableError
 from streamer.kafka.client import Connection
@@ -22,14 +20,16 @@ from streamer.kafka.input import Input
 from streamer.observe.view import View
 from streamer.records.decode import Codec
 from streamer.service.clock import Clock
-from streamer.service.commits import CommitObserver, Commits
+from streamer.service.commits import Commits
+from streamer.service.holding import Holding
 from streamer.service.membership import Membership, Standing
+from streamer.service.observer import Observer
 from streamer.service.pace import Pace
+from streamer.service.sameinput import SameInput
 from streamer.service.schemas import Schemas
-from streamer.service.takeover import RestoreProgress, Takeover
+from streamer.service.takeover import Takeover
 from streamer.service.watch import Watch
 from streamer.settings import Settings
-from streamer.words import Delivery
 
 _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
@@ -41,23 +41,6 @@ _ROLL_S = 0.004
 """So long steps of sequences are made in a turn, and then the one that is under way: live records wait no longer."""
 _MAX_FENCED = 5
 _RETRY_MS = 500
-_LOOK_S = 5.0
-
-
-class Observer(CommitObserver, Protocol):
-    """What the loop reports, at most a few calls per poll or commit."""
-
-    def ran(self, seconds: Sequence[float]) -> None: ...
-
-    def assigned(self, partitions: Sequence[int]) -> None: ...
-
-    def restoring(self, partition: int, progress: RestoreProgress) -> None: ...
-
-    def recovered(self, restored: Sequence[int], kept: Sequence[int], seconds: float) -> None: ...
-
-    def failed(self, error: BaseException) -> None: ...
-
-    def tick(self, look: Callable[[], View]) -> None: ...
 
 
 class Service:
@@ -83,7 +66,6 @@ class Service:
         self._settings = settings
         self.processor = processor
         self._codec = codec
-        self._connection = connection
         self._membership = membership
         self._group = group
         self._reader = reader
@@ -97,23 +79,21 @@ class Service:
         stale_ms = max(1000, 10 * settings.fetch_max_wait_ms)
         self._watch = Watch(reader, processor, clock, idle_ms=settings.delivery.idle_ms, stale_ms=stale_ms)
         self._pace = Pace(settings.batch.max_poll_records)
-        self._fetching: dict[int, Partition] = {}
-        """What the reader fetches: restored partitions are taken up between two turns"""
-        self._taking: _Taking | None = None
-        self._fenced = self._fenced_at = 0
-        """How often in a row, and at how many commits: one that succeeds between is no row"""
-        self._looked_at = 0.0
-        self.recovery_s: dict[str, float] = {}
-        """Of the last take-over: wait (for transactions of others), restore, replay."""
+        max_age_s = settings.kafka.metadata_max_age_ms / 1000
+        self._same_input = SameInput(committer, membership, connection, observer, clock, max_age_s=max_age_s)
+        self.holding = Holding(
+            processor, membership=membership, reader=reader, committer=committer, commits=commits, takeover=takeover,
+            watch=self._watch, observer=observer, clock=clock, schemas=schemas,
+        )  # fmt: skip
+        self._fenced = self._fenced_at = 0  # how often in a row, and at how many commits: one that succeeds ends a row
 
     # the loop
 
     async def run(self) -> None:
         """Until ``stopping`` is set; then drains: commits what is open and leaves the group."""
         try:
-            await self._reader.start()
-            await self._committer.start()
-            await self._group.start()
+            for part in (self._reader, self._committer, self._group):
+                await part.start()
             while not self.stopping.is_set():
                 await self._turn()
             await self._drain()
@@ -137,15 +117,15 @@ class Service:
                 case Standing.LEAVING:
                     await self._hand_over()
                 case Standing.ASSIGNED:
-                    await self._adopt()
+                    await self.holding.adopt()
                 case Standing.OWNING:
-                    self._take_over()
-                    await self._look_at_input()
+                    self.holding.take_over()
+                    await self._same_input.look()
                     await self._step()
                 case Standing.OUT:
                     await asyncio.sleep(0.01)
         except DataLossError:
-            await self._same_input()  # raises the better reason, if there is one
+            await self._same_input.check()  # raises the better reason, if there is one
             raise
 
     async def _step(self) -> None:
@@ -164,7 +144,7 @@ class Service:
         if self._schemas is not None:
             batches = await self._schemas.ready(batches)
         if self._membership.standing is not Standing.OWNING:
-            self._fetch_from_here()  # these records belong to whoever comes next
+            self.holding.fetch_from_here()  # these records belong to whoever comes next
             return
         if batches:
             commits.records_came()
@@ -172,22 +152,6 @@ class Service:
         await self._watch_idle()
         await self._roll()
         await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
-
-    async def _look_at_input(self) -> None:
-        """A topic that was deleted and created again is told also where nothing is committed."""
-        now = self._clock.monotonic()
-        if now - self._looked_at >= self._settings.kafka.metadata_max_age_ms / 1000:
-            self._looked_at = now
-            try:
-                async with asyncio.timeout(_LOOK_S):
-                    await self._same_input()
-            except (KafkaUnavailableError, TimeoutError) as error:  # told; what is here stays right
-                self._observer.failed(self._connection.explain(error, "looking at the input"))
-
-    async def _same_input(self) -> None:
-        """Asks the leaders of what we own: who has sent us a record of a new topic knows that it is one."""
-        ownership = self._membership.ownership
-        await self._committer.same_input(() if ownership is None else ownership.partitions)
 
     async def _process(self, batches: Sequence[RecordBatch]) -> None:
         times = self._commits.times
@@ -203,7 +167,7 @@ class Service:
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""
         found = []
-        for number, partition in self._fetching.items():
+        for number, partition in self.holding.fetching.items():
             if number not in fetched and partition.running:
                 reached = self._reader.next_fetch_offset(number)
                 if reached > partition.next_offset:
@@ -252,83 +216,16 @@ class Service:
 
     async def _hand_over(self) -> None:
         """Before a rebalance: commit what is open, then let the group go on."""
-        membership, processor = self._membership, self.processor
-        try:
-            for partition in processor.partitions.values():
-                partition.hand_over()
-            if membership.ownership is not None:
-                await self._commits.settle_all(membership.ownership)
-        except (FencedError, KafkaUnavailableError) as error:
-            self._observer.failed(error)
-            await self._forget_all()
-        finally:
-            if Delivery(self._settings.delivery.mode) is Delivery.EPHEMERAL:
-                self._watch.begin_anew()
-            membership.handed_over()
-        while membership.standing is Standing.OWNING and not self.stopping.is_set():
+        await self.holding.hand_over()
+        while self._membership.standing is Standing.OWNING and not self.stopping.is_set():
             self._group.check()
             self._observer.tick(self.view)
             await asyncio.sleep(0.01)
 
-    async def _adopt(self) -> None:
-        """After an assignment: drop what is gone, keep what nobody else wrote, begin to restore the rest."""
-        began = self._clock.monotonic()
-        await self._commits.finish()
-        await self._takeover.stop()
-        ownership = self._membership.adopt()
-        processor = self.processor
-        for number in processor.partitions.keys() - ownership.partitions:
-            self._drop(number)
-        self._observer.assigned(sorted(ownership.partitions))
-        self._fetching = {}
-        self._reader.assign({})
-        await self._committer.ready()
-        kept = await self._takeover.unchanged(processor.partitions.values())
-        for number, partition in list(processor.partitions.items()):
-            if number not in kept:
-                self._drop(number)
-            elif partition.phase is Phase.HANDING_OVER:
-                partition.keep()
-        self._fetch_from_here()
-        self._watch.begin_anew()
-        cold = ownership.partitions - processor.partitions.keys()
-        self._taking = _Taking(began, sorted(cold), sorted(kept))
-        self._takeover.begin(cold)
-
-    def _take_over(self) -> None:
-        """Takes up the partitions that are restored by now; all are live when the last replay has ended. Raises what ended
-        the take-over."""
-        taking = self._taking
-        if taking is None:
-            return
-        if self._takeover.take():
-            self._fetch_from_here()
-        if self._takeover.under_way:
-            return
-        now = self._clock.monotonic()
-        taking.restored = taking.restored or now
-        if any(partition.phase is not Phase.LIVE for partition in self.processor.partitions.values()):
-            return
-        self._taking = None
-        waited = self._takeover.undecided_s
-        self.recovery_s = {
-            "wait": waited,
-            "restore": taking.restored - taking.began - waited,
-            "replay": now - taking.restored,
-        }
-        self._observer.recovered(taking.cold, taking.kept, now - taking.began)
-
-    def _fetch_from_here(self) -> None:
-        """Fetches what is owned and restored, each partition from its next offset; what was prefetched is dropped."""
-        if self._schemas is not None:
-            self._schemas.forget()
-        self._fetching = {number: each for number, each in self.processor.partitions.items() if each.running}
-        self._reader.assign({number: each.next_offset for number, each in self._fetching.items()})
-
     async def _recover(self, error: FencedError | KafkaUnavailableError) -> None:
         """Never go on with state that ran ahead of the log: it is dropped, and what is still ours is restored."""
         self._observer.failed(error)
-        await self._forget_all()
+        await self.holding.forget_all()
         if isinstance(error, FencedError):
             self._fenced = 1 if self._commits.count > self._fenced_at else self._fenced + 1
             self._fenced_at = self._commits.count
@@ -343,21 +240,9 @@ class Service:
             await asyncio.sleep(0.02)
         self._membership.again()
 
-    def _drop(self, number: int) -> None:
-        self.processor.drop(number)
-        self._fetching.pop(number, None)
-        self._watch.forget(number)
-
-    async def _forget_all(self) -> None:
-        await self._takeover.stop()
-        await self._commits.give_up()
-        for number in list(self.processor.partitions):
-            self._drop(number)
-        self._taking = None
-
     async def _watch_idle(self) -> None:
         """Closes the windows whose time has come although no record did."""
-        for number, elapsed_ms in self._watch.idle(self._fetching):
+        for number, elapsed_ms in self._watch.idle(self.holding.fetching):
             self.processor.idle(number, elapsed_ms)
             await self._run()
 
@@ -366,7 +251,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Every partition that we own is restored and replayed."""
-        return self._membership.standing is Standing.OWNING and self._taking is None
+        return self._membership.standing is Standing.OWNING and self.holding.complete
 
     @property
     def group(self) -> Group:
@@ -374,7 +259,7 @@ class Service:
 
     def view(self) -> View:
         processor = self.processor
-        slots, partitions = processor.lanes.slots, self._watch.partitions(self._fetching)
+        slots, partitions = processor.lanes.slots, self._watch.partitions(self.holding.fetching)
         open_windows = [each.windows.windows for each in processor.partitions.values() if each.windows is not None]
         return View(
             ready=self.ready,
@@ -415,11 +300,3 @@ class Service:
         await self._group.stop()
         await self._committer.stop()
         await self._reader.stop()
-
-
-class _Taking:
-    """A take-over that is under way."""
-
-    def __init__(self, began: float, cold: list[int], kept: list[int]) -> None:
-        self.began, self.cold, self.kept = began, cold, kept
-        self.restored: float | None = None

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streamer.emission.kept import layout
-from streamer.engine.processor import Processor, check_models
+from streamer.engine.lanes import check_models
+from streamer.engine.processor import Processor
 from streamer.errors import ConfigurationError
 from streamer.kafka import clocks
 from streamer.kafka.client import Connection

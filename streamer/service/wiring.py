@@ -21,8 +21,9 @@ from streamer.observe.telemetry import Telemetry
 from streamer.service.answerschemas import encoders_of
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
-from streamer.service.loop import Observer, Service
+from streamer.service.loop import Service
 from streamer.service.membership import Membership
+from streamer.service.observer import Observer
 from streamer.service.prepare import Models, Parts, codec_of, connection, load_models, prepare, processor_of
 from streamer.service.schemas import Schemas
 from streamer.service.siblings import watch_siblings

@@ -1,4 +1,7 @@
-"""The frozen tree of settings: what each key is, its bounds, its default, and what must fit together. Nothing is read here."""
+"""The frozen tree of settings: what each key is, its bounds, its default, and what must fit together. Nothing is read here.
+
+Long: every key that people can set, in the order of the reference; a key takes three lines, and nothing else is here.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.core import I64, X
-from streamer.modelfile.contract import State
+from streamer.modelfile.parts import State
 from streamer.modelfile.past import NO_EVENT_MS
 
 __all__ = ["NO_EVENT_MS", "Arena"]

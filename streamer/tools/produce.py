@@ -297,6 +297,11 @@ def produce_command(
             bootstrap, topic, options, source=source, duration_s=duration_s, create_partitions=create,
             properties=properties, progress=bar,
         )  # fmt: skip
+    _tell(summary, topic, as_json)
+
+
+def _tell(summary: Summary, topic: str, as_json: bool) -> None:
+    """Prints what was sent. KafkaUnavailableError: some of it was not acknowledged."""
     values = summary.as_dict()
     lag = values["send_lag_ms"]
     text = (

@@ -65,7 +65,7 @@ async def test_where_the_time_of_a_fail_over_goes(
                         await asyncio.sleep(0.005)
                 detected = time.monotonic()
                 await wait_for(lambda: service.ready, recorder, seconds=60)
-                report(f"fail-over, {delivery}, seconds", detection=detected - killed, **service.recovery_s)
+                report(f"fail-over, {delivery}, seconds", detection=detected - killed, **service.holding.recovery_s)
                 await grown(kafka, topic, load.sent)
                 sent_while_it_runs = load.sent
             group.append(step_member(kafka, topic, delivery, tmp_path, 1))
@@ -100,7 +100,7 @@ async def test_how_fast_states_come_back(kafka, topic_name, create_topics) -> No
     async with running(service):
         await wait_for(lambda: service.ready, recorder, seconds=120)
         assert service.processor.lanes.slots.used == streams
-        seconds = service.recovery_s["restore"]
+        seconds = service.holding.recovery_s["restore"]
     size = sum(lane.arena.bytes_per_stream for lane in service.processor.lanes.stepping)
     report(
         "restore", streams_per_second=streams / seconds, state_bytes_per_second=streams * size / seconds,

@@ -22,7 +22,8 @@ from streamer.engine.partition import Partition
 from streamer.errors import ConfigurationError, DataLossError
 from streamer.library import Runner
 from streamer.modelfile.carried import Carried
-from streamer.modelfile.contract import Contract, Feedback
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.parts import Feedback
 from streamer.modelfile.past import Past
 from streamer.records.decode import Codec
 from streamer.records.exact import Exact

@@ -242,7 +242,7 @@ class _ForgetsRollouts(Owner):
     """A broken recovery: what was being generated is lost."""
 
     def before(self, restore: Restore) -> None:
-        restore._rollouts.clear()
+        restore.collected.rollouts.clear()
 
 
 class _RepeatsSteps(Owner):

@@ -387,7 +387,7 @@ class _BoundsActInReplay(Owner):
     def tamper(self, partition: Partition, restore: Restore) -> None:
         assert partition.windows is not None
         windows = partition.windows.windows
-        windows._replaying = False
+        windows._table.replaying = False
         windows.add = _publishing_nothing(partition)  # type: ignore[method-assign]
 
 

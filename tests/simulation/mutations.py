@@ -18,8 +18,9 @@ import numpy as np
 
 from streamer.core import Batch, EventBatch
 from streamer.emission.eventclock import NO_TIME_MS, EventClock
-from streamer.engine import journal, lane, processor
+from streamer.engine import journal, lane, lanes
 from streamer.engine.checkpoint import Checkpoint
+from streamer.engine.collected import Collected
 from streamer.engine.lane import StepLane
 from streamer.engine.memory import Memory
 from streamer.engine.partition import Partition, Phase
@@ -35,6 +36,7 @@ from streamer.kafka.producers import Producers
 from streamer.records import changelog
 from streamer.service import commits
 from streamer.service.commits import Commits
+from streamer.service.holding import Holding
 from streamer.service.loop import Service
 from streamer.service.takeover import Takeover
 from streamer.state.table import Slots
@@ -123,7 +125,7 @@ def failed_kept() -> None:
         self._taking = None
 
     Processor.failed = failed  # type: ignore[method-assign]
-    Service._forget_all = forget_all  # type: ignore[method-assign]
+    Holding.forget_all = forget_all  # type: ignore[method-assign]
     Takeover.unchanged = unchanged_or_failed  # type: ignore[method-assign]
 
 
@@ -147,15 +149,15 @@ def refusals_shared() -> None:
 @mutation("return-shared", fault="2", profile="memory-two", needed=8)
 def return_shared() -> None:
     """A stream that was forgotten and has a record of one model again counts as returned for the other model too."""
-    load = Restore._load
+    load = Collected._load
 
     def loading(self: Any, lane: Any, found: Any) -> None:
         load(self, lane, found)
         for stream in found.streams:
-            for forgotten in self._forgotten.values():
+            for forgotten in self.forgotten.values():
                 forgotten.pop(stream, None)
 
-    Restore._load = loading  # type: ignore[method-assign]
+    Collected._load = loading  # type: ignore[method-assign]
 
 
 # 3: a record is judged by the regime that it was written under
@@ -331,7 +333,7 @@ def room_made_at_seal() -> None:
         keep_limit(self)
         return seal(self, *args)
 
-    processor.RESTORE_STREAMS = 0
+    lanes.RESTORE_STREAMS = 0
     Processor.keep_limit = lambda self: None  # type: ignore[method-assign]
     Processor.seal = sealing  # type: ignore[method-assign]
 

@@ -17,7 +17,8 @@ import msgspec
 from export.reference import GUIDE, meanings, reference, with_reference
 from export.userexport import main
 from streamer.core import RecordBatch
-from streamer.modelfile.contract import Contract, Feedback, Input, Output, State
+from streamer.modelfile.contract import Contract
+from streamer.modelfile.parts import Feedback, Input, Output, State
 from streamer.records.decode import Codec
 
 pytestmark = pytest.mark.torch

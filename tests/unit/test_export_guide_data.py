@@ -16,9 +16,9 @@ from export import train
 from export.config import read_config, reference
 from export.files import FORMATS
 from export.pairs.sections import PAIR_TASKS
-from streamer.modelfile.contract import Input
 from streamer.modelfile.feature import Feature
 from streamer.modelfile.model import Model
+from streamer.modelfile.parts import Input
 
 FOLDER = Path(export.__file__).parent
 GUIDE = (FOLDER / "GUIDE-data.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from durable import make_processor, settle
 from simulated import POISON, ChainModel
 
 from streamer.core import RecordBatch
+from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import ReplayPoint
-from streamer.engine.partition import Begin
 from streamer.engine.truth import LaneTruth
 from streamer.kafka.rows import dead_letter_row
 from streamer.records.changelog import NO_WATERMARK

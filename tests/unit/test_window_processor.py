@@ -12,8 +12,9 @@ from simulated import POISON, ChainModel
 from windowing import FoldModel, Row, fold, timed
 
 from streamer.core import Epoch, Op, RecordBatch
+from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import ReplayPoint
-from streamer.engine.partition import Begin, Phase
+from streamer.engine.partition import Phase
 from streamer.engine.processor import Processor
 from streamer.engine.windowing import OpenWindows
 from streamer.errors import ConfigurationError, ModelRunError
