@@ -37,8 +37,12 @@ def export_model(
     trained_on: Any = None,
     metrics: Mapping[str, Any] | None = None,
     feedback: Mapping[str, Any] | None = None,
+    emit: Mapping[str, Any] | None = None,
+    steps: str = "one",
 ) -> Contract:
     """Writes ``path`` atomically, after the service's own loading and probing of it has passed; returns its contract.
+
+    ``emit``: the table of that name for the output; ``steps``: of a record, ``one`` or ``many``.
 
     The module is set to evaluation mode. ModelError says why it cannot be exported; then nothing was written.
     """
@@ -51,6 +55,8 @@ def export_model(
         trained_on=trained_on,
         metrics=metrics,
         feedback=feedback,
+        emit=emit,
+        steps=steps,
     )
     write(sequence_graph(module, contract), contract, path)
     return contract
@@ -106,15 +112,26 @@ def step_examples(contract: Contract, rows: int) -> tuple[torch.Tensor, ...]:
     return (x, *(torch.from_numpy(state) for state in states))
 
 
-def sequence_contract(module: SequenceModel, *, features: Sequence[Any] | None = None, **fields: Any) -> Contract:
+def sequence_contract(
+    module: SequenceModel,
+    *,
+    features: Sequence[Any] | None = None,
+    emit: Mapping[str, Any] | None = None,
+    steps: str = "one",
+    **fields: Any,
+) -> Contract:
     """What the exported graph of a SequenceModel declares."""
+    taken = {"name": "x", "shape": ["batch", "time", module.features], "features": list(features or ()), "steps": steps}
+    outputs = module.output_fields()
+    if emit is not None:
+        outputs[0]["emit"] = dict(emit)
     return Contract.from_fields(
         {
             "mode": module.mode,
-            "input": {"name": "x", "shape": ["batch", "time", module.features], "features": list(features or ())},
+            "input": taken,
             "lengths": "lengths",
             "states": module.state_fields(),
-            "outputs": module.output_fields(),
+            "outputs": outputs,
             **module.cell_fields(),
             **{key: value for key, value in fields.items() if value is not None},
         },

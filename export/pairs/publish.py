@@ -21,21 +21,30 @@ def publish(
     *,
     name: str,
     version: str = "1",
+    stem: str = "model",
     decoder: DecoderSection,
     trained_on: Any = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write model.onnx and model.pt into ``out``; returns the report of the verification."""
+    """Write STEM.onnx and STEM.pt into ``out``; returns the report of the verification."""
     if isinstance(learner, CtcLearner):
         return sequence_models.publish(
             learner.module,
             out,
             name=name,
             version=version,
+            stem=stem,
             features=alphabet.features(split),
             trained_on=trained_on,
             metrics=metrics,
+            emit={"rule": "ctc", "blank": 0, "separator": split.separator},
+            steps=split.steps,
         )
     assert isinstance(learner, PairLearner)
-    save_pair(learner.module.eval(), out / "model.pt")
-    return {"model": str(out / "model.pt"), "passed": True, "checks": [], "not_checked": ["there is no ONNX file yet"]}
+    save_pair(learner.module.eval(), out / f"{stem}.pt")
+    return {
+        "model": str(out / f"{stem}.pt"),
+        "passed": True,
+        "checks": [],
+        "not_checked": ["there is no ONNX file yet"],
+    }
