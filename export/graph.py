@@ -19,6 +19,7 @@ from streamer.modelfile.contract import METADATA_KEY, Axis, Contract
 from streamer.modelfile.model import Model
 
 from . import emit
+from .listener import Listener, overlapped
 from .model import Forecaster, SequenceModel
 from .modules.factory import told
 from .nodes import Graph
@@ -147,7 +148,8 @@ def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto
     states = list(module.state_names)
     core_states = states[: len(module.core_state_names)]
     z = emit.affine(graph, "x", subtract=module.mean, divide=module.std)
-    encoded = emit.per_step(graph, module.encoder, z, module.features)
+    heard, overlap = overlapped(graph, module, z) if isinstance(module, Listener) else (z, None)
+    encoded = emit.per_step(graph, module.encoder, heard, module.features)
     y, last_h, nexts = emit.core(graph, module.core, module.kind, encoded, "lengths", core_states)
     if module.reduce is not None:
         y = emit.reduce(graph, module.reduce, y, "lengths", last_h)
@@ -156,6 +158,7 @@ def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto
         results, previous = _forecast(graph, module, z, y)
         nexts.append(previous)
     else:
+        nexts += [overlap] if overlap is not None else []
         results = {module.output: _activation(graph, module.activation, y)}
     for name, value in results.items():
         graph.called(value, name)
