@@ -46,6 +46,8 @@ class PairSplit:
     target_units: str = "characters"
     source_units: str | None = "characters"
     features: tuple[str, ...] = ()
+    sound: bool = False
+    """The frames are samples."""
 
     def text(self, symbols: Sequence[str]) -> str:
         """Symbols of a target as people read them."""
@@ -63,8 +65,8 @@ class PairSplit:
 
     @property
     def steps(self) -> str:
-        """Of a record, as the contract has it: a text of characters comes whole."""
-        return "many" if self.source_units == "characters" else "one"
+        """Of a record, as the contract has it: a text of characters comes whole; sound in as many steps as there are."""
+        return "many" if self.source_units == "characters" or self.sound else "one"
 
 
 @dataclass(frozen=True)
