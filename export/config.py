@@ -24,6 +24,7 @@ from streamer.windows import WindowRule
 from .files import FileOptions
 from .files.table import MISSING
 from .files.times import UNITS
+from .frontend import FrontEnd
 from .pairs.sections import PAIR_TASKS, DecoderSection, PairsSection, sections_problem
 
 TASKS = ("forecast", "next_category", "next_set", "classify", "regress", *PAIR_TASKS)
@@ -177,6 +178,8 @@ class ModelSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Initial bias of an LSTM's forget gate."""
     window: int = 8
     """Events that the baseline ``mlp`` of ``compare`` sees."""
+    frontend: FrontEnd | None = None
+    """recognise: the features are samples of sound, of which the model sees log-mel energies; keys below."""
 
 
 class TrainSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -289,12 +292,19 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def _pairs_problem(config: TrainConfig) -> str | None:
     """What does not go together in a configuration with, or without, pairs."""
+    if config.model.frontend is not None:
+        if config.task != "recognise":
+            return f"[model.frontend] belongs to the task recognise, not to {config.task}"
+        if (problem := config.model.frontend.problem()) is not None:
+            return f"[model.frontend]: {problem}"
     if (
         found := sections_problem(config.task, config.pairs, config.decoder)
     ) is not None or config.task not in PAIR_TASKS:
         return found
     if config.window is not None:
         return "[window] is not read for pairs: every source is one window"
+    if config.model.frontend is not None and config.pairs is not None and config.pairs.mask_features:
+        return "pairs.mask_features masks neighbouring samples where there is a [model.frontend]: use mask_steps"
     if config.model.reduce is not None or config.model.kind == "mlp":
         return "model.reduce and kind mlp are not for pairs: every step of the source counts"
     return None
@@ -306,6 +316,7 @@ def reference() -> str:
         ("the top of the file", TrainConfig),
         ("`[data]`", DataSection),
         ("`[model]`", ModelSection),
+        ("`[model.frontend]`", FrontEnd),
         ("`[training]`", TrainSection),
         ("`[pairs]`", PairsSection),
         ("`[decoder]`", DecoderSection),

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from . import frontend
 from .cells import ColumnEncoder, TokenEmbedding
 from .nodes import Graph
 from .scan import projected_layer
@@ -181,6 +182,8 @@ def _common(graph: Graph, module: nn.Module, value: str) -> str | None:
         return _embedding(graph, cast(TokenEmbedding, module), value)
     if kind is ColumnEncoder:
         return _columns(graph, cast(ColumnEncoder, module), value)
+    if kind is frontend.LogMel:
+        return frontend.nodes(graph, cast(frontend.LogMel, module), value)
     if kind is nn.Sequential:
         return _chain(graph, module, value)
     return None

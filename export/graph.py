@@ -20,6 +20,7 @@ from streamer.modelfile.model import Model
 from streamer.modelfile.parts import Axis
 
 from . import emit
+from .listener import Listener, overlapped
 from .model import Forecaster, SequenceModel
 from .modules.factory import told
 from .nodes import Graph
@@ -38,8 +39,12 @@ def export_model(
     trained_on: Any = None,
     metrics: Mapping[str, Any] | None = None,
     feedback: Mapping[str, Any] | None = None,
+    emit: Mapping[str, Any] | None = None,
+    steps: str = "one",
 ) -> Contract:
     """Writes ``path`` atomically, after the service's own loading and probing of it has passed; returns its contract.
+
+    ``emit``: the table of that name for the output; ``steps``: of a record, ``one`` or ``many``.
 
     The module is set to evaluation mode. ModelError says why it cannot be exported; then nothing was written.
     """
@@ -52,6 +57,8 @@ def export_model(
         trained_on=trained_on,
         metrics=metrics,
         feedback=feedback,
+        emit=emit,
+        steps=steps,
     )
     write(sequence_graph(module, contract), contract, path)
     return contract
@@ -107,15 +114,26 @@ def step_examples(contract: Contract, rows: int) -> tuple[torch.Tensor, ...]:
     return (x, *(torch.from_numpy(state) for state in states))
 
 
-def sequence_contract(module: SequenceModel, *, features: Sequence[Any] | None = None, **fields: Any) -> Contract:
+def sequence_contract(
+    module: SequenceModel,
+    *,
+    features: Sequence[Any] | None = None,
+    emit: Mapping[str, Any] | None = None,
+    steps: str = "one",
+    **fields: Any,
+) -> Contract:
     """What the exported graph of a SequenceModel declares."""
+    taken = {"name": "x", "shape": ["batch", "time", module.features], "features": list(features or ()), "steps": steps}
+    outputs = module.output_fields()
+    if emit is not None:
+        outputs[0]["emit"] = dict(emit)
     return Contract.from_fields(
         {
             "mode": module.mode,
-            "input": {"name": "x", "shape": ["batch", "time", module.features], "features": list(features or ())},
+            "input": taken,
             "lengths": "lengths",
             "states": module.state_fields(),
-            "outputs": module.output_fields(),
+            "outputs": outputs,
             **module.cell_fields(),
             **{key: value for key, value in fields.items() if value is not None},
         },
@@ -131,7 +149,8 @@ def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto
     states = list(module.state_names)
     core_states = states[: len(module.core_state_names)]
     z = emit.affine(graph, "x", subtract=module.mean, divide=module.std)
-    encoded = emit.per_step(graph, module.encoder, z, module.features)
+    heard, overlap = overlapped(graph, module, z) if isinstance(module, Listener) else (z, None)
+    encoded = emit.per_step(graph, module.encoder, heard, module.features)
     y, last_h, nexts = emit.core(graph, module.core, module.kind, encoded, "lengths", core_states)
     if module.reduce is not None:
         y = emit.reduce(graph, module.reduce, y, "lengths", last_h)
@@ -140,6 +159,7 @@ def sequence_graph(module: SequenceModel, contract: Contract) -> onnx.ModelProto
         results, previous = _forecast(graph, module, z, y)
         nexts.append(previous)
     else:
+        nexts += [overlap] if overlap is not None else []
         results = {module.output: _activation(graph, module.activation, y)}
     for name, value in results.items():
         graph.called(value, name)

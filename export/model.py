@@ -6,16 +6,18 @@ Shapes: F features, O outputs. What the models compute is in ``export.sequence``
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from streamer.errors import ConfigurationError, ModelError
 
 from .cells import ColumnEncoder, TokenEmbedding, initialise, zero_last_linear
+from .frontend import FrontEnd
+from .listener import Listener
 from .sequence import Forecaster, ModelConfig, SequenceModel, check_choice
 
 __all__ = [
@@ -42,6 +44,8 @@ def build(config: ModelConfig) -> SequenceModel:
         raise ConfigurationError("a forecast is of numbers: leave the columns of words out of its features")
     if not 0.0 <= config.embedding_dropout < 1.0:
         raise ConfigurationError(f"embedding_dropout must be in [0, 1), not {config.embedding_dropout}")
+    if config.frontend is not None and (forecast or config.vocabulary or config.categories):
+        raise ConfigurationError("a front end hears samples: no forecast, and no words among the features")
     encoder, encoded = _make_encoder(config)
     common: dict[str, Any] = {
         "kind": config.kind,
@@ -63,6 +67,10 @@ def build(config: ModelConfig) -> SequenceModel:
         model = Forecaster(config.features, config.hidden, score=config.score, skip=config.skip, **common)
         initialise(model.core, config.kind, forget_bias=config.forget_bias)
         zero_last_linear(model.head)
+    elif config.frontend is not None:
+        del common["encoder"], common["encoded"]
+        model = Listener(config.features, config.hidden, front=config.frontend, **common)
+        initialise(model.core, config.kind, forget_bias=config.forget_bias)
     else:
         model = SequenceModel(config.features, config.hidden, **common)
         initialise(model.core, config.kind, forget_bias=config.forget_bias)
@@ -79,7 +87,7 @@ def save(model: SequenceModel, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     temporary = target.with_name(target.name + ".part")
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    torch.save({"format": 1, "config": asdict(model.config), "weights": weights}, temporary)
+    torch.save({"format": 1, "config": msgspec.to_builtins(model.config), "weights": weights}, temporary)
     os.replace(temporary, target)
 
 
@@ -91,6 +99,8 @@ def load(path: str | os.PathLike[str]) -> SequenceModel:
         if config["labels"] is not None:
             config["labels"] = tuple(config["labels"])
         config["categories"] = tuple(tuple(each) for each in config.get("categories", ()))
+        if config.get("frontend") is not None:
+            config["frontend"] = msgspec.convert(config["frontend"], FrontEnd)
         model = build(ModelConfig(**config))
         model.load_state_dict(document["weights"])
     except FileNotFoundError as error:

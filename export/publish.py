@@ -29,9 +29,12 @@ def publish(
     trained_on: Any = None,
     metrics: Mapping[str, Any] | None = None,
     feedback: Mapping[str, Any] | None = None,
+    emit: Mapping[str, Any] | None = None,
+    steps: str = "one",
 ) -> dict[str, Any]:
     """Write STEM.onnx and STEM.pt into ``out``; returns the report of the verification.
 
+    ``emit``, ``steps``: as ``export_model``.
     ModelError if the exported file does not compute what the module does; then nothing new lies in ``out``.
     """
     model.eval()
@@ -47,6 +50,8 @@ def publish(
             trained_on=trained_on,
             metrics=dict(metrics or {}),
             feedback=dict(feedback) if feedback is not None else None,
+            emit=emit,
+            steps=steps,
         )
 
     return verified(write, out, name=name, stem=stem)

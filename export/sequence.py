@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from streamer.errors import ConfigurationError
 
 from .cells import CELLS, KINDS, Category, WindowCore
+from .frontend import FrontEnd
 
 REDUCTIONS = ("last", "mean", "max")
 ACTIVATIONS = ("none", "softmax", "sigmoid")
@@ -63,6 +64,8 @@ class ModelConfig:
     """Initial bias of an LSTM's forget gate."""
     window: int = 8
     """Number of recent events that an ``mlp`` sees."""
+    frontend: FrontEnd | None = None
+    """The features are samples of sound."""
 
 
 def _recurrent(

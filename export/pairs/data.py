@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
+from streamer.records.spelling import Spelling
 
 from ..data import F32, I64
 
 UNITS: dict[str, Callable[[str], tuple[str, ...]]] = {"characters": tuple, "words": lambda text: tuple(text.split())}
 """What a text is made of: each of its characters, or what stands between its blanks."""
-END, BLANK, UNKNOWN = "<end>", "<blank>", "<unknown>"
+END, BLANK = "<end>", "<blank>"
+UNKNOWN = {"characters": "\N{REPLACEMENT CHARACTER}", "words": "<unknown>"}
+"""What place 0 of a source's vocabulary is called, by what the text is made of."""
 
 Symbols = tuple[str, ...]
 
@@ -42,6 +46,8 @@ class PairSplit:
     target_units: str = "characters"
     source_units: str | None = "characters"
     features: tuple[str, ...] = ()
+    sound: bool = False
+    """The frames are samples."""
 
     def text(self, symbols: Sequence[str]) -> str:
         """Symbols of a target as people read them."""
@@ -56,6 +62,11 @@ class PairSplit:
     @property
     def separator(self) -> str:
         return "" if self.target_units == "characters" else " "
+
+    @property
+    def steps(self) -> str:
+        """Of a record, as the contract has it: a text of characters comes whole; sound in as many steps as there are."""
+        return "many" if self.source_units == "characters" or self.sound else "one"
 
 
 @dataclass(frozen=True)
@@ -84,20 +95,25 @@ class Alphabet:
         for pair in split.train:
             if isinstance(pair.source, tuple):
                 counts.update(pair.source)
-        known = sorted(unit for unit, count in counts.items() if count >= min_count and unit != UNKNOWN)
+        unknown = () if split.source_units is None else (UNKNOWN[split.source_units],)
+        known = sorted(unit for unit, count in counts.items() if count >= min_count and unit not in unknown)
         symbols = {symbol for pair in split.train for target in pair.targets for symbol in target}
         if not symbols:
             raise ConfigurationError("too little data: no target of the training part has a symbol")
         if first in symbols:
             raise ConfigurationError(f"{first!r} is the name of a symbol that a target must not have: rename it")
-        return cls((UNKNOWN, *known) if split.source_units is not None else (), (first, *sorted(symbols)))
+        return cls((*unknown, *known) if unknown else (), (first, *sorted(symbols)))
 
     def encode(self, source: Symbols | F32) -> F32:
         """x[T, F]: the numbers of a text's units, F = 1, or the frames as they are."""
         if not isinstance(source, tuple):
             return np.asarray(source, np.float32)
-        place = self._places(self.source)
-        return np.array([[place.get(unit, 0)] for unit in source], np.float32).reshape(len(source), 1)
+        if self.source[0] == UNKNOWN["characters"]:
+            places = _spelling(self.source).places("".join(source))
+        else:
+            known = self._places(self.source)
+            places = [known.get(unit, 0) for unit in source]
+        return np.array(places, np.float32).reshape(len(source), 1)
 
     def number(self, target: Symbols) -> I64:
         """y[U]; KeyError for a symbol that the training part does not have."""
@@ -118,11 +134,8 @@ class Alphabet:
     def features(self, split: PairSplit) -> tuple[Feature, ...]:
         """What the contract says about an event of the source."""
         if self.source:
-            return (
-                Feature(
-                    "character" if split.source_units == "characters" else "word", "category", self.source, unknown=0
-                ),
-            )
+            text = split.source_units == "characters"
+            return (Feature("text" if text else "word", "text" if text else "category", self.source, unknown=0),)
         return tuple(Feature(name) for name in split.features)
 
     @staticmethod
@@ -134,6 +147,12 @@ class Alphabet:
 
 
 _PLACES: dict[tuple[str, ...], dict[str, int]] = {}
+
+
+@lru_cache(maxsize=4)
+def _spelling(vocabulary: tuple[str, ...]) -> Spelling:
+    """The very code by which the service reads a text."""
+    return Spelling(vocabulary, 0)
 
 
 def split_pairs(

@@ -27,20 +27,24 @@ def publish(
     *,
     name: str,
     version: str = "1",
+    stem: str = "model",
     decoder: DecoderSection,
     trained_on: Any = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write model.onnx and model.pt into ``out``; returns the report of the verification."""
+    """Write STEM.onnx and STEM.pt into ``out``; returns the report of the verification."""
     if isinstance(learner, CtcLearner):
         return sequence_models.publish(
             learner.module,
             out,
             name=name,
             version=version,
+            stem=stem,
             features=alphabet.features(split),
             trained_on=trained_on,
             metrics=metrics,
+            emit={"rule": "ctc", "blank": 0, "separator": split.separator},
+            steps=split.steps,
         )
     assert isinstance(learner, PairLearner)
     features = [text_feature(alphabet, split)] if alphabet.source else [Feature(each) for each in split.features]

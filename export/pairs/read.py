@@ -70,7 +70,7 @@ def read_texts(path: Path, section: PairsSection, data: DataSection, notes: list
     source_units, target_units = UNITS[section.source_units], UNITS[section.target_units]
 
     def rows() -> Iterator[tuple[Symbols, Symbols]]:
-        for place, source, target in _rows(path, section.source, section.target, data, notes):
+        for place, source, target in rows_of(path, section.source, section.target, data, notes):
             pair = source_units(source), target_units(target)
             if not all(pair):
                 raise ConfigurationError(f"{place}: wants a source and a target, one of them is empty")
@@ -108,7 +108,7 @@ def _read_frames(
         what = f"column {wordy[0]!r} holds words" if wordy else "there are cells without a value"
         raise ConfigurationError(f"{path}: frames are numbers without gaps, but {what}: choose data.features")
     units = UNITS[section.target_units]
-    told = {name: units(text) for _, name, text in _rows(transcripts, data.stream, section.target, data, notes)}
+    told = {name: units(text) for _, name, text in rows_of(transcripts, data.stream, section.target, data, notes)}
     without = [name for name in streams.names if not told.get(name)]
     if without:
         raise ConfigurationError(
@@ -117,7 +117,7 @@ def _read_frames(
     return [Pair(x, (told[name],)) for name, x in zip(streams.names, streams.x, strict=True)], streams.features
 
 
-def _rows(path: Path, first: str, second: str, data: DataSection, notes: list[str]) -> Iterator[tuple[str, str, str]]:
+def rows_of(path: Path, first: str, second: str, data: DataSection, notes: list[str]) -> Iterator[tuple[str, str, str]]:
     """(place for messages, cell of the first column, cell of the second) of every row."""
     if not path.is_file():
         raise ConfigurationError(f"no such data file: {path}")

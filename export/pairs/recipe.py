@@ -10,6 +10,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import torch
 
 from streamer.errors import ConfigurationError, install_hint
@@ -31,7 +32,10 @@ _SAMPLES = 6
 
 @dataclass(frozen=True)
 class PairRecipe:
-    """As ``Recipe``, for tasks with pairs. All ``limits`` must be reached, and the baseline beaten ``times`` over."""
+    """As ``Recipe``, for tasks with pairs. All ``limits`` must be reached, and the baseline beaten ``times`` over.
+
+    The model is published as model.onnx; those of ``beside`` under their names.
+    """
 
     summary: str
     task: str
@@ -46,17 +50,26 @@ class PairRecipe:
     pairs: PairsSection = field(default_factory=PairsSection)
     decoder: DecoderSection | None = None
     times: float = 1.0
+    read: Callable[[Path], PairSplit] | None = None
+    """The user's own data instead of ``make``; by default a file of two columns."""
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further models on the same data: name -> what is different in its section."""
+    within: float = 0.0
+    """How much worse than the first model's the metric of each of them may be, but in a quick run."""
+    measure: Callable[[Path, PairSplit], Mapping[str, float]] | None = None
+    """Of what was published: further figures of the result."""
     quick_limits: Mapping[str, float] = field(default_factory=dict)
     quick_model: ModelSection | None = None
     quick_training: TrainSection | None = None
 
 
 def run_pairs(recipe: PairRecipe, name: str, out: Path, *, quick: bool, data: Path | None) -> dict[str, Any]:
-    """As ``export.recipes.run``: train, judge, publish. ``data``: a file of two columns, source and target."""
+    """As ``export.recipes.run``: train, judge, publish. ``data``: the user's own, as the recipe reads it."""
     torch.set_num_threads(1)
     notes: list[str] = []
     section = DataSection(path=str(data or "generated"))
-    split = recipe.make(quick) if data is None else read(data, recipe.pairs, section, notes)
+    own = recipe.read or (lambda path: read(path, recipe.pairs, section, notes))
+    split = recipe.make(quick) if data is None else own(data)
     config = TrainConfig(
         name=name,
         task=recipe.task,
@@ -67,48 +80,78 @@ def run_pairs(recipe: PairRecipe, name: str, out: Path, *, quick: bool, data: Pa
         decoder=recipe.decoder,
     )
     out.mkdir(parents=True, exist_ok=True)
-    began = perf_counter()
-    trained = train_seed(config, split, SEED, out=None, notes=notes)
-    seconds = perf_counter() - began
-    found = trained.figures["test"]
+    made = _Made(recipe, split, out, quick)
+    result, trained = made.model(config, notes)
     limits = recipe.quick_limits if quick and recipe.quick_limits else recipe.limits
     metric = next(iter(recipe.limits))
     others = recipe.baseline(split)
     baseline_name, baseline = next(iter(others.items()))
-    better = METRICS[metric]
-    beaten = found[metric] > recipe.times * baseline if better else found[metric] * recipe.times < baseline
-    reached = all(found[each] >= limit if METRICS[each] else found[each] <= limit for each, limit in limits.items())
-    result: dict[str, Any] = {
+    better, value = METRICS[metric], result["figures"][metric]
+    beaten = value > recipe.times * baseline if better else value * recipe.times < baseline
+    reached = all(
+        result["figures"][each] >= limit if METRICS[each] else result["figures"][each] <= limit
+        for each, limit in limits.items()
+    )
+    beside: dict[str, dict[str, Any]] = {}
+    for stem, changes in recipe.beside.items():
+        model = msgspec.structs.replace(config.model, **changes)
+        beside[stem], _ = made.model(msgspec.structs.replace(config, model=model), notes, stem)
+        lost = (value - beside[stem]["figures"][metric]) * (1 if better else -1)
+        reached = reached and (quick or lost <= recipe.within)
+    result |= {
         "recipe": name,
         "quick": quick,
         "metric": metric,
-        "value": found[metric],
+        "value": value,
         "limit": None if data is not None else limits.get(metric),  # limits are for the recipe's own data
         "limits": {} if data is not None else dict(limits),
         "baseline": {"name": baseline_name, "value": baseline},
         "others": dict(others),
         "beats_baseline": bool(beaten),
-        "figures": found,
-        "parameters": trained.parameters,
-        "training_s": round(seconds, 1),
+        "beside": beside,
+        "passed": bool((data is not None or reached) and beaten),
         "notes": notes,
-        "warnings": warnings(trained.figures),
+        "sample": samples(trained, split),
     }
-    result["passed"] = bool((data is not None or reached) and beaten)
-    result["verification"] = publish(
-        trained.learner,
-        trained.alphabet,
-        split,
-        out,
-        name=name,
-        decoder=recipe.decoder or DecoderSection(),
-        trained_on={"recipe": name, "quick": quick, "data": str(data or "generated"), "pairs": len(split.train)},
-        metrics=published_metrics(trained.figures, result["warnings"]),
-    )
-    result["sample"] = samples(trained, split)
+    if recipe.measure is not None:
+        result["measured"] = dict(recipe.measure(out, split))
     plots.write_json(out / "result.json", result)
     plots.loss_plot(out / "loss.png", {name: trained.history})
     return result
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Where the models of one run come from and go to."""
+
+    recipe: PairRecipe
+    split: PairSplit
+    out: Path
+    quick: bool
+
+    def model(self, config: TrainConfig, notes: list[str], stem: str = "model") -> tuple[dict[str, Any], Trained]:
+        """Trained and published as STEM.onnx, and what is told of it."""
+        began = perf_counter()
+        trained = train_seed(config, self.split, SEED, out=None, notes=notes)
+        found: dict[str, Any] = {
+            "figures": trained.figures["test"],
+            "parameters": trained.parameters,
+            "training_s": round(perf_counter() - began, 1),
+            "warnings": warnings(trained.figures),
+        }
+        origin = {"recipe": config.name, "quick": self.quick, "data": config.data.path, "pairs": len(self.split.train)}
+        found["verification"] = publish(
+            trained.learner,
+            trained.alphabet,
+            self.split,
+            self.out,
+            name=config.name,
+            stem=stem,
+            decoder=self.recipe.decoder or DecoderSection(),
+            trained_on=origin,
+            metrics=published_metrics(trained.figures, found["warnings"]),
+        )
+        return found, trained
 
 
 def samples(trained: Trained, split: PairSplit) -> str:

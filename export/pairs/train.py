@@ -19,6 +19,7 @@ from ..cells import settle_unknown
 from ..config import TrainConfig
 from ..encdec.module import EncoderDecoder, PairConfig
 from ..fit import EpochFigures, FitOptions, History
+from ..listener import Listener
 from ..model import ModelConfig, SequenceModel, build
 from ..progress import epochs_progress
 from .data import BLANK, END, Alphabet, Pair, PairSplit, Sample
@@ -30,6 +31,8 @@ from .read import read_split
 from .sections import DecoderSection, PairsSection
 
 _EMBEDDING = 32
+_HEARD = 300
+"""Sources by which a front end's energies are scaled."""
 _LENGTH_FACTOR = 2
 
 
@@ -82,7 +85,9 @@ def make_learner(config: TrainConfig, split: PairSplit, alphabet: Alphabet, samp
             )
         )
         trunk, learner = pair.encoder.trunk, PairLearner(pair)
-    if not alphabet.source and config.data.scale:
+    if isinstance(trunk, Listener):
+        trunk.settle([sample.x for sample in samples[:: max(1, len(samples) // _HEARD)]])
+    elif not alphabet.source and config.data.scale:
         rows = np.concatenate([sample.x for sample in samples]).astype(np.float64)
         std = rows.std(axis=0)
         trunk.mean.copy_(torch.from_numpy(rows.mean(axis=0)))

@@ -16,6 +16,7 @@ pytest.importorskip("onnx")
 
 import torch
 from durable import begin, encoded, make_processor, settle
+from tooling import require_tool
 
 from export import recipes
 from export.encdec.module import load_pair
@@ -43,8 +44,14 @@ NOW_MS = 1_700_000_000_000
 PAIRS = [name for name in recipes.names() if isinstance(recipes.get(name), PairRecipe)]
 
 
+def needed(name: str) -> None:
+    if name == "digits":
+        require_tool("espeak-ng")
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_recipe_of_pairs_reaches_its_metric(name: str, tmp_path: Path) -> None:
+    needed(name)
     result = recipes.run(name, tmp_path, quick=True)
     assert result["passed"], result
     assert not result["warnings"]
@@ -59,6 +66,7 @@ def test_a_recipe_of_pairs_reaches_its_metric(name: str, tmp_path: Path) -> None
 @pytest.mark.accept
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_full_training_on_pairs_reaches_its_limits(name: str, tmp_path: Path) -> None:
+    needed(name)
     result = recipes.run(name, tmp_path)
     assert result["passed"], result
 
@@ -210,7 +218,7 @@ def test_the_command_lists_all_and_refuses_the_unknown(capsys: pytest.CaptureFix
     assert recipes.main(["list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     before = {"anomaly", "captions", "characters", "music", "sentiment", "tagging"}
-    assert set(listed) == before | {"correction", "pronunciation", "translation"}
+    assert set(listed) == before | {"correction", "digits", "pronunciation", "translation"}
     assert recipes.main(["cooking"]) == 2
     assert "no recipe 'cooking', there are anomaly" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ from export import train
 from export.config import DataSection, ModelSection, TrainConfig, TrainSection, read_config
 from export.encdec.module import EncoderDecoder, PairConfig, load_pair
 from export.fit import FitOptions, Loop
-from export.model import ModelConfig, build
+from export.model import ModelConfig, build, load
 from export.pairs.data import BLANK, END, Alphabet, Pair, PairSplit, Sample, merge, split_pairs
 from export.pairs.dictionary import nearest, norvig
 from export.pairs.fit import PairTrainer
@@ -29,8 +29,13 @@ from export.pairs.metrics import figures
 from export.pairs.read import read_split, read_texts
 from export.pairs.sections import DecoderSection, PairsSection
 from export.pairs.train import train_seed, warnings
+from streamer.emission.ctc import spelled
 from streamer.errors import ConfigurationError
+from streamer.library import Runner
+from streamer.modelfile.emit import Emit
 from streamer.modelfile.model import Model
+from streamer.records.spelling import Spelling
+from streamer.windows import WindowRule
 
 pytestmark = pytest.mark.torch
 
@@ -292,9 +297,7 @@ def test_the_command_trains_and_judges_free_running(
     assert test["baseline_symbol_error"] > 0.5
     assert metrics["data"]["train_pairs"] == 420
     if task == "recognise":
-        contract = Model.load(tmp_path / "out" / "model.onnx").contract
-        assert contract.outputs[0].labels == (BLANK, "A", "B", "C", "D", "E", "F")
-        assert contract.feature_tables[0].vocabulary == ("<unknown>", *"abdef")
+        check_served(tmp_path / "out", [(word, truth) for word, truth in cyphers(600)[:50]])
     else:
         assert load_pair(tmp_path / "out" / "model.pt").config.labels == (END, "A", "B", "C", "D", "E", "F")
         assert metrics["verification"]["passed"]
@@ -302,6 +305,27 @@ def test_the_command_trains_and_judges_free_running(
         assert contract.decoder is not None
         assert (contract.decoder.search, contract.decoder.width) == ("beam", 3)
         assert contract.metrics["test_symbol_error"] == test["symbol_error"]
+
+
+def check_served(folder: Path, pairs: list[tuple[str, str]]) -> None:
+    """A text is one record, and what the service's code makes of it is what training's own decoding does."""
+    model = Model.load(folder / "model.onnx")
+    contract, text = model.contract, model.contract.feature_tables[0]
+    labels, emit = contract.outputs[0].labels, contract.outputs[0].emit
+    assert (labels, emit) == ((BLANK, "A", "B", "C", "D", "E", "F"), Emit("ctc", blank=0, separator=""))
+    assert (text.kind, text.vocabulary, text.unknown) == ("text", ("\ufffd", *"abdef"), 0)
+    assert contract.many_steps
+    alphabet, spelling = Alphabet(text.vocabulary, labels), Spelling(text.vocabulary, text.unknown)
+    words = [*(word for word, _ in pairs), "azé", "<unknown>"]
+    xs = [np.array(spelling.places(word), np.float32)[:, None] for word in words]
+    for word, x in zip(words, xs, strict=True):
+        assert alphabet.encode(tuple(word)).tolist() == x.tolist()
+    answered = Runner(model, window=WindowRule("record")).feed(words, xs)
+    assert answered.keys == words
+    written = write_all(CtcLearner(load(folder / "model.pt")), xs)
+    assert [list(spelled(emit, y).labels) for y in answered.y] == written
+    right = sum("".join(alphabet.names(row)) == truth for row, (_, truth) in zip(written, pairs, strict=False))
+    assert right > len(pairs) * 0.5
 
 
 def small(**changes: Any) -> TrainConfig:
