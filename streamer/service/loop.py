@@ -44,7 +44,9 @@ _RETRY_MS = 500
 
 
 class Service:
-    """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process."""
+    """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process.
+
+    Long: the turns of the one loop are read in their order, and what they hand on to has homes of its own."""
 
     def __init__(
         self,

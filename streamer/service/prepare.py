@@ -125,7 +125,8 @@ def utterances(settings: Settings, models: Models) -> dict[str, UtteranceSection
     """The rule of each model that answers in symbols. Raises ConfigurationError for rules that cannot be followed."""
     found = {}
     for name, model, window in models:
-        declared = settings.model[name].utterance
+        section = settings.model.get(name)
+        declared = None if section is None else section.utterance
         if window is None and model.contract.emitting is not None:
             found[name] = rule = declared or UtteranceSection()
             ttl_ms = settings.state.idle_ttl_ms

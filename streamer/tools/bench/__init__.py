@@ -348,7 +348,9 @@ def bench_command(
     ] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the service.")] = None,
 ) -> None:
-    """Throughput, cost and latency on a real cluster, against a naive loop in the same run."""
+    """Throughput, cost and latency on a real cluster, against a naive loop in the same run.
+
+    Long: half of it are the options."""
     if not bootstrap:
         raise ConfigurationError("give --bootstrap or KAFKA_BOOTSTRAP; make bench starts a local Kafka by itself")
     if events < 10_000 or repeats < 1 or workers < 1:

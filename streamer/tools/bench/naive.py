@@ -34,7 +34,9 @@ async def serve(
     *,
     stopping: asyncio.Event,
 ) -> None:
-    """Until ``stopping``; ``value_format``: one of ``load.FORMATS``; ``schema``: the file of that of avro."""
+    """Long: it is the loop that people write by hand, and they write it in one piece.
+
+    Until ``stopping``; ``value_format``: one of ``load.FORMATS``; ``schema``: the file of that of avro."""
     model = Model.load(model_path)
     names = [feature.name for feature in model.contract.feature_tables]
     decode = decoder_of(value_format, names, schema)
