@@ -44,9 +44,7 @@ _RETRY_MS = 500
 
 
 class Service:
-    """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process.
-
-    Long: the turns of the one loop are read in their order, and what they hand on to has homes of its own."""
+    """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process."""
 
     def __init__(
         self,
@@ -169,11 +167,10 @@ class Service:
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""
         found = []
-        for number, partition in self.holding.fetching.items():
-            if number not in fetched and partition.running:
-                reached = self._reader.next_fetch_offset(number)
-                if reached > partition.next_offset:
-                    found.append(EventBatch.empty(number, reached, self.processor.no_events))
+        rest = (each for number, each in self.holding.fetching.items() if number not in fetched and each.running)
+        for partition in rest:
+            if (reached := self._reader.next_fetch_offset(partition.number)) > partition.next_offset:
+                found.append(EventBatch.empty(partition.number, reached, self.processor.no_events))
         return found
 
     async def _run(self) -> float:
