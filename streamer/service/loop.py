@@ -21,6 +21,7 @@ from streamer.observe.view import View
 from streamer.records.decode import Codec
 from streamer.service.clock import Clock
 from streamer.service.commits import Commits
+from streamer.service.fenced import Fenced
 from streamer.service.holding import Holding
 from streamer.service.membership import Membership, Standing
 from streamer.service.observer import Observer
@@ -39,14 +40,11 @@ _ROLLING_POLL_MS = 1
 """While sequences are generated: between their steps live records are looked for, and not waited for."""
 _ROLL_S = 0.004
 """So long steps of sequences are made in a turn, and then the one that is under way: live records wait no longer."""
-_MAX_FENCED = 5
 _RETRY_MS = 500
 
 
 class Service:
-    """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process.
-
-    Long: the turns of the one loop are read in their order, and what they hand on to has homes of its own."""
+    """Wires the parts together. ``run`` returns after a drain, or raises the error that ends the process."""
 
     def __init__(
         self,
@@ -87,7 +85,7 @@ class Service:
             processor, membership=membership, reader=reader, committer=committer, commits=commits, takeover=takeover,
             watch=self._watch, observer=observer, clock=clock, schemas=schemas,
         )  # fmt: skip
-        self._fenced = self._fenced_at = 0  # how often in a row, and at how many commits: one that succeeds ends a row
+        self._fenced = Fenced()
 
     # the loop
 
@@ -169,11 +167,10 @@ class Service:
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""
         found = []
-        for number, partition in self.holding.fetching.items():
-            if number not in fetched and partition.running:
-                reached = self._reader.next_fetch_offset(number)
-                if reached > partition.next_offset:
-                    found.append(EventBatch.empty(number, reached, self.processor.no_events))
+        rest = (each for number, each in self.holding.fetching.items() if number not in fetched and each.running)
+        for partition in rest:
+            if (reached := self._reader.next_fetch_offset(partition.number)) > partition.next_offset:
+                found.append(EventBatch.empty(partition.number, reached, self.processor.no_events))
         return found
 
     async def _run(self) -> float:
@@ -229,13 +226,7 @@ class Service:
         self._observer.failed(error)
         await self.holding.forget_all()
         if isinstance(error, FencedError):
-            self._fenced = 1 if self._commits.count > self._fenced_at else self._fenced + 1
-            self._fenced_at = self._commits.count
-            if self._fenced >= _MAX_FENCED:
-                raise KafkaUnavailableError(
-                    f"fenced {self._fenced} times without a rebalance: {error}. Does another process use this "
-                    "kafka.instance, or may this principal not commit?"
-                ) from error
+            self._fenced.note(error, self._commits.count)
         deadline = self._clock.monotonic() + _RETRY_MS / 1000
         while self._clock.monotonic() < deadline and self._membership.standing in (Standing.OWNING, Standing.OUT):
             self._group.check()

@@ -348,9 +348,7 @@ def bench_command(
     ] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value for the service.")] = None,
 ) -> None:
-    """Throughput, cost and latency on a real cluster, against a naive loop in the same run.
-
-    Long: half of it are the options."""
+    """Throughput, cost and latency on a real cluster, against a naive loop in the same run."""
     if not bootstrap:
         raise ConfigurationError("give --bootstrap or KAFKA_BOOTSTRAP; make bench starts a local Kafka by itself")
     if events < 10_000 or repeats < 1 or workers < 1:
@@ -362,10 +360,7 @@ def bench_command(
         rate=rate, rate_s=rate_s, broker_pids=pids, settings=(*own, *(settings or ())), broken_every=broken_every,
     )  # fmt: skip
     deliveries, formats = delivery.split(","), value_format.split(",")
-    if unknown := sorted(set(formats) - set(FORMATS)):
-        raise ConfigurationError(f"--format {unknown[0]!r}: events are sent as {', '.join(FORMATS)}")
-    if naive and "avro" in formats and importlib.util.find_spec("fastavro") is None:
-        raise ConfigurationError("the naive loop reads Avro by fastavro: pip install fastavro, or give --no-naive")
+    _check_formats(formats, naive=naive)
     lock = threading.Lock()
 
     def say(text: str) -> None:
@@ -389,7 +384,17 @@ def bench_command(
                     result.update(timed[result["delivery"]])
     finally:
         bench.close()
-    results = [result for result in found if result["delivery"] != "naive"]
-    baselines = [result for result in found if result["delivery"] == "naive"]
-    document = {"results": results, "naive": next(iter(baselines), None), "naive_by_format": baselines}
-    print(json.dumps({**document, "pool": POOL, "machine": machine()}))
+    print(json.dumps({**_document(found), "pool": POOL, "machine": machine()}))
+
+
+def _check_formats(formats: Sequence[str], *, naive: bool) -> None:
+    """Raises ConfigurationError for a format that is unknown, or that the naive loop could not read here."""
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise ConfigurationError(f"--format {unknown[0]!r}: events are sent as {', '.join(FORMATS)}")
+    if naive and "avro" in formats and importlib.util.find_spec("fastavro") is None:
+        raise ConfigurationError("the naive loop reads Avro by fastavro: pip install fastavro, or give --no-naive")
+
+
+def _document(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    results, baselines = ([each for each in found if (each["delivery"] == "naive") is naive] for naive in (False, True))
+    return {"results": results, "naive": next(iter(baselines), None), "naive_by_format": baselines}
