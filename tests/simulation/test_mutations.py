@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.test_machine import simulation
 
-FAULTS = {str(number) for number in range(1, 12)}
+FAULTS = {str(number) for number in range(1, 13)}
 MOST = 2_000
 AT_ONCE = ("identity-unchecked", "markers-not-passed", "old-states-loaded")
 """Found in a few schedules: looked for with every test run"""
