@@ -135,20 +135,20 @@ def judge(
             )
             continue
         if (told := _too_few(where, config, (replicas or {}).get(what))) is not None:
-            errors.append(told)
+            warnings.append(told)
         for fatal, sentence in _judged(settings, what, where, configs, windows, state_bytes):
             (errors if fatal else warnings).append(sentence)
     return Judgement(tuple(errors), tuple(warnings))
 
 
 def _too_few(where: str, config: Config, replicas: int | None) -> str | None:
-    """More replicas are asked for than there are: every write is refused."""
+    """More replicas are asked for than there are: older brokers refuse every write, newer ones ask for as many as there are."""
     needed = int(config.get("min.insync.replicas", 1))
     if replicas is None or needed <= replicas:
         return None
     return (
-        f"{where} needs {needed} replicas to take a record (min.insync.replicas) and has {replicas}: nothing can be written "
-        f"there. Add replicas, or set min.insync.replicas = {replicas}."
+        f"{where} needs {needed} replicas to take a record (min.insync.replicas) and has {replicas}: older brokers take "
+        f"nothing there. Add replicas, or set min.insync.replicas = {replicas}."
     )
 
 

@@ -18,7 +18,7 @@ from streamer.engine.processor import Processor
 from streamer.engine.restore import Restore
 from streamer.kafka import commit, writes
 from streamer.kafka.restore import Restorer
-from streamer.service.loop import Service
+from streamer.service.holding import Holding
 from streamer.service.takeover import Takeover
 
 PHASES: dict[str, tuple[Any, str, str, int]] = {
@@ -43,7 +43,7 @@ PHASES: dict[str, tuple[Any, str, str, int]] = {
     "recovery: judged": (Restore, "finish", "after", 1),
     "recovery: partition taken up": (Partition, "begin", "after", 2),
     "recovery: replaying": (Processor, "ingest", "after", 1),
-    "recovery: all live": (Service, "_take_over", "after", 20),
+    "recovery: all live": (Holding, "take_over", "after", 20),
 }
 
 

@@ -251,10 +251,11 @@ def test_clocks_that_are_apart_are_told_once_with_the_direction() -> None:
     assert "'log'" in OwnClock(lambda: now, None).refused("log")
 
 
-def test_more_replicas_in_sync_than_there_are_is_refused() -> None:
+def test_more_replicas_in_sync_than_there_are_is_told() -> None:
     configs = {OUTPUT: {**PLAIN, "min.insync.replicas": "2"}}
-    (error,) = judge(settings(), configs, {}, 0, {OUTPUT: 1}).errors
-    assert "min.insync.replicas = 1" in error
-    assert "'in.out'" in error
-    assert judge(settings(), configs, {}, 0, {OUTPUT: 2}).errors == ()
-    assert judge(settings(), configs, {}).errors == ()
+    found = judge(settings(), configs, {}, 0, {OUTPUT: 1})
+    assert found.errors == ()
+    (told,) = [each for each in found.warnings if "min.insync.replicas = 1" in each]
+    assert "'in.out'" in told
+    for enough in ({OUTPUT: 2}, {}):
+        assert not [each for each in judge(settings(), configs, {}, 0, enough).warnings if "min.insync" in each]
