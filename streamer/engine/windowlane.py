@@ -15,8 +15,8 @@ from streamer.errors import ModelRunError
 from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
 from streamer.records.keys import Keys
+from streamer.records.unusable import refused_window
 from streamer.windows import EachRecord, WindowRule, Windows
-from streamer.words import Reason
 
 Verdict = list[F32] | str
 """The outputs of a window, one per output of the contract; or why the model does not take it."""
@@ -123,16 +123,14 @@ class WindowLane(Lane):
             return None
         return [spelled(emit, y[at].reshape(len(y[at]), -1)) for y in answers]
 
-    def _refusal(self, partition: int, closing: Closing, detail: str) -> Reject:
-        window = closing.window
-        offsets = f"offsets {window.offsets.min()} to {window.offsets.max()}"
-        return Reject(
-            partition=partition,
-            offset=closing.source,
-            reason=Reason.MODEL_REFUSED,
-            detail=f"model {self.name!r}, window {window.start_ms} to {window.end_ms} ms, {offsets}: {detail}",
-            key=self.keys.raw(window.stream),
-            value=None,
+    def _refusal(self, partition: int, closing: Closing, why: str) -> Reject:
+        return refused_window(
+            partition,
+            self.name,
+            closing.window,
+            why,
+            key=self.keys.raw(closing.window.stream),
+            source=closing.source,
             headers=closing.headers,
             timestamp_ms=closing.timestamp_ms,
         )

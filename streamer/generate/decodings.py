@@ -31,9 +31,9 @@ from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
 from streamer.records.changelog import Kind, StreamRecord, encode_stream, offset_key
 from streamer.records.keys import Keys
-from streamer.records.unusable import plain
+from streamer.records.unusable import plain, refused_window
 from streamer.settings import DecodeSection
-from streamer.words import Closed, Reason
+from streamer.words import Closed
 
 _BOUNDS = struct.Struct(">qq")
 _OFFSET_BYTES = 8
@@ -322,16 +322,14 @@ class Decodings:
                 window.times_ms[places] = batch.times_ms[row]
                 decoding.missing -= len(places)
 
-    def _refusal(self, decoding: Decoding, model: str, detail: str) -> Reject:
-        window = decoding.window
-        offsets = f"offsets {window.offsets.min()} to {window.offsets.max()}"
-        return Reject(
-            partition=self.partition,
-            offset=decoding.source,
-            reason=Reason.MODEL_REFUSED,
-            detail=f"model {model!r}, window {window.start_ms} to {window.end_ms} ms, {offsets}: {plain(detail)}",
-            key=self.keys.raw(window.stream),
-            value=None,
+    def _refusal(self, decoding: Decoding, model: str, why: str) -> Reject:
+        return refused_window(
+            self.partition,
+            model,
+            decoding.window,
+            why,
+            key=self.keys.raw(decoding.window.stream),
+            source=decoding.source,
             headers=decoding.headers,
             timestamp_ms=decoding.timestamp_ms,
         )

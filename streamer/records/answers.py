@@ -18,7 +18,7 @@ from streamer.core import F32, I64, ClosedWindow, Spelled, Symbols, Written
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.modelfile.parts import Output
-from streamer.records.encode import Encoder
+from streamer.records.encode import Encoder, cut_of
 from streamer.records.keys import Keys
 from streamer.records.schemas.book import Schema, SchemaKind
 from streamer.words import AnswerFormat
@@ -55,17 +55,20 @@ class AnswerEncoder(Protocol):
     def written(self, window: ClosedWindow, written: Written) -> bytes: ...
 
 
+_REFUSED = "a model with such answers is refused before it is served"
+
+
 class _Tables:
     """Formats of models that answer one event or one window with numbers; others are refused before they are served."""
 
     def several(self, key: bytes, time_ms: int, outputs: Sequence[F32], part: tuple[int, int] | None = None) -> bytes:
-        raise NotImplementedError
+        raise AssertionError(_REFUSED)
 
     def emitted(self, key: bytes, symbols: Symbols) -> bytes:
-        raise NotImplementedError
+        raise AssertionError(_REFUSED)
 
     def written(self, window: ClosedWindow, written: Written) -> bytes:
-        raise NotImplementedError
+        raise AssertionError(_REFUSED)
 
 
 def answer_encoder(
@@ -174,9 +177,7 @@ class AvroEncoder(_Tables):
         part: tuple[int, int] | None = None,
         spelled: Spelled | None = None,
     ) -> bytes:
-        cut = slice(None)
-        if part is not None:
-            cut = slice(*(len(window.x) * border // part[1] for border in (part[0], part[0] + 1)))
+        cut = slice(None) if part is None else cut_of(len(window.x), part)
         found = [self._frame, _bytes(window.stream), _long(window.end_ms)]
         for output, labels, y in zip(self._outputs, self._labels, outputs, strict=True):
             each = output.per == "event"

@@ -55,7 +55,7 @@ class Encoder:
         ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the steps each, in order."""
         pieces = [b'{"stream":"%b","ts":%d' % (escape([key])[0], time_ms)]
         for (name, label, step), labels, whole in zip(self._of_a_step, self._labels_of, outputs, strict=True):
-            y = whole if part is None else whole[_cut(len(whole), part)]
+            y = whole if part is None else whole[cut_of(len(whole), part)]
             pieces.append(b",%b:[%b]" % (name, b",".join([step % tuple(row) for row in y.tolist()])))
             if labels:
                 found = b",".join([labels[index] for index in y.argmax(axis=1).tolist()])
@@ -80,7 +80,7 @@ class Encoder:
 
         ``part`` (i, n), i of 0..n-1: the i-th of n values that hold a slice of the events each, in order; what is not per
         event is in all of them. ``spelled``: stands in place of the output that emits."""
-        cut = slice(None) if part is None else _cut(len(window.x), part)
+        cut = slice(None) if part is None else cut_of(len(window.x), part)
         fields: dict[str, Any] = {"stream": window.stream.decode(), "ts": window.end_ms}
         for name, output, named, y in zip(self._names, self._outputs, self._labels_of, outputs, strict=True):
             if spelled is not None and output.emit is not None:
@@ -184,7 +184,7 @@ def _numbers(output: Output, size: int) -> bytes:
     return numbers if size == 1 and output.kind in ("value", "score") else b"[" + numbers + b"]"
 
 
-def _cut(count: int, part: tuple[int, int]) -> slice:
+def cut_of(count: int, part: tuple[int, int]) -> slice:
     """The ``part[0]``-th of ``part[1]`` slices of ``count``, as equal as can be."""
     return slice(*(count * border // part[1] for border in (part[0], part[0] + 1)))
 

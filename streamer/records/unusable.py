@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamer.core import ClosedWindow, Headers, Reject
 from streamer.words import Reason
 
 MAX_DETAIL = 500
@@ -29,3 +30,29 @@ def plain(text: object) -> str:
 def unforeseen(error: BaseException) -> Unusable:
     """What nobody thought of is told with the name of the exception."""
     return Unusable(Reason.UNDECODABLE, plain(f"{type(error).__name__}: {plain(error)}"))
+
+
+def refused_window(
+    partition: int,
+    model: str,
+    window: ClosedWindow,
+    why: str,
+    *,
+    key: bytes,
+    source: int,
+    headers: Headers,
+    timestamp_ms: int,
+) -> Reject:
+    """The reject of a closed window that a model does not take. ``source``: offset that stands for it; ``key``: its stream's,
+    as records have it."""
+    offsets = f"offsets {window.offsets.min()} to {window.offsets.max()}"
+    return Reject(
+        partition=partition,
+        offset=source,
+        reason=Reason.MODEL_REFUSED,
+        detail=f"model {model!r}, window {window.start_ms} to {window.end_ms} ms, {offsets}: {plain(why)}",
+        key=key,
+        value=None,
+        headers=headers,
+        timestamp_ms=timestamp_ms,
+    )
