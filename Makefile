@@ -20,6 +20,8 @@ CODE := streamer export tests deploy
 NATIVE := $(VENV)/.stamp-native
 NATIVE_CODE := $(addprefix streamer/native/,Cargo.toml Cargo.lock pyproject.toml) $(wildcard streamer/native/src/*.rs)
 NATIVE_IF_CARGO := $(if $(shell command -v cargo),$(NATIVE))
+# Two files of tests at a time. Each has one thread for its sums, so that neither waits for a core of the other.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 # Where cargo compiles, also in tests.
 export CARGO_TARGET_DIR ?= $(CURDIR)/build/native
 
@@ -35,8 +37,9 @@ demo: $(SERVICE) ## Synthetic telemetry through the service, with an in-process 
 
 native: $(NATIVE) ## Build the native decoder of JSON and install it into .venv (needs cargo; optional)
 
+test: export OMP_NUM_THREADS ?= 1
 test: $(DEVELOP) $(NATIVE_IF_CARGO) ## All tests that fit in 30 minutes on two cores
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 accept: $(DEVELOP) $(NATIVE_IF_CARGO) ## The long proofs, in at most two hours; PART=chaos for one of them (parts are below)
 	@$(PY) tests/accept.py $(PART) $(ARGS)

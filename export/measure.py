@@ -49,8 +49,9 @@ def timed(
     The times of all are taken in turn, ``rounds`` times: what disturbs a round disturbs all of them. Times are those of
     one training update on the task's own batch, and of one event in ONNX Runtime. Raises what the child raised.
     """
-    found = {name: _in_child(partial(_sizes, config, make)) for name, config in configs.items()}
-    times = _in_child(partial(_times, configs, make, rounds, repeats))
+    split = make(0)
+    found = {name: _in_child(partial(_sizes, config, split)) for name, config in configs.items()}
+    times = _in_child(partial(_times, configs, split, rounds, repeats))
     return {name: {**figures, **times[name]} for name, figures in found.items()}
 
 
@@ -131,8 +132,13 @@ def write_window_step(model: SequenceModel, path: Path) -> None:
 
 
 def _in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of ``work`` in a process of its own (it sees what this one has), or the error that it raised."""
-    context = multiprocessing.get_context("fork")
+    """The result of ``work`` (which must pickle) in a process of its own, or the error that it raised.
+
+    The processes are forked from one that has only loaded this module: a copy of a process that has trained before has
+    autograd's threads in its books but not in its hands, and PyTorch refuses to train there.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender, work))
     child.start()
@@ -194,8 +200,7 @@ class _Update:
         return min(taken) * 1e3
 
 
-def _sizes(config: TrainConfig, make: Callable[[int], Split]) -> dict[str, Any]:
-    split = make(0)
+def _sizes(config: TrainConfig, split: Split) -> dict[str, Any]:
     before = _reset_peak_bytes()
     update = _Update(config, split)
     for _ in range(3):
@@ -215,10 +220,7 @@ def _sizes(config: TrainConfig, make: Callable[[int], Split]) -> dict[str, Any]:
     }
 
 
-def _times(
-    configs: Mapping[str, TrainConfig], make: Callable[[int], Split], rounds: int, repeats: int
-) -> dict[str, dict[str, Any]]:
-    split = make(0)
+def _times(configs: Mapping[str, TrainConfig], split: Split, rounds: int, repeats: int) -> dict[str, dict[str, Any]]:
     updates = {name: _Update(config, split) for name, config in configs.items()}
     served = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import fcntl
 import hashlib
 import os
 import random
@@ -87,7 +88,20 @@ def jars() -> Path:
     if target.is_dir():
         return target
     _require_tools()
+    with maven_alone(root):
+        return target if target.is_dir() else _fetch_jars(root, target)
+
+
+@contextlib.contextmanager
+def maven_alone(root: Path) -> Iterator[None]:
+    """One Maven at a time for all that keep something in ``root``: its own repository is not made for two writers."""
     root.mkdir(parents=True, exist_ok=True)
+    with (root / "maven.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_jars(root: Path, target: Path) -> Path:
     partial = Path(tempfile.mkdtemp(prefix="kafka-partial-", dir=root))
     try:
         print("local Kafka: fetching Apache Kafka's jars through Maven (once, 45 MB)", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from local_kafka import HOST, _free_ports
+from local_kafka import HOST, _free_ports, maven_alone
 from tooling import require_tool
 
 VERSION = "2.6.13.Final"
@@ -27,23 +27,26 @@ def program() -> Path:
     """The registry's jar, downloaded at the first call (140 MB) and shared by all checkouts."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamer"
     target = root / f"apicurio-{VERSION}"
-    if not target.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="apicurio-partial-", dir=root))
-        try:
-            command = ["mvn", "-q", "-B", _PLUGIN, f"-Dartifact={ARTIFACT}", f"-DoutputDirectory={partial}"]
-            subprocess.run(command, check=True, capture_output=True, cwd=partial)
-            (archive,) = partial.glob("*.tar.gz")
-            with tarfile.open(archive) as packed:
-                packed.extractall(partial, filter="data")
-            archive.unlink()
-            partial.chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was faster; its directory is complete
-                partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with maven_alone(root):
+        if not target.is_dir():
+            _fetch(root, target)
     (jar,) = target.glob("*-runner.jar")
     return jar
+
+
+def _fetch(root: Path, target: Path) -> None:
+    partial = Path(tempfile.mkdtemp(prefix="apicurio-partial-", dir=root))
+    try:
+        command = ["mvn", "-q", "-B", _PLUGIN, f"-Dartifact={ARTIFACT}", f"-DoutputDirectory={partial}"]
+        subprocess.run(command, check=True, capture_output=True, cwd=partial)
+        (archive,) = partial.glob("*.tar.gz")
+        with tarfile.open(archive) as packed:
+            packed.extractall(partial, filter="data")
+        archive.unlink()
+        partial.chmod(0o755)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class LocalRegistry:
