@@ -1,6 +1,7 @@
 """``python tests/accept.py [PART ...]``: the long proofs, part by part, one line each at the end. Without a part: all of them.
 
-``--list`` tells the parts. Everything else is handed on to pytest.
+Several parts run two at a time (two cores), those that measure speed by themselves and last. ``--list`` tells the parts.
+Everything else is handed on to pytest.
 """
 
 from __future__ import annotations
@@ -10,22 +11,28 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SPEED = "tests/integration/test_bench_gates.py"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs together. ``everything``: also what is not marked as a long proof, with more examples."""
+    """What belongs together. ``everything``: also what is not marked as a long proof, with more examples. ``alone``: it
+    measures speed, so nothing runs beside it."""
 
     text: str
     paths: tuple[str, ...]
     everything: bool = False
+    alone: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 
+# The longest first: what is left at the end is then short.
 PARTS = {
     "properties": Part(
         "invariants over random schedules, with many more examples",
@@ -37,10 +44,12 @@ PARTS = {
     "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
     "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
     "kafka": Part(
-        "generation at load, the demo, real servers' data, the vowels, on real Kafka", ("tests/integration",)
+        "generation at load, live sound, queries, the demo, real servers' data, the vowels, on real Kafka",
+        ("tests/integration", f"--ignore={SPEED}"),
     ),
     "deploy": Part("overload and recovery of a deployment", ("tests/deploy",)),
     "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
+    "speed": Part("gates of the benchmark: ratios to the loop that one writes by hand", (SPEED,), alone=True),
 }
 
 
@@ -62,13 +71,21 @@ def run(name: str, arguments: list[str]) -> tuple[str, bool]:
     assert child.stdout is not None
     last = ""
     for line in child.stdout:
-        print(line, end="", flush=True)
+        print(f"{name}: {line}", end="", flush=True)
         last = line if line.strip() else last
     code = child.wait()
     told = re.sub(r"^=+ | =+$", "", last.strip())
     minutes = (time.monotonic() - began) / 60
     good = code == 0
     return f"{'passed' if good else 'FAILED'}  {name:<12} {minutes:6.1f} min  {told}", good
+
+
+def run_all(names: Iterable[str], arguments: list[str]) -> Iterator[tuple[str, bool]]:
+    """What ``run`` gives for each: first those that may have company, then the others."""
+    names = list(names)
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(lambda name: run(name, arguments), [name for name in names if not PARTS[name].alone])
+    yield from (run(name, arguments) for name in names if PARTS[name].alone)
 
 
 def main(arguments: list[str]) -> int:
@@ -81,7 +98,7 @@ def main(arguments: list[str]) -> int:
     if unknown := [argument for argument in rest if not argument.startswith("-") and not names and len(rest) == 1]:
         print(f"accept: there is no part {unknown[0]!r}; one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    found = [run(name, rest) for name in names or PARTS]
+    found = list(run_all(names or PARTS, rest))
     print()
     for line, _ in found:
         print(line)
