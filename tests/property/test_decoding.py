@@ -7,12 +7,11 @@ import math
 import sys
 import types
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from decoding import NOW_MS, contract, outcomes, records
+from decoding import NOW_MS, assert_each_record_means_what_it_means, contract, records
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from native_columns import DECODERS
@@ -166,17 +165,6 @@ def logs(draw: st.DrawFn, value_format: str) -> RecordBatch:
     return records(values, keys=keys, stamps=stamps, headers=odd)
 
 
-def part(log: RecordBatch, first: int, last: int) -> RecordBatch:
-    return RecordBatch(
-        0,
-        log.offsets[first:last],
-        log.timestamps_ms[first:last],
-        log.keys[first:last],
-        log.values[first:last],
-        {row - first: found for row, found in log.headers.items() if first <= row < last},
-    )
-
-
 @pytest.mark.parametrize("value_format", FORMATS)
 @settings(
     max_examples=max(100, settings.default.max_examples // 5), deadline=None, suppress_health_check=list(HealthCheck)
@@ -196,15 +184,10 @@ def test_any_cut_gives_the_same_and_every_record_is_accounted_for(value_format: 
         "max_key_bytes": 16,
     }
     declared = contract(NAMES, data.draw(st.sampled_from(DTYPES)))
-    codec = Codec(declared, value_format, **options)
-    whole = outcomes(codec.decode(log))
-    assert sorted(whole) == log.offsets
-    assert outcomes(Codec(declared, value_format, careful=True, **options).decode(log)) == whole
-    alone = [codec.decode(part(log, row, row + 1)) for row in range(len(log))]
-    assert {row: found for each in alone for row, found in outcomes(each).items()} == whole
-    cuts = sorted({0, len(log), *data.draw(st.lists(st.integers(0, len(log)), max_size=6))})
-    pieces = [codec.decode(part(log, first, last)) for first, last in pairwise(cuts)]
-    assert {row: found for each in pieces for row, found in outcomes(each).items()} == whole
+    codec, careful = Codec(declared, value_format, **options), Codec(declared, value_format, careful=True, **options)
+    assert_each_record_means_what_it_means(
+        codec, careful, log, data.draw(st.lists(st.integers(0, len(log)), max_size=6))
+    )
 
 
 @settings(max_examples=max(400, settings.default.max_examples), deadline=None)

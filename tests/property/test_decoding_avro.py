@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from itertools import pairwise
 from typing import Any
 
 import fastavro
 import pytest
-from decoding import NOW_MS, outcomes, records
+from decoding import NOW_MS, assert_each_record_means_what_it_means, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tables import WORDS, contract
 
-from streamer.core import RecordBatch
 from streamer.records.decode import Codec
 from streamer.records.formats import Fields, Source
 from streamer.records.meaning import NO_CELL
@@ -263,23 +261,9 @@ def test_any_cut_gives_the_same_and_the_fast_path_is_the_definition(data: st.Dat
     header = data.draw(st.sampled_from([("h", b"7"), ("h", b"run"), ("__value_schema_id", b"\1")]))
     log = records(values, headers={data.draw(st.integers(0, len(values) - 1)): [header]})
     assert BOOK.wanted(values) <= {9}
-    codec = Codec(declared, "avro", **options)
-    whole = outcomes(codec.decode(log))
-    assert sorted(whole) == log.offsets
-    assert outcomes(Codec(declared, "avro", careful=True, **options).decode(log)) == whole
-    cuts = sorted({0, len(log), *data.draw(st.lists(st.integers(0, len(log)), max_size=4))})
-    pieces = [codec.decode(part(log, first, last)) for first, last in pairwise(cuts)]
-    assert {row: found for each in pieces for row, found in outcomes(each).items()} == whole
-
-
-def part(log: RecordBatch, first: int, last: int) -> RecordBatch:
-    return RecordBatch(
-        0,
-        log.offsets[first:last],
-        log.timestamps_ms[first:last],
-        log.keys[first:last],
-        log.values[first:last],
-        {row - first: found for row, found in log.headers.items() if first <= row < last},
+    codec, careful = Codec(declared, "avro", **options), Codec(declared, "avro", careful=True, **options)
+    assert_each_record_means_what_it_means(
+        codec, careful, log, data.draw(st.lists(st.integers(0, len(log)), max_size=4))
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from streamer.core import EventBatch, Headers, RecordBatch
 from streamer.modelfile.contract import Contract
+from streamer.records.decode import Codec
 
 NOW_MS = 1_760_000_000_000
 NAMES = ("a", "b")
@@ -50,6 +52,17 @@ def records(
     )
 
 
+def part(log: RecordBatch, first: int, last: int) -> RecordBatch:
+    return RecordBatch(
+        0,
+        log.offsets[first:last],
+        log.timestamps_ms[first:last],
+        log.keys[first:last],
+        log.values[first:last],
+        {row - first: found for row, found in log.headers.items() if first <= row < last},
+    )
+
+
 def outcomes(batch: EventBatch) -> dict[int, tuple[Any, ...]]:
     """Offset -> what became of its record, to the bit: an event or command, or the reason and detail of a reject."""
     found: dict[int, tuple[Any, ...]] = {
@@ -71,3 +84,13 @@ def outcomes(batch: EventBatch) -> dict[int, tuple[Any, ...]]:
             tuple(batch.headers.get(row, ())),
         )
     return found
+
+
+def assert_each_record_means_what_it_means(codec: Codec, careful: Codec, log: RecordBatch, cuts: Iterable[int]) -> None:
+    """Every record of ``log`` is accounted for, and alike in the whole, alone, between any ``cuts``, and by ``careful``."""
+    whole = outcomes(codec.decode(log))
+    assert sorted(whole) == log.offsets
+    assert outcomes(careful.decode(log)) == whole
+    for bounds in (range(len(log) + 1), sorted({0, len(log), *cuts})):
+        pieces = [codec.decode(part(log, first, last)) for first, last in pairwise(bounds)]
+        assert {row: found for each in pieces for row, found in outcomes(each).items()} == whole
