@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEED = "tests/integration/test_bench_gates.py"
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ PARTS = {
     "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
     "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
     "kafka": Part(
-        "generation at load, live sound, queries, the demo, real servers' data, the vowels, on real Kafka",
-        ("tests/integration", f"--ignore={SPEED}"),
+        "gates of the benchmark, generation at load, live sound, queries, the demo, real data, on real Kafka",
+        ("tests/integration",),
+        alone=True,
     ),
     "deploy": Part("overload and recovery of a deployment", ("tests/deploy",)),
     "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
-    "speed": Part("gates of the benchmark: ratios to the loop that one writes by hand", (SPEED,), alone=True),
 }
 
 
@@ -60,10 +59,11 @@ def run(name: str, arguments: list[str]) -> tuple[str, bool]:
     marks = "" if part.everything else "accept"
     # a dump of all stacks, which tells where a short test hangs, can crash a training that is at work
     command = [sys.executable, "-m", "pytest", "-m", marks, "-o", "faulthandler_timeout=3600", *part.paths, *arguments]
+    threads = {} if part.alone else {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **part.environment},
+        env={**os.environ, **threads, **part.environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
