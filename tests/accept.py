@@ -47,7 +47,7 @@ PARTS = {
         ("tests/integration",),
         alone=True,
     ),
-    "deploy": Part("overload and recovery of a deployment", ("tests/deploy",)),
+    "deploy": Part("overload and recovery of a deployment", ("tests/deploy",), alone=True),
     "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
 }
 
