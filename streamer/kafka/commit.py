@@ -206,11 +206,7 @@ class Committer:
         await producer.begin_transaction()
         checking = asyncio.create_task(self.same_input(epoch.positions))
         try:
-            # handed over together, so that the client adds all partitions and sends all batches in one request each
-            sent, changelog = await asyncio.gather(
-                self._writes.results(producer, epoch.outgoing, epoch.rejects),
-                self._writes.changelog(producer, epoch.changelog, self.transactional_id),
-            )
+            sent, changelog = await self._writes.transaction(producer, epoch, self.transactional_id)
             # a failed batch does not fail the transaction by itself
             await self._taken(sent, "" if self._writes.stamped else self._settings.output.topic)
             firsts = self._firsts(await self._taken(changelog, self._settings.changelog_topic or ""))
@@ -292,8 +288,7 @@ class Committer:
 
 
 async def _delivered(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
-    results = await asyncio.gather(*futures, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return list(results)
+    """When all have ended. Raises what the first of them failed with."""
+    if futures:
+        await asyncio.wait(futures)
+    return [future.result() for future in futures]

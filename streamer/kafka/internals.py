@@ -160,18 +160,25 @@ class _Sender(_sender.Sender):
         return await _CommitOffsets(self, offsets, group_id).do(node)
 
 
-class _Accumulator(_accumulator.MessageAccumulator):
+class _Batch(_accumulator.MessageBatch):
     """Of a producer that is given up nobody awaits any more that its batches are taken or sent."""
+
+    future: asyncio.Future[Any]
+    _drain_waiter: asyncio.Future[Any]
+
+    def failure(self, exception: BaseException) -> None:
+        super().failure(exception)
+        noticed(self.future)
+        noticed(self._drain_waiter)
+
+
+class _Accumulator(_accumulator.MessageAccumulator):
+    """Its batches are ours."""
 
     def _append_batch(self, builder: Any, tp: TopicPartition) -> Any:
         batch = super()._append_batch(builder, tp)
-        batch.future.add_done_callback(noticed)
-        batch._drain_waiter.add_done_callback(noticed)
+        batch.__class__ = _Batch
         return batch
-
-    def reenqueue(self, batch: Any) -> None:
-        super().reenqueue(batch)
-        batch._drain_waiter.add_done_callback(noticed)
 
 
 class _Manager(_manager.TransactionManager):
@@ -222,17 +229,13 @@ class Producer(AIOKafkaProducer):
         batch; a row that is larger than the producer's batches goes alone. Raises RowTooLarge for what the topic refuses."""
         accumulator = self._message_accumulator
         transactional = self._txn_manager is not None and self._txn_manager.transactional_id is not None
-        size = min(accumulator._batch_size, max_bytes)
-
-        def batch() -> Any:
-            return _accumulator.BatchBuilder(size, accumulator._compression_type, is_transactional=transactional)
-
-        builder = batch()
+        size, compression = min(accumulator._batch_size, max_bytes), accumulator._compression_type
+        builder = _accumulator.BatchBuilder(size, compression, is_transactional=transactional)
         append, count = builder._builder.append, 0
         for timestamp, key, value, headers in rows:
             if append(count, timestamp, key, value, headers) is None:
                 yield _closed(builder, count)
-                builder = batch()
+                builder = _accumulator.BatchBuilder(size, compression, is_transactional=transactional)
                 append, count = builder._builder.append, 0
                 append(0, timestamp, key, value, headers)
             count += 1
