@@ -32,7 +32,7 @@ class Histogram:
             for value in values.tolist():
                 self.add(value)
         else:
-            places = np.searchsorted(self.bounds, values, side="left")
+            places = self.bounds.searchsorted(values)
             self.counts += np.bincount(places, minlength=len(self.counts))
             self.sum += float(values.sum())
 

@@ -151,7 +151,7 @@ class Sink:
         """``whole`` itself in the common case: all of it fits."""
         fixed = self._fixed[answers.model]
         longest = max(map(len, whole.values), default=0)
-        own = {row: headers_bytes(headers) for row, headers in whole.headers.items()}
+        own = {row: headers_bytes(headers) for row, headers in whole.headers.items()} if whole.headers else {}
         # a key is told in the value, at most 8 bytes shorter there (int64)
         if 2 * longest + 8 + fixed + max(own.values(), default=0) <= self._max_bytes:
             return whole
