@@ -5,7 +5,7 @@
 3. progress records, the last of each partition;
 4. every record above is acknowledged, and the input is still the topic that the epoch was read from;
 5. offsets for every partition touched, with generation and member id. Last: sent first, a transaction could commit after
-   its partitions had moved;
+   its partitions had moved. (That the group is part of the transaction is told while 1 to 3 are on their way: it binds nobody);
 6. the end of the transaction.
 """
 
@@ -203,7 +203,7 @@ class Committer:
         raise AssertionError("unreachable")
 
     async def _transaction(self, producer: Producer, epoch: Transaction, ownership: Ownership) -> dict[int, int]:
-        await producer.begin_transaction()
+        await producer.begin_transaction_of(self._settings.kafka.group)
         checking = asyncio.create_task(self.same_input(epoch.positions))
         try:
             sent, changelog = await self._writes.transaction(producer, epoch, self.transactional_id)

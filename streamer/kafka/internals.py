@@ -183,7 +183,16 @@ class _Accumulator(_accumulator.MessageAccumulator):
 
 class _Manager(_manager.TransactionManager):
     """Sequence numbers begin again at 0 after 2^31 - 1, as the broker counts. The client's turn negative, which no broker
-    takes."""
+    takes. And the group joins a transaction while its records are on their way, not after them."""
+
+    group: str | None = None
+    """Whose offsets end a transaction; None: told with the offsets"""
+
+    def consumer_group_to_add(self) -> str | None:
+        if self.group is not None and self._txn_consumer_group is None and self._txn_partitions:
+            return self.group
+        found: str | None = super().consumer_group_to_add()
+        return found
 
     def increment_sequence_number(self, tp: TopicPartition, increment: int) -> None:
         self._sequence_numbers[tp] = (self._sequence_numbers[tp] + increment) % 2**31
@@ -218,8 +227,16 @@ class Producer(AIOKafkaProducer):
             request_timeout_ms=sender._request_timeout_ms,
         )
 
+    async def begin_transaction_of(self, group: str) -> None:
+        """A transaction that ends with offsets of ``group``. That group joins it while records are on their way: a round trip
+        less before the end. It says nothing yet of who may commit, which the offsets do (``send_fenced_offsets``)."""
+        await self.begin_transaction()
+        self._txn_manager.group = group
+
     async def send_fenced_offsets(self, offsets: Mapping[TopicPartition, int], group: str, fence: Fence) -> None:
         """Raises CommitFenced when the group has moved on."""
+        if (ended := self._txn_manager.wait_for_transaction_end()).done():
+            ended.result()  # the group was refused while records were on their way
         self._sender.fence = fence
         positions = {tp: OffsetAndMetadata(position, "") for tp, position in offsets.items()}
         await self.send_offsets_to_transaction(positions, group)

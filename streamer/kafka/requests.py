@@ -24,7 +24,6 @@ from aiokafka.protocol.types import (
     UnsignedVarInt32,
 )
 
-
 _KEPT = 64
 """Answers that are remembered by their bytes: those to transactions that went well are all alike."""
 _PARTITION = struct.Struct(">iqi")
@@ -107,7 +106,6 @@ class _TxnOffsetCommitStruct(RequestStruct):
         ),
         ("tags", TaggedFields),
     )
-
 
     def encode(self) -> bytes:
         """What the schema says."""
@@ -246,7 +244,7 @@ class _TopicIdStruct(RequestStruct):
 
 
 @lru_cache(_KEPT)
-def _topic_asked(topic: str, rights: bool) -> bytes:  # noqa: FBT001 - as the protocol has it
+def _topic_asked(topic: str, rights: bool) -> bytes:
     return _TopicIdStruct.SCHEMA.encode([[(0, 0, topic, {})], False, rights, {}])
 
 

@@ -49,7 +49,9 @@ class Writes:
         results = self._results(epoch.outgoing, epoch.rejects)
         handed = await self._hand_over(producer, [*results, *self._changelog(epoch.changelog, transactional_id)])
         own = self._settings.changelog_topic
-        return [future for topic, future in handed if topic != own], [future for topic, future in handed if topic == own]
+        return [future for topic, future in handed if topic != own], [
+            future for topic, future in handed if topic == own
+        ]
 
     def _results(self, outgoing: Sequence[Outgoing], refused: Sequence[Reject]) -> Iterator[_Rows]:
         by_partition: dict[int, list[Outgoing]] = {}
@@ -78,9 +80,7 @@ class Writes:
             rows = ((None, key, value, [] if row else mark) for row, (key, value) in enumerate(changelog.records))
             yield topic, changelog.partition, rows
 
-    async def _hand_over(
-        self, producer: Producer, writes: Iterable[_Rows]
-    ) -> list[tuple[str, asyncio.Future[Any]]]:
+    async def _hand_over(self, producer: Producer, writes: Iterable[_Rows]) -> list[tuple[str, asyncio.Future[Any]]]:
         """The first batch of every partition, then the second of those that have one: the client takes one of each at a time,
         and takes it at once. So there is no task per partition, which would cost more than the few records of a small epoch."""
         handed: list[tuple[str, asyncio.Future[Any]]] = []

@@ -36,7 +36,7 @@ def test_more_than_127_partitions_need_two_bytes_for_their_number() -> None:
     assert built.encode() == by_schema(built)
 
 
-@pytest.mark.parametrize("topic", ["in", "other", "in"])
+@pytest.mark.parametrize("topic", ["in", "other"])
 def test_the_question_for_a_topic_is_the_schema_s_with_and_without_rights(topic: str) -> None:
     whole = [
         TopicMetadata(topic, rights=rights).build(requests._TopicMetadataStruct) for rights in (False, True, False)
