@@ -157,9 +157,12 @@ class Service:
         times = self._commits.times
         decoded = [self._codec.decode(batch) for batch in batches]
         times.end("decode", self._clock.monotonic())
-        self._watch.came(batches)
         held = set() if self._schemas is None else self._schemas.held
-        self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded} | held)])
+        news = [*decoded, *self._passed({batch.partition for batch in decoded} | held)]
+        if not news:  # as of most turns where few records come
+            return
+        self._watch.came(batches)
+        self.processor.ingest(news)
         times.end("wait", self._clock.monotonic())
         spent_s = await self._run()
         self._pace.note(sum(map(len, batches)), spent_s)
