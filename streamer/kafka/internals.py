@@ -161,14 +161,12 @@ class _Sender(_sender.Sender):
 
 
 class _Batch(_accumulator.MessageBatch):
-    """Of a producer that is given up nobody awaits any more that its batches are taken or sent."""
+    """Of a producer that is given up nobody awaits any more that its batches are taken."""
 
-    future: asyncio.Future[Any]
     _drain_waiter: asyncio.Future[Any]
 
     def failure(self, exception: BaseException) -> None:
         super().failure(exception)
-        noticed(self.future)
         noticed(self._drain_waiter)
 
 

@@ -80,7 +80,6 @@ USED: tuple[tuple[str, str, str], ...] = (
         "(self, cluster, batch_size, compression_type, batch_ttl, *, txn_manager=None, loop=None, linger_ms=0)",
     ),
     ("aiokafka.producer.message_accumulator:MessageBatch", "failure", "(self, exception)"),
-    ("aiokafka.producer.message_accumulator:MessageBatch", "future", ""),
     (
         "aiokafka.producer.transaction_manager:TransactionManager",
         "__init__",

@@ -36,13 +36,13 @@ class _Alike(Response):
 
     @classmethod
     def decode(cls, data: BytesIO | bytes) -> Any:
-        return cls(*_fields(cls, data if isinstance(data, bytes) else data.read()))
+        return cls(*_fields(cls.SCHEMA, data if isinstance(data, bytes) else data.read()))
 
 
 @lru_cache(_KEPT)
-def _fields(answer: type[Response], raw: bytes) -> tuple[Any, ...]:
+def _fields(schema: Schema, raw: bytes) -> tuple[Any, ...]:
     data = BytesIO(raw)
-    return tuple([field.decode(data) for field in answer.SCHEMA.fields])
+    return tuple([field.decode(data) for field in schema.fields])
 
 
 class TxnOffsetCommitResponse(_Alike):
@@ -139,7 +139,7 @@ class _TxnOffsetCommitStruct(RequestStruct):
 
 @lru_cache(_KEPT)
 def _text(value: str | None) -> bytes:
-    return CompactString("utf-8").encode(value)
+    return bytes(CompactString("utf-8").encode(value))
 
 
 class TxnOffsetCommit(Request[_TxnOffsetCommitStruct]):
@@ -245,7 +245,7 @@ class _TopicIdStruct(RequestStruct):
 
 @lru_cache(_KEPT)
 def _topic_asked(topic: str, rights: bool) -> bytes:
-    return _TopicIdStruct.SCHEMA.encode([[(0, 0, topic, {})], False, rights, {}])
+    return bytes(_TopicIdStruct.SCHEMA.encode([[(0, 0, topic, {})], False, rights, {}]))
 
 
 class _TopicMetadataStruct(_TopicIdStruct):

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamer.core import Changelog, Outgoing, Reject, Transaction
 from streamer.errors import ConfigurationError
-from streamer.kafka.internals import Producer, Row, RowTooLarge
+from streamer.kafka.internals import Producer, Row, RowTooLarge, noticed
 from streamer.kafka.policies import CHANGELOG, DEAD_LETTER, OUTPUT
 from streamer.kafka.rows import dead_letter_row, prediction_rows
 from streamer.kafka.topics import InputTopic
@@ -91,7 +91,9 @@ class Writes:
                 if (batch := self._next(topic, batches)) is not None:
                     if topic == self._settings.changelog_topic:
                         self.bytes_written += batch.size()
-                    handed.append((topic, await producer.send_batch(batch, topic, partition=partition)))
+                    future = await producer.send_batch(batch, topic, partition=partition)
+                    future.add_done_callback(noticed)
+                    handed.append((topic, future))
                     going.append((topic, partition, batches))
         return handed
 
