@@ -247,4 +247,6 @@ async def test_a_commit_takes_five_requests(kafka, topic_name, create_topics, mo
     as_told = [REQUESTS[0], *sorted(REQUESTS[1:3]), *REQUESTS[3:]]
     found = [[commit[0], *sorted(commit[1:-2]), *commit[-2:]] for commit in whole]
     assert sum(commit == as_told for commit in found) > len(whole) / 2, "records may be sent again now and then"
-    assert any(commit[1] == "AddOffsetsToTxnRequest" for commit in whole), "asked for before the records are acknowledged"
+    assert any(commit[1] == "AddOffsetsToTxnRequest" for commit in whole), (
+        "asked for before the records are acknowledged"
+    )
