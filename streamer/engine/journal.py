@@ -31,14 +31,17 @@ _TOMBSTONES_AT_ONCE = 10_000
 def journal(
     partition: Partition, now_ms: int, interval_ms: int, budget_bytes: int
 ) -> tuple[list[ChangelogRecord], int]:
-    """The records, and how much of the budget the slice took. The partition's position has been advanced before."""
+    """The records, and how much of the budget the slice took. The partition's position has been advanced before.
+
+    Nearly always there is the progress alone, of every partition in every epoch: what is not there is not asked for."""
     lanes, checkpoint = partition.lanes, partition.checkpoint
-    records = [
-        *_forgotten(partition),
-        *_window_through(partition),
-        *partition.rollouts.records(),
-        *partition.decodings.records(),
-    ]
+    records: list[ChangelogRecord] = []
+    if partition.gone:
+        records += _forgotten(partition)
+    if partition.windows is not None:
+        records += _window_through(partition)
+    records += partition.rollouts.records()
+    records += partition.decodings.records()
     if checkpoint.due(partition.next_offset, now_ms, interval_ms):
         windows = partition.windows
         watermark = windows.windows.watermark if windows else NO_WATERMARK
@@ -49,8 +52,10 @@ def journal(
     records += written
     checkpoint.move(partition.position, partition.oldest_open)
     records += _decisions(partition)
-    records += _idle(partition)
-    records += _clock(partition)
+    if partition.windows is not None:
+        records += _idle(partition)
+    if partition.silence is not None:
+        records += _clock(partition)
     tombstones = [(key, None) for key in islice(_tombstones(partition), _TOMBSTONES_AT_ONCE)]
     partition.moved |= len(tombstones) == _TOMBSTONES_AT_ONCE
     records += tombstones
@@ -111,9 +116,10 @@ def _tombstones(partition: Partition) -> Iterator[bytes]:
     """Keys of records that no replay can need. A stream that came back has a record to come; one that is forgotten with
     this very epoch had its record written a moment ago."""
     point = partition.checkpoint.replay_point.offset
-    just_gone = {stream for stream, *_ in partition.gone}
+    just_gone = {stream for stream, *_ in partition.gone} if partition.gone else ()
     for lane, truth in zip(partition.lanes.stepping, partition.truths, strict=True):
-        for stream in [stream for stream, through in truth.forgotten.items() if through < point]:
+        gone = [stream for stream, through in truth.forgotten.items() if through < point] if truth.forgotten else ()
+        for stream in gone:
             if stream in just_gone:
                 continue
             del truth.forgotten[stream]

@@ -25,14 +25,11 @@ class Lane:
         self.model_id = bytes.fromhex(model.sha256)[:8]
         self.states = ""
         """Names and shapes of what is kept per stream."""
+        self._scored = [number for number, output in enumerate(model.contract.outputs) if output.kind == "score"]
 
     def scores(self, outputs: Sequence[F32]) -> list[tuple[str, F32]]:
         """(model name, values) per output of kind score."""
-        return [
-            (self.name, y)
-            for y, output in zip(outputs, self.model.contract.outputs, strict=True)
-            if output.kind == "score"
-        ]
+        return [(self.name, outputs[number]) for number in self._scored]
 
 
 class StepLane(Lane):

@@ -261,10 +261,11 @@ class Partition:
 
     def settled(self, batch: EventBatch) -> None:
         """All models have run over the rows that ``take`` gave out."""
-        live = len(batch) - int(np.searchsorted(batch.offsets, self.live_from))
+        replayed = 0 if batch.offsets[0] >= self.live_from else int(np.searchsorted(batch.offsets, self.live_from))
+        live = len(batch) - replayed
         self.tally.records += live
         self.tally.events += live
-        self.tally.replayed += len(batch) - live
+        self.tally.replayed += replayed
         if batch.ops is not None:
             self._end(batch)
 
@@ -343,9 +344,10 @@ class Partition:
         """Whether the next transaction has anything of this partition."""
         if not self.sealable:
             return False
-        position, durable = self._settled_position(), self.lanes.durable
-        round_due = durable and (self.checkpoint.open or self.checkpoint.due(self.next_offset, now_ms, interval_ms))
-        return position > self.position or self.moved or bool(self.gone) or round_due
+        if self._settled_position() > self.position or self.moved or self.gone:
+            return True
+        checkpoint = self.checkpoint
+        return self.lanes.durable and (checkpoint.open or checkpoint.due(self.next_offset, now_ms, interval_ms))
 
     def _settled_position(self) -> int:
         """Without a changelog the position waits for the oldest open rollout or decoding."""
@@ -384,5 +386,5 @@ class Partition:
     def oldest_open(self) -> tuple[int, int] | None:
         """(offset, watermark before it) of the oldest event in an open window, or in one that is being written about."""
         window = None if self.windows is None else self.windows.windows.oldest()
-        found = [each for each in (window, self.decodings.oldest()) if each is not None]
-        return min(found, default=None)
+        decoding = self.decodings.oldest()
+        return decoding if window is None else window if decoding is None else min(window, decoding)

@@ -49,7 +49,7 @@ def plan_steps(
     first[0] = True
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     starts = np.flatnonzero(first)
-    sizes = np.diff(starts, append=count)
+    sizes = np.append(starts[1:], count) - starts
     rank = 0
     while len(starts):
         if max_steps > 1 and len(starts) <= few and int(sizes[0] if len(sizes) == 1 else sizes.max()) - rank > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,10 +20,10 @@ class Tally:
     late: int = 0
     trimmed: int = 0
     short: int = 0
-    rejects: Counter[Reason] = field(default_factory=Counter)
+    rejects: defaultdict[Reason, int] = field(default_factory=lambda: defaultdict(int))
     examples: dict[Reason, Source] = field(default_factory=dict)
-    forgotten: Counter[Forgotten] = field(default_factory=Counter)
-    closed: Counter[Closed] = field(default_factory=Counter)
+    forgotten: defaultdict[Forgotten, int] = field(default_factory=lambda: defaultdict(int))
+    closed: defaultdict[Closed, int] = field(default_factory=lambda: defaultdict(int))
     scores: list[tuple[str, F32]] = field(default_factory=list)
 
 
@@ -37,11 +37,14 @@ def report(tallies: Iterable[Tally], calls: Sequence[ModelCall]) -> Report:
         total.late += each.late
         total.trimmed += each.trimmed
         total.short += each.short
-        total.rejects += each.rejects
         total.examples |= each.examples
-        total.forgotten += each.forgotten
-        total.closed += each.closed
         total.scores += each.scores
+        for reason, count in each.rejects.items():
+            total.rejects[reason] += count
+        for why, count in each.forgotten.items():
+            total.forgotten[why] += count
+        for how, count in each.closed.items():
+            total.closed[how] += count
     return Report(
         records=total.records,
         events=total.events,

@@ -50,6 +50,8 @@ class Decisions:
 
     def drop_before(self, offset: int) -> list[int]:
         """First offsets of the records that no replay needs any more."""
+        if not self._written:
+            return []
         gone = [first for first, offsets in self._written.items() if offsets[-1] < offset]
         for first in gone:
             del self._written[first]

@@ -276,7 +276,7 @@ class Decodings:
 
     def oldest(self) -> tuple[int, int] | None:
         """(offset, watermark just before it) of the oldest event of an open decoding: a replay has to begin there."""
-        return min(((each.window.part, each.window.watermark) for each in self._open.values()), default=None)
+        return min((each.window.part, each.window.watermark) for each in self._open.values()) if self._open else None
 
     def restore(self, records: Iterable[StreamRecord], since: Mapping[str, int]) -> list[Reject]:
         """Opens what was open when the changelog was written; its events come with the replay. Refusals of what the models

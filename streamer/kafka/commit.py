@@ -5,7 +5,7 @@
 3. progress records, the last of each partition;
 4. every record above is acknowledged, and the input is still the topic that the epoch was read from;
 5. offsets for every partition touched, with generation and member id. Last: sent first, a transaction could commit after
-   its partitions had moved;
+   its partitions had moved. (That the group is part of the transaction is told while 1 to 3 are on their way: it binds nobody);
 6. the end of the transaction.
 """
 
@@ -203,14 +203,10 @@ class Committer:
         raise AssertionError("unreachable")
 
     async def _transaction(self, producer: Producer, epoch: Transaction, ownership: Ownership) -> dict[int, int]:
-        await producer.begin_transaction()
+        await producer.begin_transaction_of(self._settings.kafka.group)
         checking = asyncio.create_task(self.same_input(epoch.positions))
         try:
-            # handed over together, so that the client adds all partitions and sends all batches in one request each
-            sent, changelog = await asyncio.gather(
-                self._writes.results(producer, epoch.outgoing, epoch.rejects),
-                self._writes.changelog(producer, epoch.changelog, self.transactional_id),
-            )
+            sent, changelog = await self._writes.transaction(producer, epoch, self.transactional_id)
             # a failed batch does not fail the transaction by itself
             await self._taken(sent, "" if self._writes.stamped else self._settings.output.topic)
             firsts = self._firsts(await self._taken(changelog, self._settings.changelog_topic or ""))
@@ -292,8 +288,7 @@ class Committer:
 
 
 async def _delivered(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
-    results = await asyncio.gather(*futures, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return list(results)
+    """When all have ended. Raises what the first of them failed with."""
+    if futures:
+        await asyncio.wait(futures)
+    return [future.result() for future in futures]

@@ -30,12 +30,16 @@ class _Piece:
 
 
 class _Batch:
-    """One batch of the client's. Its records come as one piece."""
+    """One batch of the client's. Its records come as one piece. What the client asks of every batch is at hand."""
 
-    __slots__ = ("batch",)
+    __slots__ = ("batch", "is_control_batch", "is_transactional", "next_offset", "producer_id")
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
+        self.producer_id = batch.producer_id
+        self.is_transactional = batch.is_transactional
+        self.is_control_batch = batch.is_control_batch
+        self.next_offset = batch.next_offset
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.batch, name)
@@ -66,10 +70,18 @@ class _Records(_fetcher.PartitionRecords):
 
     _records: Any
     _records_iterator: Any
-    raw: bytes | None = None
+    raw: bytes | None
     """What is parsed; kept for the case that the client's parser gives up."""
     rest: Sequence[Any] = ()
     """Of the last piece, what a poll had no room for"""
+
+    @classmethod
+    def become(cls, came: Any, raw: bytes | None) -> None:
+        """``came``, a result of the client that nobody has read yet, becomes ours. Not made anew, since a poll brings few
+        records of many partitions."""
+        came.__class__ = cls
+        came.raw = raw
+        came._records_iterator = came._unpack_records()
 
     def take(self, most: int) -> tuple[list[Any], bool]:
         """The next ``most`` records, and whether those were all: known when there are fewer."""
@@ -144,7 +156,7 @@ class Tap:
         response = await self._client.send(*args, **options)
         if response.API_KEY == _FETCH:
             for topic, partitions in response.topics:
-                self._raw.update({TopicPartition(topic, part[0]): part[-1] for part in partitions})
+                self._raw.update({TopicPartition(topic, part[0]): part[-1] for part in partitions if part[-1]})
         return response
 
 
@@ -157,18 +169,6 @@ class Buffers(OrderedDict[TopicPartition, Any]):
 
     def __setitem__(self, tp: TopicPartition, result: Any) -> None:
         if isinstance(result, _fetcher.FetchResult):
-            came = result._partition_records
-            ours = _Records(
-                came._tp,
-                came._records,
-                came._aborted_transactions,
-                came.next_fetch_offset,
-                None,
-                None,
-                came._check_crcs,
-                came._isolation_level,
-            )
-            ours.raw = self._bytes.pop(tp, None)
-            result._partition_records = ours
+            _Records.become(result._partition_records, self._bytes.pop(tp, None))
             result.getall = _getall(ref(result))  # the client wants the very class
         super().__setitem__(tp, result)

@@ -33,7 +33,8 @@ async def topic_identity(client: Any, topic: str, partitions: Collection[TopicPa
             {client.cluster.leader_for_partition(tp) for tp in partitions} - {None, -1} if look < _LOOKS // 2 else set()
         )
         try:
-            found = set(await asyncio.gather(*(_ask(client, topic, node) for node in nodes or {_any(client)})))
+            asking = [_ask(client, topic, node) for node in nodes or {_any(client)}]
+            found = {await asking[0]} if len(asking) == 1 else set(await asyncio.gather(*asking))
         except kafka_errors.KafkaError as failed:
             if not failed.retriable:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -47,6 +48,8 @@ class Input:
         """``fetch``: the client's own bounds on a fetch, where they shall differ from its defaults."""
         self._connection = connection
         self.topic = topic
+        self._tp: Callable[[int], TopicPartition] = cache(partial(TopicPartition, topic))
+        """Asked for several times in every poll"""
         self._committed_only = isolation_level == "read_committed"
         self._consumer = connection.consumer(
             columns=True, group_id=None, auto_offset_reset="none", isolation_level=isolation_level, **fetch
@@ -221,9 +224,6 @@ class Input:
             return await asking
         except (TimeoutError, KafkaError, OSError) as error:
             raise self._connection.explain(error, f"{doing} ({self.topic!r})") from error
-
-    def _tp(self, partition: int) -> TopicPartition:
-        return TopicPartition(self.topic, partition)
 
 
 def _known(offset: int | None) -> int | None:

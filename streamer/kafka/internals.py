@@ -160,23 +160,37 @@ class _Sender(_sender.Sender):
         return await _CommitOffsets(self, offsets, group_id).do(node)
 
 
+class _Batch(_accumulator.MessageBatch):
+    """Of a producer that is given up nobody awaits any more that its batches are taken."""
+
+    _drain_waiter: asyncio.Future[Any]
+
+    def failure(self, exception: BaseException) -> None:
+        super().failure(exception)
+        noticed(self._drain_waiter)
+
+
 class _Accumulator(_accumulator.MessageAccumulator):
-    """Of a producer that is given up nobody awaits any more that its batches are taken or sent."""
+    """Its batches are ours."""
 
     def _append_batch(self, builder: Any, tp: TopicPartition) -> Any:
         batch = super()._append_batch(builder, tp)
-        batch.future.add_done_callback(noticed)
-        batch._drain_waiter.add_done_callback(noticed)
+        batch.__class__ = _Batch
         return batch
-
-    def reenqueue(self, batch: Any) -> None:
-        super().reenqueue(batch)
-        batch._drain_waiter.add_done_callback(noticed)
 
 
 class _Manager(_manager.TransactionManager):
     """Sequence numbers begin again at 0 after 2^31 - 1, as the broker counts. The client's turn negative, which no broker
-    takes."""
+    takes. And the group joins a transaction while its records are on their way, not after them."""
+
+    group: str | None = None
+    """Whose offsets end a transaction; None: told with the offsets"""
+
+    def consumer_group_to_add(self) -> str | None:
+        if self.group is not None and self._txn_consumer_group is None and self._txn_partitions:
+            return self.group
+        found: str | None = super().consumer_group_to_add()
+        return found
 
     def increment_sequence_number(self, tp: TopicPartition, increment: int) -> None:
         self._sequence_numbers[tp] = (self._sequence_numbers[tp] + increment) % 2**31
@@ -211,8 +225,16 @@ class Producer(AIOKafkaProducer):
             request_timeout_ms=sender._request_timeout_ms,
         )
 
+    async def begin_transaction_of(self, group: str) -> None:
+        """A transaction that ends with offsets of ``group``. That group joins it while records are on their way: a round trip
+        less before the end. It says nothing yet of who may commit, which the offsets do (``send_fenced_offsets``)."""
+        await self.begin_transaction()
+        self._txn_manager.group = group
+
     async def send_fenced_offsets(self, offsets: Mapping[TopicPartition, int], group: str, fence: Fence) -> None:
         """Raises CommitFenced when the group has moved on."""
+        if (ended := self._txn_manager.wait_for_transaction_end()).done():
+            ended.result()  # the group was refused while records were on their way
         self._sender.fence = fence
         positions = {tp: OffsetAndMetadata(position, "") for tp, position in offsets.items()}
         await self.send_offsets_to_transaction(positions, group)
@@ -222,17 +244,13 @@ class Producer(AIOKafkaProducer):
         batch; a row that is larger than the producer's batches goes alone. Raises RowTooLarge for what the topic refuses."""
         accumulator = self._message_accumulator
         transactional = self._txn_manager is not None and self._txn_manager.transactional_id is not None
-        size = min(accumulator._batch_size, max_bytes)
-
-        def batch() -> Any:
-            return _accumulator.BatchBuilder(size, accumulator._compression_type, is_transactional=transactional)
-
-        builder = batch()
+        size, compression = min(accumulator._batch_size, max_bytes), accumulator._compression_type
+        builder = _accumulator.BatchBuilder(size, compression, is_transactional=transactional)
         append, count = builder._builder.append, 0
         for timestamp, key, value, headers in rows:
             if append(count, timestamp, key, value, headers) is None:
                 yield _closed(builder, count)
-                builder = batch()
+                builder = _accumulator.BatchBuilder(size, compression, is_transactional=transactional)
                 append, count = builder._builder.append, 0
                 append(0, timestamp, key, value, headers)
             count += 1

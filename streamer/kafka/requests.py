@@ -1,7 +1,14 @@
-"""Requests of Kafka's protocol in the versions that the service needs and aiokafka does not have."""
+"""Requests of Kafka's protocol in the versions that the service needs and aiokafka does not have.
+
+Two of them are part of every transaction. The client's way through its schemas costs more than all that an epoch of few
+events costs otherwise, so these are written by hand or not twice, and an answer that was read before is not read again.
+"""
 
 from __future__ import annotations
 
+import struct
+from functools import lru_cache
+from io import BytesIO
 from typing import Any, ClassVar
 
 from aiokafka.protocol.api import Request, RequestStruct, Response
@@ -17,8 +24,28 @@ from aiokafka.protocol.types import (
     UnsignedVarInt32,
 )
 
+_KEPT = 64
+"""Answers that are remembered by their bytes: those to transactions that went well are all alike."""
+_PARTITION = struct.Struct(">iqi")
+_PRODUCER = struct.Struct(">qhi")
+_NO_TAGS = b"\x00"
 
-class TxnOffsetCommitResponse(Response):
+
+class _Alike(Response):
+    """An answer that mostly is the same as the one before, byte by byte."""
+
+    @classmethod
+    def decode(cls, data: BytesIO | bytes) -> Any:
+        return cls(*_fields(cls.SCHEMA, data if isinstance(data, bytes) else data.read()))
+
+
+@lru_cache(_KEPT)
+def _fields(schema: Schema, raw: bytes) -> tuple[Any, ...]:
+    data = BytesIO(raw)
+    return tuple([field.decode(data) for field in schema.fields])
+
+
+class TxnOffsetCommitResponse(_Alike):
     API_KEY = 28
     API_VERSION = 3
     SCHEMA = Schema(
@@ -39,6 +66,15 @@ class TxnOffsetCommitResponse(Response):
 
 
 class _TxnOffsetCommitStruct(RequestStruct):
+    transactional_id: str
+    group_id: str
+    producer_id: int
+    producer_epoch: int
+    generation_id: int
+    member_id: str
+    group_instance_id: str | None
+    topics: list[tuple[str, list[tuple[int, int, int, str, dict[int, bytes]]], dict[int, bytes]]]
+
     API_KEY = 28
     API_VERSION = 3
     FLEXIBLE_VERSION = True
@@ -71,6 +107,40 @@ class _TxnOffsetCommitStruct(RequestStruct):
         ("tags", TaggedFields),
     )
 
+    def encode(self) -> bytes:
+        """What the schema says."""
+        topics = [
+            b"".join(
+                [
+                    _text(topic),
+                    UnsignedVarInt32.encode(len(partitions) + 1),
+                    *[
+                        _PARTITION.pack(number, offset, epoch) + _text(metadata) + _NO_TAGS
+                        for number, offset, epoch, metadata, _ in partitions
+                    ],
+                    _NO_TAGS,
+                ]
+            )
+            for topic, partitions, _ in self.topics
+        ]
+        return b"".join(
+            [
+                _text(self.transactional_id),
+                _text(self.group_id),
+                _PRODUCER.pack(self.producer_id, self.producer_epoch, self.generation_id),
+                _text(self.member_id),
+                _text(self.group_instance_id),
+                UnsignedVarInt32.encode(len(topics) + 1),
+                *topics,
+                _NO_TAGS,
+            ]
+        )
+
+
+@lru_cache(_KEPT)
+def _text(value: str | None) -> bytes:
+    return bytes(CompactString("utf-8").encode(value))
+
 
 class TxnOffsetCommit(Request[_TxnOffsetCommitStruct]):
     API_KEY: ClassVar[int] = 28
@@ -91,7 +161,7 @@ _BROKERS = CompactArray(
 )
 
 
-class _TopicIdResponse(Response):
+class _TopicIdResponse(_Alike):
     """Ends where what we want ends: partitions follow, and decoding them would cost more than the round trip."""
 
     API_KEY = 3
@@ -147,6 +217,9 @@ class _TopicMetadataResponse(Response):
 
 
 class _TopicIdStruct(RequestStruct):
+    topics: list[tuple[int, int, str, dict[int, bytes]]]
+    include_topic_authorized_operations: bool
+
     API_KEY = 3
     API_VERSION = 12
     FLEXIBLE_VERSION = True
@@ -165,6 +238,14 @@ class _TopicIdStruct(RequestStruct):
         ("include_topic_authorized_operations", Boolean),
         ("tags", TaggedFields),
     )
+
+    def encode(self) -> bytes:
+        return _topic_asked(self.topics[0][2], self.include_topic_authorized_operations)
+
+
+@lru_cache(_KEPT)
+def _topic_asked(topic: str, rights: bool) -> bytes:
+    return bytes(_TopicIdStruct.SCHEMA.encode([[(0, 0, topic, {})], False, rights, {}]))
 
 
 class _TopicMetadataStruct(_TopicIdStruct):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streamer.core import Outgoing, Report
+from streamer.core import F32, Outgoing, Report
 from streamer.observe.histogram import MARK_S, Histogram, doubling
 from streamer.words import Closed, Forgotten, Mode, Outcome, Reason, Stage
 
@@ -43,16 +43,19 @@ class Counts:
         self._marked_at = now
 
     def published(self, outgoing: Sequence[Outgoing], now_ms: int) -> None:
+        stamps_ms: dict[Mode, list[int]] = {}
         for part in outgoing:
             self.predictions += len(part)
-            latency_s = (now_ms - np.array(part.timestamps_ms, np.float64)) / 1000
-            self.latency[part.mode].observe(np.maximum(latency_s, 0.0))
+            stamps_ms.setdefault(part.mode, []).extend(part.timestamps_ms)
+        for mode, stamps in stamps_ms.items():
+            latency_s = (now_ms - np.array(stamps, np.float64)) / 1000
+            self.latency[mode].observe(np.maximum(latency_s, 0.0))
 
     def committed(self, report: Report, times: Any, changelog_bytes: int, wall_s: float) -> None:
         """What an epoch brought about counts when it is committed. ``times``: seconds by stage (``Times``)."""
         for stage, histogram in self.stages.items():
-            histogram.observe(getattr(times, stage))
-        self.commits.observe(times.commit)
+            histogram.add(getattr(times, stage))
+        self.commits.add(times.commit)
         self.checkpoint_bytes += changelog_bytes
         self.last_commit_s = wall_s
         self.records += report.records
@@ -67,8 +70,11 @@ class Counts:
             self.evicted[why] += count
         for how, count in report.closed.items():
             self.closed[how] += count
-        for model, scores in report.scores:
-            self.scores[model].observe(scores)
+        scores: dict[str, list[F32]] = {}
+        for model, each in report.scores:
+            scores.setdefault(model, []).append(each)
+        for model, parts in scores.items():
+            self.scores[model].observe(np.concatenate(parts, axis=None))
 
     def age(self, now: float) -> None:
         """What depends on the time alone: rates, and what counts as recent."""

@@ -136,7 +136,7 @@ class Telemetry:
     def beat(self, late_s: float) -> None:
         """From a timer on the loop, which also runs during restores and outages: it was ``late_s`` later than asked."""
         self.beat_at = self._monotonic()
-        self.counts.loop_lag.observe(max(late_s, 0.0))
+        self.counts.loop_lag.add(max(late_s, 0.0))
         self._age(self.beat_at)
 
     # what follows from a look and from the time

@@ -157,21 +157,21 @@ class Service:
         times = self._commits.times
         decoded = [self._codec.decode(batch) for batch in batches]
         times.end("decode", self._clock.monotonic())
-        self._watch.came(batches)
         held = set() if self._schemas is None else self._schemas.held
-        self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded} | held)])
+        news = [*decoded, *self._passed({batch.partition for batch in decoded} | held)]
+        if not news:  # as of most turns where few records come
+            return
+        self._watch.came(batches)
+        self.processor.ingest(news)
         times.end("wait", self._clock.monotonic())
-        spent_s = await self._run()
-        self._pace.note(sum(map(len, batches)), spent_s)
+        self._pace.note(sum(map(len, batches)), await self._run())
 
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""
-        found = []
         rest = (each for number, each in self.holding.fetching.items() if number not in fetched and each.running)
-        for partition in rest:
-            if (reached := self._reader.next_fetch_offset(partition.number)) > partition.next_offset:
-                found.append(EventBatch.empty(partition.number, reached, self.processor.no_events))
-        return found
+        reached = ((each, self._reader.next_fetch_offset(each.number)) for each in rest)
+        none = self.processor.no_events
+        return [EventBatch.empty(each.number, at, none) for each, at in reached if at > each.next_offset]
 
     async def _run(self) -> float:
         """All pending work; how long model calls took. Gives it up when a hand-over has waited for too long."""

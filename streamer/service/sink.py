@@ -3,8 +3,11 @@ a reject: never the end of the service."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
 
 from streamer.core import (
     Answers,
@@ -85,18 +88,19 @@ class Sink:
     def encode(self, answers: Sequence[Answers]) -> tuple[list[Outgoing], list[Reject]]:
         """One batch of records per batch of answers, in their order; and the answers that no record can hold."""
         refused: list[Reject] = []
-        return [self._fitted(each, self._outgoing(each), refused) for each in answers], refused
+        values = self._written(answers)
+        return [self._fitted(each, self._outgoing(each, next(values)), refused) for each in answers], refused
 
     def transaction(self, epoch: Epoch) -> tuple[Transaction, list[Reject]]:
         """And the answers that no record can hold; they are among the transaction's rejects."""
         outgoing, refused = self.encode(epoch.answers)
         return Transaction(epoch.positions, outgoing, [*epoch.rejects, *refused], epoch.changelog), refused
 
-    def _outgoing(self, answers: Answers) -> Outgoing:
+    def _outgoing(self, answers: Answers, values: list[bytes]) -> Outgoing:
         return Outgoing(
             answers.partition,
             self._keys.raws(answers.keys),
-            self._values(answers),
+            values,
             answers.timestamps_ms,
             answers.sources,
             answers.headers,
@@ -104,12 +108,30 @@ class Sink:
             self._headers[answers.model],
         )
 
+    def _written(self, answers: Sequence[Answers]) -> Iterator[list[bytes]]:
+        """The values of each. Those of a model that answers every event are written at once for all partitions, since a poll
+        may bring few records of many."""
+        plain: dict[str, list[StepAnswers]] = {}
+        for each in answers:
+            if isinstance(each, StepAnswers) and each.steps is None:
+                plain.setdefault(each.model, []).append(each)
+        found = {model: self._together(model, parts) for model, parts in plain.items()}
+        for each in answers:
+            together = isinstance(each, StepAnswers) and each.steps is None
+            yield next(found[each.model]) if together else self._values(each)
+
+    def _together(self, model: str, parts: Sequence[StepAnswers]) -> Iterator[list[bytes]]:
+        keys = [key for part in parts for key in part.keys]
+        times_ms = np.concatenate([part.times_ms for part in parts])
+        y = [np.concatenate(columns) for columns in zip(*(part.y for part in parts), strict=True)]
+        values = iter(self._encoders[model].steps(keys, times_ms, y))
+        for part in parts:
+            yield list(islice(values, len(part)))
+
     def _values(self, answers: Answers) -> list[bytes]:
         encoder = self._encoders[answers.model]
-        if isinstance(answers, StepAnswers) and answers.steps is not None:
-            return [encoder.several(*answers.row(row)) for row in range(len(answers))]
         if isinstance(answers, StepAnswers):
-            return encoder.steps(answers.keys, answers.times_ms, answers.y)
+            return [encoder.several(*answers.row(row)) for row in range(len(answers))]
         if isinstance(answers, WindowAnswers):
             spelled: Sequence[Spelled | None] = answers.spelled or [None] * len(answers)
             rows = zip(answers.windows, answers.y, spelled, strict=True)
@@ -129,7 +151,7 @@ class Sink:
         """``whole`` itself in the common case: all of it fits."""
         fixed = self._fixed[answers.model]
         longest = max(map(len, whole.values), default=0)
-        own = {row: headers_bytes(headers) for row, headers in whole.headers.items()}
+        own = {row: headers_bytes(headers) for row, headers in whole.headers.items()} if whole.headers else {}
         # a key is told in the value, at most 8 bytes shorter there (int64)
         if 2 * longest + 8 + fixed + max(own.values(), default=0) <= self._max_bytes:
             return whole

@@ -28,13 +28,12 @@ class Watch:
         self._newest_ms |= {batch.partition: batch.timestamps_ms[-1] for batch in batches}
 
     def idle(self, fetching: Mapping[int, Partition]) -> Iterator[tuple[int, int]]:
-        """Partitions that are idle, and for how long in ms; notes on the way who holds us."""
+        """Partitions that are idle, and for how long in ms. Asked in every turn, so only where time alone brings answers."""
+        if not self._processor.lanes.timed:
+            return
         now_s, wall_ms, reader = self._clock.monotonic(), self._clock.now_ms(), self._reader
         for number, partition in list(fetching.items()):
             if not partition.running:
-                continue
-            self._note_blocked(number, reader.blocked(number), now_s)
-            if not self._processor.lanes.timed:
                 continue
             look = Look(
                 partition=number,
@@ -64,8 +63,11 @@ class Watch:
         self._newest_ms.pop(number, None)
 
     def partitions(self, fetching: Mapping[int, Partition]) -> dict[int, PartitionView]:
-        """How far each restored partition is."""
+        """How far each restored partition is; notes on the way who holds us."""
         reader, now_s = self._reader, self._clock.monotonic()
+        for number, each in fetching.items():
+            if each.running:
+                self._note_blocked(number, reader.blocked(number), now_s)
         return {
             number: PartitionView(
                 phase=each.phase,

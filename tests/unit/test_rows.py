@@ -3,6 +3,7 @@ records or a dead letter, and the model's name costs nothing to speak of."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,17 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.core import ClosedWindow, Epoch, Outgoing, Reject, Report, StepAnswers, WindowAnswers
+from streamer.core import (
+    Changelog,
+    ClosedWindow,
+    Epoch,
+    Outgoing,
+    Reject,
+    Report,
+    StepAnswers,
+    Transaction,
+    WindowAnswers,
+)
 from streamer.kafka.internals import Producer, RowTooLarge
 from streamer.kafka.rows import (
     RECORD_BYTES,
@@ -24,10 +35,13 @@ from streamer.kafka.rows import (
     prediction_rows,
     read_dead_letter,
 )
+from streamer.kafka.topics import InputTopic
+from streamer.kafka.writes import Writes
 from streamer.modelfile.contract import Contract
 from streamer.records.decode import MAX_CARRIED_BYTES, MAX_KEY_BYTES, carried
 from streamer.records.keys import Keys
 from streamer.service.sink import Refused, Sink
+from streamer.settings import Settings
 from streamer.words import Closed, KeyForm, Reason
 
 MEGABYTE = 1_048_588
@@ -166,6 +180,75 @@ def test_every_prediction_names_its_model_and_file_in_one_shared_header() -> Non
     assert second[3][:2] == [("streamer-source", PREFIX + b"1/11"), first[3][1]]
     assert second[3][2:] == [("traceparent", b"00")]
     assert first[3][1] is second[3][1], "built once"
+
+
+def test_answers_of_all_partitions_are_written_as_each_would_be_alone() -> None:
+    """Written at once, and handed to the right one, whatever lies between them."""
+    sink = Sink([("chain", MODEL), ("bi", wide(2))], Keys())
+    parts: list[Any] = [steps([b"a", b"b"]), windows("bi", [3], 2), steps([b"c"]), steps([b"d"]), steps([b"e", b"f"])]
+    for number, part in enumerate(parts):
+        part.partition = number
+        if isinstance(part, StepAnswers):
+            part.y = [part.y[0] * number]
+    together, refused = sink.encode(parts)
+    assert together == [sink.encode([part])[0][0] for part in parts]
+    assert not refused
+    assert [each.keys for each in together] == [part.keys for part in parts]
+    assert len({value for each in together for value in each.values}) == 7
+
+
+class TakesOne:
+    """What the client does: one batch of a partition at a time."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, int, Any]] = []
+
+    def pack(self, rows: Any, max_bytes: int) -> Any:
+        del max_bytes
+        for row in rows:
+            yield Packed([row])
+
+    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> Any:
+        self.taken.append((topic, partition, batch))
+        future = asyncio.get_running_loop().create_future()
+        future.set_result((topic, partition, batch))
+        return future
+
+
+class Packed(list[Any]):
+    def size(self) -> int:
+        return len(self[0][2])
+
+
+def test_the_first_batches_of_all_partitions_are_handed_over_before_the_second_of_any() -> None:
+    settings = Settings(
+        kafka={"bootstrap": "x", "group": "g"},
+        input={"topic": "in"},
+        output={"topic": "out"},
+        model={"m": {"path": "m"}},
+    )
+    own = settings.changelog_topic
+    writes, client = Writes(settings, InputTopic("in", (0, 1), "id")), TakesOne()
+    outgoing = [steps([b"a", b"b", b"c"]), steps([b"d"])]
+    for number, part in enumerate(outgoing):
+        part.partition = number
+    epoch = Transaction(
+        {0: 3, 1: 1},
+        Sink([("chain", MODEL)], Keys()).encode(outgoing)[0],
+        [],
+        [Changelog(0, [(b"s", b"12"), (b"p", b"345")])],
+    )
+    sent, changelog = asyncio.run(writes.transaction(client, epoch, "id"))  # type: ignore[arg-type]
+    assert [(topic, partition) for topic, partition, _ in client.taken] == [
+        ("out", 0), ("out", 1), (own, 0), ("out", 0), (own, 0), ("out", 0),
+    ]  # fmt: skip
+    assert [future.result()[2][0][1] for future in sent] == [b"a", b"d", b"b", b"c"]
+    rows = [future.result()[2][0] for future in changelog]
+    assert [row[1:] for row in rows] == [
+        (b"s", b"12", [("streamer-txn", b"id")]),
+        (b"p", b"345", []),
+    ], "the first record of the transaction names it"
+    assert writes.bytes_written == 5
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,18 @@ def test_a_histogram_counts_each_value_up_to_its_bound() -> None:
     assert histogram.recent([0.2, 0.5, 0.99]) == {"p20": 0.5, "p50": 1.25, "p99": 2.0}
 
 
+def test_few_values_and_many_are_counted_alike() -> None:
+    values = [0.5, 1.0, 1.5, 2.0, 9.0] * 10
+    many, few, single = (Histogram([1.0, 2.0]) for _ in range(3))
+    many.observe(values)
+    for at in range(0, len(values), 5):
+        few.observe(np.array([values[at : at + 5]]))
+    for value in values:
+        single.add(value)
+    assert many.buckets() == few.buckets() == single.buckets() == [("1.0", 20), ("2.0", 40), ("+Inf", 50)]
+    assert many.sum == few.sum == single.sum == 140.0
+
+
 def test_what_is_beyond_the_histogram_is_told_as_its_end() -> None:
     telemetry = Telemetry(MODELS, "0")
     telemetry.published([Outgoing(0, [b"a"], [b""], [1_000], [0])], now_ms=3_000_000)
