@@ -58,6 +58,8 @@ class PairRecipe:
     """How much worse than the first model's the metric of each of them may be, but in a quick run."""
     measure: Callable[[Path, PairSplit], Mapping[str, float]] | None = None
     """Of what was published: further figures of the result."""
+    further: Callable[[Trained, PairSplit], Mapping[str, float]] | None = None
+    """Further figures of each model on the test part; its card has them too."""
     quick_limits: Mapping[str, float] = field(default_factory=dict)
     quick_model: ModelSection | None = None
     quick_training: TrainSection | None = None
@@ -133,10 +135,13 @@ class _Made:
         """Trained and published as STEM.onnx, and what is told of it."""
         began = perf_counter()
         trained = train_seed(config, self.split, SEED, out=None, notes=notes)
+        seconds = round(perf_counter() - began, 1)
+        if self.recipe.further is not None:
+            trained.figures["test"] |= self.recipe.further(trained, self.split)
         found: dict[str, Any] = {
             "figures": trained.figures["test"],
             "parameters": trained.parameters,
-            "training_s": round(perf_counter() - began, 1),
+            "training_s": seconds,
             "warnings": warnings(trained.figures),
         }
         origin = {"recipe": config.name, "quick": self.quick, "data": config.data.path, "pairs": len(self.split.train)}
