@@ -44,7 +44,8 @@ def speak(
     """
     speed, pitch, gap = int(rng.integers(130, 220)), int(rng.integers(25, 80)), int(rng.integers(0, 12))
     said = espeak("-v", voice, "-s", str(speed), "-p", str(pitch), "-g", str(gap), "--stdout", text)
-    x, before, after = read_wav(said, rate_hz), *rng.integers(rate_hz // 20, 2 * rate_hz // 5, 2).tolist()
+    x = read_wav(said, rate_hz)
+    before, after = (int(each) for each in rng.integers(rate_hz // 20, 2 * rate_hz // 5, 2))
     ends = [before / rate_hz + end for end in word_ends(text, voice, speed, pitch, gap)] if timed else []
     return noisy(np.pad(x, (before, after)), rng), tuple(ends)
 

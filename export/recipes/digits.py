@@ -43,7 +43,8 @@ def make(quick: bool) -> PairSplit:
     rng = np.random.default_rng(SEED)
     order = [str(each) for each in rng.permutation(speakers)]
     held = max(1, round(len(order) * SHARE))
-    parts, first = [], 0
+    parts: list[list[Pair]] = []
+    first = 0
     for own, full in ((order[2 * held :], 2_400), (order[:held], 240), (order[held : 2 * held], 400)):
         count = full // 6 if quick else full
         timed = len(parts) == 2  # of the test part the delay is measured
