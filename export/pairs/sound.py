@@ -98,8 +98,9 @@ def delay(trained: Trained, split: PairSplit, rate_hz: int) -> dict[str, float]:
 
     A causal model tells it with the step in which it appears; one that hears the whole utterance with its last step, at
     which a client marks the end (where none does, the gap that tells it comes on top). A step is there with its last
-    sample. So this is a property of the model and of the log, which no faster machine makes shorter. It is of symbols of
-    the test part that are told rightly; {} where nobody knows when they were said.
+    sample. So this is a property of the model and of the log, which no faster machine makes shorter; below zero where a
+    word is told before it is over. It is of symbols of the test part that are told rightly; {} where nobody knows when
+    they were said.
     """
     learner, waits = trained.learner, []
     assert isinstance(learner, CtcLearner)
