@@ -163,7 +163,7 @@ class _Made:
 def samples(trained: Trained, split: PairSplit) -> str:
     """A few test pairs with what the model writes for them."""
     lines = []
-    for pair in split.test[:_SAMPLES]:
+    for pair in split.test[:: max(1, len(split.test) // _SAMPLES)][:_SAMPLES]:  # neighbours may be about the same
         mine = trained.write(pair)
         source = split.text_of_source(pair)
         truth = "" if mine in pair.targets else f"   (right: {split.text(pair.targets[0])})"

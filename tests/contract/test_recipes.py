@@ -64,6 +64,20 @@ def test_a_recipe_of_pairs_reaches_its_metric(name: str, tmp_path: Path) -> None
     contract = Model.load(tmp_path / "model.onnx").contract
     assert contract.metrics[f"test_{result['metric']}"] == result["value"]
     check_written(name, tmp_path)
+    if name == "digits":
+        check_delays(result, tmp_path)
+    if name == "captions":
+        assert result["figures"]["accuracy"] > result["others"]["one state, accuracy of words"], "the figure before"
+
+
+def check_delays(result: dict[str, Any], folder: Path) -> None:
+    """Each card says how late its model tells a digit; the difference is what a causal one's symbols came earlier."""
+    cards = {stem: Model.load(folder / f"{stem}.onnx").contract.metrics for stem in ("model", "causal")}
+    assert cards["model"]["test_delay_s"] == result["figures"]["delay_s"]
+    assert cards["causal"]["test_delay_s"] == result["beside"]["causal"]["figures"]["delay_s"]
+    earlier = cards["model"]["test_delay_s"] - cards["causal"]["test_delay_s"]
+    assert earlier == pytest.approx(result["measured"]["wait_s"], abs=0.3)
+    assert cards["causal"]["test_delay_p95_s"] < cards["model"]["test_delay_s"] < result["measured"]["utterance_s"]
 
 
 @pytest.mark.accept
