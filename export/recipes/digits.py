@@ -7,6 +7,7 @@ ever heard in training. Of your own: a folder of WAV files with ``transcripts.ts
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,13 @@ def make(quick: bool) -> PairSplit:
     rng = np.random.default_rng(SEED)
     order = [str(each) for each in rng.permutation(speakers)]
     held = max(1, round(len(order) * SHARE))
-    parts: list[list[Pair]] = []
-    first = 0
+    parts, first = [], 0
     for own, full in ((order[2 * held :], 2_400), (order[:held], 240), (order[held : 2 * held], 400)):
         count = full // 6 if quick else full
-        timed = len(parts) == 2  # of the test part the delay is measured
-        chosen = [(f"{rng.choice(accents)}+{rng.choice(own)}", first + at, timed) for at in range(count)]
+        chosen = [(f"{rng.choice(accents)}+{rng.choice(own)}", first + at) for at in range(count)]
         with ThreadPoolExecutor(2) as pool:  # they wait for other processes
-            parts.append(list(pool.map(lambda each: utterance(*each), chosen)))
+            judged = repeat(own == order[held : 2 * held])  # of the test part the delay is measured
+            parts.append(list(pool.map(utterance, *zip(*chosen, strict=True), judged)))
         first += count
     return PairSplit(parts[0], parts[1], parts[2], "words", None, names(SAMPLES), packed=True)
 
