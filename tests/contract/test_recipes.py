@@ -67,7 +67,8 @@ def test_a_recipe_of_pairs_reaches_its_metric(name: str, tmp_path: Path) -> None
     if name == "digits":
         check_delays(result, tmp_path)
     if name == "captions":
-        assert result["figures"]["accuracy"] > result["others"]["one state, accuracy of words"], "the figure before"
+        before = result["measured"]["accuracy: one state for the whole picture"]
+        assert result["figures"]["accuracy"] > before > 0.5, "of the recipe before this one, words given"
 
 
 def check_delays(result: dict[str, Any], folder: Path) -> None:
