@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 
@@ -16,8 +14,6 @@ from .prepare import divide, normal_class, prepare
 from .readers import load
 
 SEED = 0
-END = "<end>"
-"""The label of the last event of a caption."""
 _SHARE = 0.15
 
 
@@ -57,35 +53,6 @@ def sentences(path: Path) -> Split:
     )
     data.tables = (Feature("word", "category", tuple(known)),)
     return prepare(split(data), DataSection(path=str(path)))
-
-
-def captions(path: Path) -> Split:
-    """A table with one word per event in the column ``label``, and the picture's numbers in a stream's first event.
-
-    An event is the picture beside the word before, as in the recipe's own data; pictures of later events are not read.
-    """
-    data = load(path)
-    if data.labels is None or data.classes is None or any(t.kind == "category" for t in data.feature_tables):
-        raise ConfigurationError(f"{path}: wants columns of numbers (the picture) and a column label (the words)")
-    classes = (END, *(name for name in data.classes if name != END))
-    place = np.array([classes.index(name) for name in data.classes])
-    pixels, xs, labels = len(data.features), [], []
-    for name, x, label in zip(data.names, data.x, data.labels, strict=True):
-        if np.less(label, 0).any() or np.isnan(x[0]).any():
-            raise ConfigurationError(f"{path}: stream {name!r} has an event without a word, or no whole picture")
-        tokens = place[label].tolist()
-        tokens = tokens if tokens[-1] == 0 else [*tokens, 0]
-        made = np.zeros((len(tokens), pixels + len(classes)), np.float32)
-        made[0, :pixels] = x[0]
-        made[np.arange(1, len(tokens)), pixels + np.array(tokens[:-1])] = 1
-        xs.append(made)
-        labels.append(tokens)
-    return split(sequences((*data.features, *(f"word-{word}" for word in classes)), xs, labels, classes))
-
-
-def pixels_of(data: Split) -> int:
-    """Features of a caption's event that are no words."""
-    return len(data.train.features) - len(data.train.classes or ())
 
 
 def split(data: Streams) -> Split:

@@ -34,6 +34,8 @@ class Pair:
 
     source: Symbols | F32
     targets: tuple[Symbols, ...]
+    ends_s: tuple[float, ...] = ()
+    """Where it is known: when each symbol of the first target has been said, in seconds from the source's begin."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class PairSplit:
     target_units: str = "characters"
     source_units: str | None = "characters"
     features: tuple[str, ...] = ()
-    sound: bool = False
-    """The frames are samples."""
+    packed: bool = False
+    """A record holds several frames: some of a sound, all of a picture."""
 
     def text(self, symbols: Sequence[str]) -> str:
         """Symbols of a target as people read them."""
@@ -65,8 +67,8 @@ class PairSplit:
 
     @property
     def steps(self) -> str:
-        """Of a record, as the contract has it: a text of characters comes whole; sound in as many steps as there are."""
-        return "many" if self.source_units == "characters" or self.sound else "one"
+        """Of a record, as the contract has it: a text of characters comes whole, a picture too; sound in parts."""
+        return "many" if self.source_units == "characters" or self.packed else "one"
 
 
 @dataclass(frozen=True)

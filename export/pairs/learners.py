@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data import F32, by_length
+from ..data import F32, I64, by_length
 from ..encdec.module import END, EncoderDecoder
 from ..model import SequenceModel
 from .data import Sample
@@ -75,9 +75,14 @@ class CtcLearner:
         return total, int(batch.widths.sum())
 
     def write(self, x: Tensor, lengths: Tensor) -> list[list[int]]:
+        rows = zip(self.likeliest(x, lengths), lengths.tolist(), strict=True)
+        return [collapse(row[:length]) for row, length in rows]
+
+    def likeliest(self, x: Tensor, lengths: Tensor) -> I64:
+        """[B, T] the label of each step."""
         with torch.no_grad():
-            best = self.module.raw(x, lengths)[0].argmax(dim=-1).numpy()
-        return [collapse(row[:length]) for row, length in zip(best, lengths.tolist(), strict=True)]
+            best: I64 = self.module.raw(x, lengths)[0].argmax(dim=-1).numpy()
+        return best
 
 
 class PairLearner:
@@ -120,9 +125,14 @@ class PairLearner:
 def collapse(best: Sequence[int]) -> list[int]:
     """Greedy CTC: the likeliest label of each step without repetitions, then without blanks (0)."""
     labels = np.asarray(best)
+    return [int(label) for label in labels[appearing(labels)]]
+
+
+def appearing(labels: I64) -> I64:
+    """The steps at which a symbol appears, of the likeliest label [T] of each."""
     new = np.ones(len(labels), bool)
     new[1:] = labels[1:] != labels[:-1]
-    return [int(label) for label in labels[new & (labels != 0)]]
+    return np.flatnonzero(new & (labels != 0))
 
 
 def padded(xs: Sequence[F32]) -> tuple[Tensor, Tensor]:

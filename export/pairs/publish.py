@@ -57,7 +57,7 @@ def publish(
         "input": {
             "name": "x",
             "shape": ["batch", "time", len(features)],
-            "steps": "many" if alphabet.source else "one",
+            "steps": "many" if alphabet.source else split.steps,
             "features": [sequence_models.plain(each) for each in features],
         },
         "decoder": {

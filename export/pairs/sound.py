@@ -1,4 +1,4 @@
-"""Utterances as pairs: WAV files with their transcripts, and what hearing them costs."""
+"""Utterances as pairs: WAV files with their transcripts, what hearing them costs, and how late a symbol is told."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from streamer.emission.ctc import spelled
 from streamer.errors import ConfigurationError
@@ -18,8 +19,10 @@ from ..data import F32
 from ..files.sound import as_steps, read_wav
 from ..frontend import FrontEnd
 from .data import UNITS, Pair, PairSplit, split_pairs
+from .learners import CtcLearner, appearing, padded
 from .read import rows_of
 from .sections import PairsSection
+from .train import Trained
 
 TRANSCRIPTS = ("transcripts.tsv", "transcripts.txt", "transcripts.csv")
 _MEASURED = 100
@@ -57,7 +60,7 @@ def read_folder(
         seed=seed,
         by=lambda pair: speakers[id(pair)] if several else id(pair),
     )
-    return PairSplit(*parts, section.target_units, None, names(samples), sound=True)
+    return PairSplit(*parts, section.target_units, None, names(samples), packed=True)
 
 
 def _told(folder: Path, section: PairsSection, notes: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -88,6 +91,33 @@ def measure(folder: Path, split: PairSplit, front: FrontEnd) -> dict[str, float]
         "wait_s": round(_wait(causal, xs) * step_s, 3),
         "utterance_s": round(sound_s / len(xs), 3),
     }
+
+
+def delay(trained: Trained, split: PairSplit, rate_hz: int) -> dict[str, float]:
+    """Seconds from the end of a spoken symbol to the event time of the record that tells it: mean, and 95th percentile.
+
+    A causal model tells it with the step in which it appears; one that hears the whole utterance with its last step, at
+    which a client marks the end (where none does, the gap that tells it comes on top). A step is there with its last
+    sample. So this is a property of the model and of the log, which no faster machine makes shorter; below zero where a
+    word is told before it is over. It is of symbols of the test part that are told rightly; {} where nobody knows when
+    they were said.
+    """
+    learner, waits = trained.learner, []
+    assert isinstance(learner, CtcLearner)
+    whole = learner.module.mode == "window"
+    for pair in split.test:
+        if not pair.ends_s or not isinstance(pair.source, np.ndarray) or not len(pair.source):
+            continue
+        labels = learner.likeliest(*padded([pair.source]))[0]
+        steps = appearing(labels)
+        written, step_s = trained.alphabet.names(labels[steps]), pair.source.shape[1] / rate_hz
+        for block in Levenshtein.editops(pair.targets[0], written).as_matching_blocks():
+            for place in range(block.size):
+                told = len(pair.source) if whole else int(steps[block.b + place]) + 1
+                waits.append(told * step_s - pair.ends_s[block.a + place])
+    if not waits:
+        return {}
+    return {"delay_s": round(float(np.mean(waits)), 3), "delay_p95_s": round(float(np.percentile(waits, 95)), 3)}
 
 
 def _whole(model: Model, xs: Sequence[F32]) -> float:

@@ -166,6 +166,9 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{result['metric']} {result['value']:.4f} (wanted {result['limit']}), {base['name']} {base['value']:.4f}"
         )
+        for stem, model in {"model": result, **result.get("beside", {})}.items():
+            own = {name: figure for name, figure in model["figures"].items() if not name.startswith("baseline_")}
+            print(f"{stem}: {', '.join(f'{name} {figure:.4g}' for name, figure in own.items())}")
         print(result.get("sample", ""))
     return 0 if result["passed"] else ModelError.exit_code
 

@@ -7,6 +7,7 @@ ever heard in training. Of your own: a folder of WAV files with ``transcripts.ts
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..pairs.data import Pair, PairSplit
 from ..pairs.espeak import speak, voices
 from ..pairs.recipe import SEED, SHARE, PairRecipe
 from ..pairs.sections import PairsSection
-from ..pairs.sound import measure, names, read_folder
+from ..pairs.sound import delay, measure, names, read_folder
 from ..pairs.train import train_seed
 from ..train import DataSection, ModelSection, TrainConfig, TrainSection
 
@@ -30,11 +31,12 @@ MODEL = ModelSection(hidden=96, kind="lstm", directions=2, dropout=0.2, frontend
 TRAINING = TrainSection(epochs=10, rows=16, learning_rate=6e-3, schedule="cosine")
 
 
-def utterance(voice: str, seed: int) -> Pair:
-    """One utterance, all of it by chance."""
+def utterance(voice: str, seed: int, timed: bool) -> Pair:
+    """One utterance, all of it by chance; ``timed``: and when each digit has been said."""
     rng = np.random.default_rng([SEED, seed])
     digits = tuple(str(each) for each in rng.choice(DIGITS, rng.integers(3, 8)))
-    return Pair(as_steps(speak(" ".join(digits), voice, FRONT.rate_hz, rng), SAMPLES), (digits,))
+    samples, ends_s = speak(" ".join(digits), voice, FRONT.rate_hz, rng, timed=timed)
+    return Pair(as_steps(samples, SAMPLES), (digits,), ends_s)
 
 
 def make(quick: bool) -> PairSplit:
@@ -47,9 +49,10 @@ def make(quick: bool) -> PairSplit:
         count = full // 6 if quick else full
         chosen = [(f"{rng.choice(accents)}+{rng.choice(own)}", first + at) for at in range(count)]
         with ThreadPoolExecutor(2) as pool:  # they wait for other processes
-            parts.append(list(pool.map(lambda each: utterance(*each), chosen)))
+            judged = repeat(own == order[held : 2 * held])  # of the test part the delay is measured
+            parts.append(list(pool.map(utterance, *zip(*chosen, strict=True), judged)))
         first += count
-    return PairSplit(parts[0], parts[1], parts[2], "words", None, names(SAMPLES), sound=True)
+    return PairSplit(parts[0], parts[1], parts[2], "words", None, names(SAMPLES), packed=True)
 
 
 def without_recurrence(split: PairSplit) -> dict[str, float]:
@@ -82,5 +85,6 @@ RECIPE = PairRecipe(
     limits={"exact_match": 0.90},
     quick_limits={"exact_match": 0.3},
     baseline=without_recurrence,
+    further=lambda trained, split: delay(trained, split, FRONT.rate_hz),
     measure=lambda folder, split: measure(folder, split, FRONT),
 )

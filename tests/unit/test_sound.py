@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import wave
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,17 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
+from tooling import require_tool
+
 from export.files.sound import as_steps, read_wav
 from export.frontend import FrontEnd
+from export.model import ModelConfig, build
 from export.pairs import espeak
+from export.pairs.data import BLANK, Alphabet, Pair, PairSplit
+from export.pairs.learners import CtcLearner
 from export.pairs.sections import PairsSection
-from export.pairs.sound import read_folder
+from export.pairs.sound import delay, read_folder
+from export.pairs.wordends import PHONEME, WORD, ends_of
 from streamer.errors import ConfigurationError
 
 pytestmark = pytest.mark.torch
@@ -98,3 +107,51 @@ def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigurationError, match="apt-get install espeak-ng"):
         espeak.voices()
+
+
+def test_a_word_ends_with_the_pause_after_it_or_the_next_word() -> None:
+    told = [
+        (WORD, 1, 0, b""), (PHONEME, 1, 9, b"T"), (PHONEME, 1, 148, b"i:"), (PHONEME, 1, 222, b"_"),
+        (WORD, 7, 268, b""), (PHONEME, 7, 278, b"n"),
+        (WORD, 12, 592, b""), (PHONEME, 12, 602, b"z"), (PHONEME, 12, 871, b"_:"), (PHONEME, 12, 880, b"_"),
+        (WORD, 0, 885, b""), (WORD, 12, 885, b""), (PHONEME, 12, 890, b"_"),
+    ]  # fmt: skip
+    assert ends_of(told) == [222, 592, 871]
+
+
+@pytest.mark.parametrize("voice", ["en-us+f2", "en-gb-scotland+Gene"])
+def test_after_a_words_end_it_is_quiet(voice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times are those of the very sound: between two ends something is said, after each there is a pause."""
+    require_tool("espeak-ng")
+    monkeypatch.setattr(espeak, "noisy", lambda x, rng: x)
+    said = [espeak.speak("seven two nine", voice, 8_000, np.random.default_rng(3), timed=True) for _ in range(2)]
+    (x, ends_s), again = said
+    assert (again[0].tolist(), again[1]) == (x.tolist(), ends_s), "what was said before does not matter"
+    assert len(ends_s) == 3
+    energy = np.convolve(x**2, np.ones(80) / 80, "same")
+    for before, end in pairwise((0.0, *ends_s)):
+        loud = energy[int(8_000 * before) : int(8_000 * end)].max()
+        assert energy[int(8_000 * end) + 40] < 0.02 * loud
+    assert x[int(8_000 * (ends_s[-1] + 0.05)) :].max() < 0.02 * x.max(), "nothing is said after the last"
+
+
+def test_words_that_no_time_is_told_of_are_an_error() -> None:
+    require_tool("espeak-ng")
+    with pytest.raises(ConfigurationError, match=r"cannot be told: .* tells 2 words of 'one ! two'"):
+        espeak.word_ends("one ! two", "en-us", 150, 50, 0)
+
+
+@pytest.mark.parametrize(("directions", "waits"), [(1, [0.3 - 0.25, 0.6 - 0.35]), (2, [0.8 - 0.25, 0.8 - 0.35])])
+def test_the_delay_is_from_the_words_end_to_the_record_that_tells_it(directions: int, waits: list[float]) -> None:
+    """Eight steps of a tenth of a second; what is heard wrong (six for nine) has no delay."""
+    model = build(ModelConfig(4, 4, outputs=4, kind="rnn", directions=directions, activation="softmax"))
+    learner = CtcLearner(model)
+    likeliest = np.array([[0, 0, 1, 3, 0, 2, 0, 0]])
+    fixed: Any = SimpleNamespace(learner=learner, alphabet=Alphabet((), (BLANK, "one", "two", "six")))
+    learner.likeliest = lambda x, lengths: likeliest  # type: ignore[method-assign]
+    x = np.zeros((8, 100), np.float32)
+    known = Pair(x, (("one", "nine", "two"),), (0.25, 0.3, 0.35))
+    nobody = Pair(x, (("one", "two"),))
+    split = PairSplit([], [], [nobody, known], "words", None, (), packed=True)
+    assert delay(fixed, split, 1_000)["delay_s"] == pytest.approx(np.mean(waits), abs=1e-3)
+    assert delay(fixed, PairSplit([], [], [nobody], "words", None, ()), 1_000) == {}
