@@ -13,7 +13,6 @@ from streamer.core import Headers
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import json_tokens
 from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.layout import Written, tree
 from streamer.records.formats.named import TIME, Fields, header_cell, last_header
@@ -57,7 +56,7 @@ class TextRecords:
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
-            raise Unusable(Reason.UNDECODABLE, f"the value is nested deeper than {json_tokens.MAX_DEPTH} levels")
+            raise Unusable(Reason.UNDECODABLE, self._wire.deep)
         found = [self._wire.null] * len(self._paths)
         self._written.read(value, found)
         if isinstance(self._place, FieldPath):
