@@ -14,7 +14,6 @@ from streamer.engine.processor import Processor
 from streamer.errors import DataLossError
 from streamer.records.changelog import NO_MODEL, Kind, Progress, StreamRecord, decode_progress, decode_stream, split_key
 
-
 _MOST_STRANDED = 65_536
 """Keys of one partition; where there are more, the next restore finds them."""
 _OF_A_MODEL = frozenset({Kind.STATE, Kind.WINDOW, Kind.DECISIONS, Kind.IDLE})
