@@ -21,6 +21,7 @@ from streamer.observe.view import View
 from streamer.records.decode import Codec
 from streamer.service.clock import Clock
 from streamer.service.commits import Commits
+from streamer.service.decoding import decoded
 from streamer.service.fenced import Fenced
 from streamer.service.holding import Holding
 from streamer.service.membership import Membership, Standing
@@ -148,21 +149,34 @@ class Service:
             return
         if batches:
             commits.records_came()
-        await self._process(batches)
+        if not await self._process(batches):
+            self.holding.fetch_from_here()  # nothing of them was taken
+            return
         await self._watch_idle()
         await self._roll()
         await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
 
-    async def _process(self, batches: Sequence[RecordBatch]) -> None:
-        times = self._commits.times
-        decoded = [self._codec.decode(batch) for batch in batches]
+    async def _process(self, batches: Sequence[RecordBatch]) -> bool:
+        """False: a hand-over has waited for too long while records were decoded."""
+        times, membership = self._commits.times, self._membership
+        begun = self._clock.monotonic()
+        events = await decoded(
+            self._codec,
+            batches,
+            monotonic=self._clock.monotonic,
+            given_up=lambda: membership.leaving_s > _HAND_OVER_S,
+        )
         times.end("decode", self._clock.monotonic())
+        if events is None:
+            return False
         self._watch.came(batches)
         held = set() if self._schemas is None else self._schemas.held
-        self.processor.ingest([*decoded, *self._passed({batch.partition for batch in decoded} | held)])
+        decode_s = self._clock.monotonic() - begun
+        self.processor.ingest([*events, *self._passed({batch.partition for batch in batches} | held)])
         times.end("wait", self._clock.monotonic())
         spent_s = await self._run()
-        self._pace.note(sum(map(len, batches)), spent_s)
+        self._pace.note(sum(map(len, batches)), decode_s + spent_s)
+        return True
 
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""

@@ -330,7 +330,9 @@ def test_the_depth_of_a_msgpack_value(value: Any, times: int) -> None:
     assert deeper(written, deep - 1)
 
 
-@pytest.mark.parametrize("piece", [b"\x91\x91\x01", b"\x81\x01\x91\x01", b"\x91\xc4\x00", b"\xdc\x00\x00"], ids=bytes.hex)
+@pytest.mark.parametrize(
+    "piece", [b"\x91\x91\x01", b"\x81\x01\x91\x01", b"\x91\xc4\x00", b"\xdc\x00\x00"], ids=bytes.hex
+)
 def test_a_wide_msgpack_value_costs_bounded_work(piece: bytes) -> None:
     """What nobody looks at to the end is refused, by the fast path and by the definition."""
     count = 2**18
