@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from streamer.core import EventBatch, RecordBatch
 from streamer.records.decode import Codec
@@ -15,25 +16,28 @@ _YIELD_S = 0.02
 """Longest stretch before other tasks get a turn, but for one piece."""
 
 
-async def decoded(
-    codec: Codec,
-    batches: Sequence[RecordBatch],
-    *,
-    monotonic: Callable[[], float],
-    given_up: Callable[[], bool],
-) -> list[EventBatch] | None:
-    """All of ``batches``, in their order, perhaps in more pieces. None: ``given_up`` became true meanwhile."""
-    found: list[EventBatch] = []
-    begun = monotonic()
-    for batch in batches:
-        for piece in in_pieces(batch):
-            found.append(codec.decode(piece))
-            if monotonic() - begun > _YIELD_S:
+class Decoding:
+    """``given_up``: whether others have waited for too long."""
+
+    def __init__(self, codec: Codec, monotonic: Callable[[], float], given_up: Callable[[], bool]) -> None:
+        self._codec, self._monotonic, self._given_up = codec, monotonic, given_up
+        self.spent_s = 0.0
+        """What the last call took"""
+
+    async def events(self, batches: Sequence[RecordBatch]) -> list[EventBatch] | None:
+        """All of ``batches``, in their order, perhaps in more pieces. None: given up."""
+        found: list[EventBatch] = []
+        begun = last = self._monotonic()
+        for piece in chain.from_iterable(map(in_pieces, batches)):
+            found.append(self._codec.decode(piece))
+            now = self._monotonic()
+            if now - last > _YIELD_S:
                 await asyncio.sleep(0)
-                if given_up():
+                if self._given_up():
                     return None
-                begun = monotonic()
-    return found
+                last = self._monotonic()
+        self.spent_s = self._monotonic() - begun
+        return found
 
 
 def in_pieces(batch: RecordBatch) -> Iterator[RecordBatch]:

@@ -21,7 +21,7 @@ from streamer.observe.view import View
 from streamer.records.decode import Codec
 from streamer.service.clock import Clock
 from streamer.service.commits import Commits
-from streamer.service.decoding import decoded
+from streamer.service.decoding import Decoding
 from streamer.service.fenced import Fenced
 from streamer.service.holding import Holding
 from streamer.service.membership import Membership, Standing
@@ -66,7 +66,7 @@ class Service:
     ) -> None:
         self._settings = settings
         self.processor = processor
-        self._codec = codec
+        self._decoding = Decoding(codec, clock.monotonic, lambda: membership.leaving_s > _HAND_OVER_S)
         self._membership = membership
         self._group = group
         self._reader = reader
@@ -144,39 +144,26 @@ class Service:
         commits.times.end("fetch", clock.monotonic())
         if self._schemas is not None:
             batches = await self._schemas.ready(batches)
-        if self._membership.standing is not Standing.OWNING:
+        owning = self._membership.standing is Standing.OWNING
+        if owning and batches:
+            commits.records_came()
+        events = await self._decoding.events(batches) if owning else None
+        commits.times.end("decode", clock.monotonic())
+        if events is None:
             self.holding.fetch_from_here()  # these records belong to whoever comes next
             return
-        if batches:
-            commits.records_came()
-        if not await self._process(batches):
-            self.holding.fetch_from_here()  # nothing of them was taken
-            return
+        await self._process(batches, events)
         await self._watch_idle()
         await self._roll()
         await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
 
-    async def _process(self, batches: Sequence[RecordBatch]) -> bool:
-        """False: a hand-over has waited for too long while records were decoded."""
-        times, membership = self._commits.times, self._membership
-        begun = self._clock.monotonic()
-        events = await decoded(
-            self._codec,
-            batches,
-            monotonic=self._clock.monotonic,
-            given_up=lambda: membership.leaving_s > _HAND_OVER_S,
-        )
-        times.end("decode", self._clock.monotonic())
-        if events is None:
-            return False
+    async def _process(self, batches: Sequence[RecordBatch], events: Sequence[EventBatch]) -> None:
         self._watch.came(batches)
         held = set() if self._schemas is None else self._schemas.held
-        decode_s = self._clock.monotonic() - begun
         self.processor.ingest([*events, *self._passed({batch.partition for batch in batches} | held)])
-        times.end("wait", self._clock.monotonic())
+        self._commits.times.end("wait", self._clock.monotonic())
         spent_s = await self._run()
-        self._pace.note(sum(map(len, batches)), decode_s + spent_s)
-        return True
+        self._pace.note(sum(map(len, batches)), self._decoding.spent_s + spent_s)
 
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""

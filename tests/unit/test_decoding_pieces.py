@@ -8,7 +8,7 @@ from typing import Any
 from decoding import contract, records
 
 from streamer.records.decode import Codec
-from streamer.service.decoding import PIECE_BYTES, decoded, in_pieces
+from streamer.service.decoding import PIECE_BYTES, Decoding, in_pieces
 
 GOOD = b'{"x":[1,2]}'
 
@@ -59,11 +59,11 @@ async def test_other_tasks_get_a_turn_and_a_hand_over_ends_it() -> None:
     codec = Codec(contract(), "json", max_record_bytes=1 << 24)
     beside = asyncio.create_task(other())
     try:
-        found = await decoded(codec, batches, monotonic=monotonic, given_up=lambda: False)
+        found = await Decoding(codec, monotonic, lambda: False).events(batches)
         assert found is not None
         assert [len(each) for each in found] == [1] * 5
         assert turns == 5
-        assert await decoded(codec, batches, monotonic=monotonic, given_up=lambda: turns > 7) is None
+        assert await Decoding(codec, monotonic, lambda: turns > 7).events(batches) is None
         assert turns == 8
     finally:
         beside.cancel()
@@ -74,6 +74,6 @@ async def test_small_records_are_decoded_at_once() -> None:
         raise AssertionError("nobody is asked")
 
     codec: Any = Codec(contract(), "json")
-    found = await decoded(codec, [records([GOOD] * 3), records([GOOD])], monotonic=lambda: 0.0, given_up=never)
+    found = await Decoding(codec, lambda: 0.0, never).events([records([GOOD] * 3), records([GOOD])])
     assert found is not None
     assert [len(each) for each in found] == [3, 1]
