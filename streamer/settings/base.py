@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, ConfigDict
 
 TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
@@ -9,3 +11,16 @@ TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+
+def check_topic(key: str, name: str) -> None:
+    """ValueError: no broker has a topic of this name. It may be made of others, so ``key`` is told with it."""
+    if not _TOPIC.fullmatch(name) or name in (".", ".."):
+        shown = name if len(name) <= 80 else f"{name[:80]}..."
+        raise ValueError(
+            f"{key} would be topic {shown!r} ({len(name)} characters): a topic is named with at most 249 of the letters "
+            f'a to z and A to Z, digits, ".", "_" and "-". Set {key}'
+        )

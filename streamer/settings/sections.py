@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from streamer.settings.base import TLS_FILES, Section
+from streamer.settings.base import TLS_FILES, Section, check_topic
 from streamer.settings.fields import Missing, Place, parse_field, parse_place
 from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
@@ -404,12 +404,15 @@ class Settings(Section):
     log: LogSection = LogSection()
 
     @model_validator(mode="after")
-    def _topics_differ(self) -> Settings:
+    def _topics_can_be(self) -> Settings:
         names = {"input.topic": self.input.topic, "output.topic": self.output.topic}
         names |= {"dead_letter.topic": self.dead_letter_topic or "", "changelog.topic": self.changelog_topic or ""}
         seen: dict[str, str] = {}
         for key, name in names.items():
-            if name and name in seen:
+            if not name:
+                continue
+            check_topic(key, name)
+            if name in seen:
                 raise ValueError(f"{seen[name]} and {key} are the same topic {name!r}")
             seen[name] = key
         return self

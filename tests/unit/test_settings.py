@@ -346,3 +346,36 @@ def test_the_reference_tells_every_key_and_every_word() -> None:
     for fields in sections().values():
         for key, info in fields.items():
             assert info.description, key
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["output.topic=a b"], r"output.topic would be topic 'a b' \(3 characters\).*Set output.topic"),
+        (["output.topic=.."], "output.topic would be topic '..'"),
+        (["input.topic=in/put"], "input.topic would be topic 'in/put'"),
+        (["output.topic=" + "a" * 250], r"250 characters"),
+        (["kafka.group=g/h"], r"changelog.topic would be topic 'g/h.in.changelog'.*Set changelog.topic"),
+        (["kafka.group=" + "g" * 249], "changelog.topic would be topic 'ggg"),
+        (["input.topic=" + "a" * 246, "changelog.topic=c"], "dead_letter.topic would be topic 'aaa"),
+        (["output.topic=t\u00f6pic"], "output.topic would be"),
+        (["output.topic=a\nb"], "output.topic would be"),
+    ],
+)
+def test_a_topic_that_no_broker_can_have_is_refused_before_one_is_asked(sets: list[str], says: str) -> None:
+    given = ["kafka.bootstrap=b:1", "kafka.group=g", "input.topic=in", "output.topic=out", "model.m.path=m.onnx"]
+    with pytest.raises(ConfigurationError, match=says):
+        load_settings(None, [*given, *sets])
+
+
+def test_a_topic_of_the_longest_name_and_a_group_of_any_are_taken() -> None:
+    longest = "a" * 249
+    given = [
+        "kafka.bootstrap=b:1",
+        "kafka.group=g/h \u00fc",
+        f"input.topic={longest}",
+        "output.topic=out",
+        "model.m.path=m",
+    ]
+    settings, _ = load_settings(None, [*given, "dead_letter.topic=d", "changelog.topic=c"])
+    assert (settings.input.topic, settings.kafka.group) == (longest, "g/h \u00fc")
