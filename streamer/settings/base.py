@@ -24,3 +24,12 @@ def check_topic(key: str, name: str) -> None:
             f"{key} would be topic {shown!r} ({len(name)} characters): a topic is named with at most 249 of the letters "
             f'a to z and A to Z, digits, ".", "_" and "-". Set {key}'
         )
+
+
+_MODEL_BYTES = 100
+
+
+def check_model_name(name: str) -> None:
+    """ValueError: it cannot stand in keys of the changelog, in headers, metrics and answers."""
+    if not name.isprintable() or not 1 <= len(name.encode()) <= _MODEL_BYTES:
+        raise ValueError(f"[model.{name[:80]!r}]: a model is named with 1 to {_MODEL_BYTES} bytes that can be printed")

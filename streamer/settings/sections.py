@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from streamer.settings.base import TLS_FILES, Section, check_topic
+from streamer.settings.base import TLS_FILES, Section, check_model_name, check_topic
 from streamer.settings.fields import Missing, Place, parse_field, parse_place
 from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
@@ -404,7 +404,9 @@ class Settings(Section):
     log: LogSection = LogSection()
 
     @model_validator(mode="after")
-    def _topics_can_be(self) -> Settings:
+    def _names_can_be(self) -> Settings:
+        for model in self.model:
+            check_model_name(model)
         names = {"input.topic": self.input.topic, "output.topic": self.output.topic}
         names |= {"dead_letter.topic": self.dead_letter_topic or "", "changelog.topic": self.changelog_topic or ""}
         seen: dict[str, str] = {}

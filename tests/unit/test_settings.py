@@ -379,3 +379,15 @@ def test_a_topic_of_the_longest_name_and_a_group_of_any_are_taken() -> None:
     ]
     settings, _ = load_settings(None, [*given, "dead_letter.topic=d", "changelog.topic=c"])
     assert (settings.input.topic, settings.kafka.group) == (longest, "g/h \u00fc")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a" * 101, "\u00fc" * 51, "\x00", "\udcff"])
+def test_a_model_whose_name_cannot_be_written_is_refused(name: str) -> None:
+    """The name is part of the changelog's keys, where it has one byte for its length; without one it would be nobody's."""
+    [problem] = refused(f"model.{name}.path=m.onnx", "model.lstm.path=m.onnx")
+    assert "a model is named with 1 to 100 bytes" in problem or "unicode" in problem
+
+
+@pytest.mark.parametrize("name", ["a" * 100, "\u00fc", 'm"%s{}', "m x", "a/b"])
+def test_a_model_of_any_other_name_is_taken(name: str) -> None:
+    assert set(loaded(f"model.{name}.path=m.onnx").model) == {name, "lstm"}
