@@ -33,3 +33,18 @@ def check_model_name(name: str) -> None:
     """ValueError: it cannot stand in keys of the changelog, in headers, metrics and answers."""
     if not name.isprintable() or not 1 <= len(name.encode()) <= _MODEL_BYTES:
         raise ValueError(f"[model.{name[:80]!r}]: a model is named with 1 to {_MODEL_BYTES} bytes that can be printed")
+
+
+_BROKER = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:/@,\[\]]+)(?::(\d{1,5}))?|[0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*")
+
+
+def check_bootstrap(brokers: str) -> str:
+    """ValueError: not HOST:PORT, comma separated; what stands there is not told, it may hold a password."""
+    for number, broker in enumerate(brokers.split(","), 1):
+        found = _BROKER.fullmatch(broker.strip())
+        if found is None or not 1 <= int(found[1] or 1) <= 65_535:
+            raise ValueError(
+                f"broker number {number} is not HOST:PORT with a port of 1 to 65535 (an IPv6 address stands in brackets, and "
+                "neither a scheme nor a user belongs there)"
+            )
+    return brokers

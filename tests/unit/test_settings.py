@@ -391,3 +391,35 @@ def test_a_model_whose_name_cannot_be_written_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a" * 100, "\u00fc", 'm"%s{}', "m x", "a/b"])
 def test_a_model_of_any_other_name_is_taken(name: str) -> None:
     assert set(loaded(f"model.{name}.path=m.onnx").model) == {name, "lstm"}
+
+
+@pytest.mark.parametrize(
+    "brokers",
+    [
+        "b:99999",
+        "b:0",
+        "b:-1",
+        "b:x",
+        ":9092",
+        "[::1",
+        "kafka://b:1",
+        "b:1,,c:2",
+        "b:1,",
+        ",",
+        "a b:1",
+        "b\n:1",
+        "u:hunter2@b:1",
+    ],
+)
+def test_brokers_that_cannot_be_meant_are_refused_and_not_told(brokers: str) -> None:
+    [problem] = refused(f"kafka.bootstrap={brokers}")
+    number = 2 if brokers.startswith("b:1,") else 1
+    assert problem.startswith(f"kafka.bootstrap: broker number {number} is not HOST:PORT")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    "brokers", ["b", "b:1", "b-1.x_y:65535, c:2", "[::1]:9092", "[fe80::1%eth0]:1", "::1", "10.0.0.1:9092"]
+)
+def test_brokers_as_people_write_them_are_taken(brokers: str) -> None:
+    assert loaded(f"kafka.bootstrap={brokers}").kafka.bootstrap == brokers
