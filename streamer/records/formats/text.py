@@ -80,7 +80,7 @@ class TextRecords:
         if not isinstance(cell, str):
             raise Unusable(Reason.UNDECODABLE, plain(f"feature {self._name!r} is not a text"))
         try:
-            places = self._spelling.places(cell)
+            places = self._spelling.places(cell, self._most)
         except KeyError as unknown:
             raise Unusable(
                 Reason.UNKNOWN_CATEGORY,
@@ -94,6 +94,6 @@ class TextRecords:
         if len(places) > self._most:
             raise Unusable(
                 Reason.TOO_LARGE,
-                plain(f"feature {self._name!r} is {len(places)} steps, input.max_record_steps is {self._most}"),
+                plain(f"feature {self._name!r} has more steps than input.max_record_steps, {self._most}"),
             )
         return np.array(places, self._dtype)[:, None]  # a place is far below what any dtype holds exactly
