@@ -27,6 +27,9 @@ _FETCH = 1
 _LENGTH, _MAGIC, _CHECKSUM, _SUMMED = slice(8, 12), 16, slice(17, 21), 21
 """Of a batch: what lies behind the length is as long, and what lies behind ``_SUMMED`` has the checksum."""
 _V2 = 2
+MAX_POLL_BYTES = 1 << 26
+"""Of a partition: no further batch is unpacked for a poll that has so much (64 MiB). Of the compressed bytes a fetch is
+bounded, and a thousand times as much may be in them."""
 _OFFSET = attrgetter("offset")
 _TOLD = 500
 """Characters of why a batch cannot be read"""
@@ -35,10 +38,11 @@ _TOLD = 500
 class _Piece:
     """The records of one batch, in the place of one record: so the client's own code decides about the batch, once."""
 
-    __slots__ = ("offset", "rows")
+    __slots__ = ("offset", "rows", "size")
 
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
+    def __init__(self, rows: list[Any], size: int) -> None:
+        """``size``: bytes of the batch, unpacked."""
+        self.rows, self.size = rows, size
         self.offset: int = rows[-1].offset
 
 
@@ -58,10 +62,10 @@ class _Unread:
 class _Batch:
     """One batch of the client's. Its records come as one piece."""
 
-    __slots__ = ("_raw", "batch")
+    __slots__ = ("_raw", "_size", "batch")
 
     def __init__(self, batch: Any, raw: memoryview) -> None:
-        self.batch, self._raw = batch, raw
+        self.batch, self._raw, self._size = batch, raw, len(raw)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.batch, name)
@@ -82,7 +86,7 @@ class _Batch:
             if first < self.batch.next_offset:
                 rows.append(_Unread(first, self.batch, error))
         if rows:
-            yield _Piece(rows)
+            yield _Piece(rows, self._size)
 
     def _read(self, rows: list[Any]) -> None:
         """Adds records to ``rows`` as far as they can be read."""
@@ -92,6 +96,7 @@ class _Batch:
             return
         if batch.compression_type:
             raw = memoryview(unpacked(raw))
+            self._size = len(raw)
             batch = DefaultRecordBatch(bytes(raw))
         try:
             rows.extend(batch)  # what came before an error stays
@@ -154,15 +159,17 @@ class _Records(_fetcher.PartitionRecords):
     """Of the last piece, what a poll had no room for"""
 
     def take(self, most: int) -> tuple[list[Any], bool]:
-        """The next ``most`` records, and whether those were all: known when there are fewer."""
+        """The next ``most`` records, fewer where they are large; and whether those were all."""
         found, self.rest = list(self.rest), ()
+        size = 0
         try:
-            while len(found) < most:
+            while len(found) < most and size < MAX_POLL_BYTES:
                 piece = next(self._records_iterator, None)
                 if piece is None:
                     self._records_iterator = None
                     return found, True
                 found += piece.rows
+                size += piece.size
         except BaseException:
             self.rest = found  # nothing of them was handed on
             raise

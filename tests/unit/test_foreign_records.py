@@ -171,3 +171,18 @@ def test_what_cannot_be_read_is_a_reject_with_a_reason() -> None:
     [reject] = decoded.rejects
     assert (reject.reason, reject.offset, decoded.next_offset) == (Reason.UNDECODABLE, 2, 3)
     assert "offsets 0 to 2: the record batch cannot be read" in reject.detail
+
+
+def test_a_poll_of_large_records_brings_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 MB of a fetch may hold 20,000 records of 1 MB: all of them come, a batch at a time."""
+    monkeypatch.setattr("streamer.kafka.fetched.MAX_POLL_BYTES", 2 * len(RECORDS))
+    tp, data = TopicPartition("in", 0), b"".join(squeezed(4, packed(4), base=3 * at) for at in range(5))
+    buffers = Buffers({tp: data})
+    came = fetcher.PartitionRecords(tp, MemoryRecords(data), [], 0, None, None, True, fetcher.READ_COMMITTED)
+    buffers[tp] = fetcher.FetchResult(tp, assignment=None, partition_records=came, backoff=0)
+    parsed, polls, ended = buffers[tp]._partition_records, [], False
+    while not ended:
+        found, ended = parsed.take(4 if len(polls) == 1 else 1 << 20)
+        polls.append([record.offset for record in found])
+        assert parsed.next_fetch_offset == sum(map(len, polls))
+    assert polls == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13, 14]]
