@@ -30,6 +30,8 @@ X = NDArray[Any]
 
 CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
 """Headers of an input record that its answers keep."""
+UNREADABLE_HEADER = "streamer-unreadable"
+"""Of a row that stands for records that nobody can read: offsets and cause."""
 
 
 class Op(IntEnum):

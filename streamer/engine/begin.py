@@ -24,5 +24,7 @@ class Begin:
     window_since: int = 0
     """Where the window model's regime began"""
     fleeting: Decisions = field(default_factory=Decisions)
+    stranded: list[bytes] = field(default_factory=list)
+    """Keys of records of models that are not served any more"""
     unwritten: bool = False
     """Something of it is not durable yet: a first start, or other models than before."""

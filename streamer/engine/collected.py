@@ -12,7 +12,12 @@ from streamer.engine.lane import StepLane
 from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.errors import DataLossError
-from streamer.records.changelog import Kind, Progress, StreamRecord, decode_progress, decode_stream, split_key
+from streamer.records.changelog import NO_MODEL, Kind, Progress, StreamRecord, decode_progress, decode_stream, split_key
+
+_MOST_STRANDED = 65_536
+"""Keys of one partition; where there are more, the next restore finds them."""
+_OF_A_MODEL = frozenset({Kind.STATE, Kind.WINDOW, Kind.DECISIONS, Kind.IDLE})
+"""What nobody reads without its model. Open rollouts and decodings have an answer to come, and go with that."""
 
 
 @dataclass(slots=True)
@@ -41,6 +46,10 @@ class Collected:
         self.rollouts: dict[bytes, StreamRecord] = {}
         self.decodings: dict[tuple[str, bytes], StreamRecord] = {}
         self.decisions: dict[tuple[str, bytes], StreamRecord] = {}
+        windowing = processor.lanes.windowing
+        self._served = {NO_MODEL, *self._lanes, *([windowing.name] if windowing else [])}
+        self.stranded: dict[bytes, None] = {}
+        """Keys of records of models that are not served any more: their tombstones are still to be written"""
         self.idle: dict[bytes, tuple[int, int]] = {}
         self.clock_idle: dict[bytes, tuple[int, int]] = {}
         self._ahead_ms: int | None = None
@@ -61,12 +70,20 @@ class Collected:
             if key[:1] == bytes([Kind.PROGRESS]):
                 self.progress = None if value is None else decode_progress(value)
             elif value is None:
+                self.stranded.pop(key, None)
                 self._remove(*split_key(key))
             else:
-                self._note(decode_stream(key, value), loading)
+                record = decode_stream(key, value)
+                if record.model not in self._served and record.kind in _OF_A_MODEL:
+                    self._strand(key)
+                self._note(record, loading)
         for name, found in loading.items():
             self._load(self._lanes[name], found)
         self._processor.keep_limit()
+
+    def _strand(self, key: bytes) -> None:
+        if len(self.stranded) < _MOST_STRANDED:
+            self.stranded[key] = None
 
     def _remove(self, kind: Kind, model: str, stream: bytes) -> None:
         if kind is Kind.STATE and model in self._lanes:

@@ -128,6 +128,8 @@ def _tombstones(partition: Partition) -> Iterator[bytes]:
                 yield stream_key(Kind.STATE, lane.name, stream)
         for first in truth.decisions.drop_before(partition.checkpoint.complete.offset):
             yield offset_key(Kind.DECISIONS, lane.name, first)
+    while partition.stranded:
+        yield partition.stranded.pop()
     for first in partition.fleeting.drop_before(point):
         yield offset_key(Kind.DECISIONS, NO_MODEL, first)
     clock = partition.silence.clock if partition.silence else None

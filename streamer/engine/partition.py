@@ -77,6 +77,8 @@ class Partition:
         self.truths: list[LaneTruth] = []
         self.fleeting = Decisions()
         """Records that were rejected for what was true then, whatever is true in a replay"""
+        self.stranded: list[bytes] = []
+        """Keys of records of models that are not served any more: their tombstones are still to be written"""
         self.checkpoint = Checkpoint(ReplayPoint(0, NO_WATERMARK))
         self.position = 0
         """Sealed: everything below is predicted, rejected, or in an open window."""
@@ -129,7 +131,7 @@ class Partition:
         self.next_offset = point.offset
         self.last_offset, self.checksum = found.last_offset, found.checksum
         self.truths, self.moved = found.truths, found.unwritten
-        self.fleeting = found.fleeting
+        self.fleeting, self.stranded = found.fleeting, found.stranded
         self.checkpoint = Checkpoint(point)
         if self.lanes.windowing is not None:
             self.windows = self.lanes.windowing.opened(

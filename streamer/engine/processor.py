@@ -124,9 +124,10 @@ class Processor:
     # gather
 
     def ingest(self, batches: Sequence[EventBatch]) -> None:
-        """Makes what is news in ``batches`` (at most one per partition) pending. Nothing may be pending already."""
+        """Makes what is news in ``batches`` (of a partition in log order) pending. Nothing may be pending already."""
         assert self._work is None, "run() the pending work first"
         parts: list[Part] = []
+        idle: dict[int, Partition] = {}
         windows: list[tuple[Partition, Closing]] = []
         begin = 0
         for fetched in batches:
@@ -139,6 +140,9 @@ class Processor:
                 parts.append(Part(partition, batch, begin, begin + len(batch)))
                 begin += len(batch)
             else:
+                idle[partition.number] = partition
+        for partition in idle.values():  # the others when they have run: what they hold may still be a replay
+            if all(part.partition is not partition for part in parts):
                 partition.caught_up()
         if parts or windows:
             self._work = self._merged(parts, windows)

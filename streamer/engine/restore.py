@@ -142,7 +142,8 @@ class Restore:
             checksum=progress.checksum,
             window_through=self.collected.window_through,
             idle=idle,
-            unwritten=self._differs(progress, since),
+            stranded=list(self.collected.stranded),
+            unwritten=self._differs(progress, since) or bool(self.collected.stranded),
             fleeting=fleeting,
         )
 

@@ -9,7 +9,7 @@ Whether the declarations are true is checked by ``streamer.modelfile.model`` aga
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -132,7 +132,10 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         except msgspec.ValidationError as error:
             message, _, where = str(error).partition(" - at `$")
             field = where.rstrip("`").lstrip(".")
-            raise ModelError(f"{source}: {f'field {field}: ' if field else ''}{message}: correct it") from None
+            remedy = "correct it"
+            if "unknown field" in message:
+                remedy += ", or use the version of streamer that the model was exported with, or a later one"
+            raise ModelError(f"{source}: {f'field {field}: ' if field else ''}{message}: {remedy}") from None
         try:
             _check(contract)
         except ModelError as error:
@@ -144,6 +147,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return msgspec.json.encode({"format": self.format, **msgspec.to_builtins(self)})
 
 
+_OF_EVERY_ANSWER = ("stream", "ts", "window", "slice", "model")
+"""Fields beside the outputs"""
 _PARTS: dict[str, type[msgspec.Struct]] = {"input": Input, "states": State, "outputs": Output, "feedback": Feedback}
 
 
@@ -271,6 +276,8 @@ def _check_outputs(contract: Contract) -> None:
             )
         if output.emit is not None:
             check_emit(output.emit, what, output.kind, output.labels, output.per)
+    if len(contract.outputs) > 1:
+        _check_written(contract.outputs)
     emitting = sum(output.emit is not None for output in contract.outputs)
     step, feedback = contract.mode == "step", contract.feedback is not None
     check_emitting(emitting, len(contract.outputs), step=step, feedback=feedback)
@@ -280,6 +287,18 @@ def _check_outputs(contract: Contract) -> None:
         if contract.mode != "window":
             raise ModelError("decoder: a sequence is written about a window: declare mode window")
         check_decoder(contract.decoder, {output.name: output.shape for output in contract.outputs})
+
+
+def _check_written(outputs: Sequence[Output]) -> None:
+    """Several outputs are fields of an answer, each by its name: none may hide another."""
+    fields = [*_OF_EVERY_ANSWER, *(output.name for output in outputs)]
+    fields += [f"{output.name}_label" for output in outputs if output.labels is not None]
+    for field in fields:
+        if fields.count(field) > 1:
+            raise ModelError(
+                f"an answer would have two fields {field!r}: rename the output in the graph (every answer has "
+                f"{', '.join(_OF_EVERY_ANSWER)}, and an output with labels NAME_label, too)"
+            )
 
 
 def _check_feedback(contract: Contract, feedback: Feedback) -> None:

@@ -55,6 +55,8 @@ class Model(Session):
                 model.probe()
         except ModelError as error:
             raise ModelError(f"the model {path}: {error}") from None
+        except UnicodeDecodeError:  # ONNX Runtime hands names out as they are
+            raise ModelError(f"the model {path}: a name in the graph is not UTF-8: export or copy it again") from None
         return model
 
     def probe(self) -> list[Finding]:

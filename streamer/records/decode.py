@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamer.core import CARRIED_HEADERS, I64, EventBatch, Headers, Op, RecordBatch
+from streamer.core import CARRIED_HEADERS, I64, UNREADABLE_HEADER, EventBatch, Headers, Op, RecordBatch
 from streamer.errors import ConfigurationError
 from streamer.modelfile.contract import Contract
 from streamer.records.exact import Exact, Numbers
@@ -109,6 +109,8 @@ class Codec:
         for row, headers in records.headers.items():
             asked = [value for name, value in headers if name == OP_HEADER]
             if not asked:
+                if headers and headers[0][0] == UNREADABLE_HEADER:
+                    bad[row] = Unusable(Reason.UNDECODABLE, (headers[0][1] or b"").decode("utf-8", "backslashreplace"))
                 continue
             op = self._ops_known.get(asked[0]) if len(asked) == 1 and asked[0] is not None else None
             if op is None:

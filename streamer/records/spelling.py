@@ -6,6 +6,7 @@ they come: nothing is folded, trimmed or normalised, so do that to both or to no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -24,17 +25,22 @@ class Spelling:
                 self._lengths[piece[0]] = tuple(sorted(known, reverse=True))
         self._single = all(len(piece) == 1 for piece in vocabulary)
 
-    def places(self, text: str) -> list[int]:
-        """One for each character, piece or word of ``text``. KeyError, with it, for one that has no place."""
+    def places(self, text: str, most: int | None = None) -> list[int]:
+        """One for each character, piece or word of ``text``. KeyError, with it, for one that has no place.
+
+        ``most``: of a text that has more, only one more is looked for: a long one with many pieces takes long."""
+        limit = sys.maxsize if most is None else most + 1
         if self._words:
-            return [self._place(word) for word in text.split()]
+            words = text.split() if most is None else text.split(None, limit)[:limit]
+            return [self._place(word) for word in words]
         if self._single:
+            text = text[:limit]
             found = list(map(self._places.get, text))
             if None not in found:
                 return found  # type: ignore[return-value]
         places: list[int] = []
         at, size = 0, len(text)
-        while at < size:
+        while at < size and len(places) < limit:
             for length in self._lengths.get(text[at], ()):
                 place = self._places.get(text[at : at + length])
                 if place is not None:

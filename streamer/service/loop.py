@@ -21,6 +21,7 @@ from streamer.observe.view import View
 from streamer.records.decode import Codec
 from streamer.service.clock import Clock
 from streamer.service.commits import Commits
+from streamer.service.decoding import Decoding
 from streamer.service.fenced import Fenced
 from streamer.service.holding import Holding
 from streamer.service.membership import Membership, Standing
@@ -65,7 +66,7 @@ class Service:
     ) -> None:
         self._settings = settings
         self.processor = processor
-        self._codec = codec
+        self._decoding = Decoding(codec, clock.monotonic, lambda: membership.leaving_s > _HAND_OVER_S)
         self._membership = membership
         self._group = group
         self._reader = reader
@@ -143,28 +144,29 @@ class Service:
         commits.times.end("fetch", clock.monotonic())
         if self._schemas is not None:
             batches = await self._schemas.ready(batches)
-        if self._membership.standing is not Standing.OWNING:
+        owning = self._membership.standing is Standing.OWNING
+        if owning and batches:
+            commits.records_came()
+        events = await self._decoding.events(batches) if owning else None
+        commits.times.end("decode", clock.monotonic())
+        if events is None:
             self.holding.fetch_from_here()  # these records belong to whoever comes next
             return
-        if batches:
-            commits.records_came()
-        await self._process(batches)
+        await self._process(batches, events)
         await self._watch_idle()
         await self._roll()
         await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
 
-    async def _process(self, batches: Sequence[RecordBatch]) -> None:
-        times = self._commits.times
-        decoded = [self._codec.decode(batch) for batch in batches]
-        times.end("decode", self._clock.monotonic())
+    async def _process(self, batches: Sequence[RecordBatch], events: Sequence[EventBatch]) -> None:
         held = set() if self._schemas is None else self._schemas.held
-        news = [*decoded, *self._passed({batch.partition for batch in decoded} | held)]
+        news = [*events, *self._passed({batch.partition for batch in batches} | held)]
         if not news:  # as of most turns where few records come
             return
         self._watch.came(batches)
         self.processor.ingest(news)
-        times.end("wait", self._clock.monotonic())
-        self._pace.note(sum(map(len, batches)), await self._run())
+        self._commits.times.end("wait", self._clock.monotonic())
+        spent_s = await self._run()
+        self._pace.note(sum(map(len, batches)), self._decoding.spent_s + spent_s)
 
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""

@@ -17,7 +17,7 @@ class Pace:
         """Of the next poll"""
 
     def note(self, records: int, seconds: float) -> None:
-        """``records`` took ``seconds`` of model calls. Grows fourfold at most, so that one lucky poll is no rule."""
+        """``records`` took ``seconds`` to decode and in model calls. Grows fourfold at most, so that one lucky poll is no rule."""
         if records:
             fit = int(_TARGET_S * records / seconds) if seconds > 0 else self._most
             self.records = max(min(fit, 4 * self.records, self._most), min(_FEWEST, self._most))

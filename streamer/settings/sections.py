@@ -10,9 +10,9 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from streamer.settings.base import TLS_FILES, Section
+from streamer.settings.base import TLS_FILES, Section, check_bootstrap, check_model_name, check_topic
 from streamer.settings.fields import Missing, Place, parse_field, parse_place
 from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
@@ -36,7 +36,9 @@ Moment = Annotated[str, BeforeValidator(_as_text)]
 
 
 class KafkaSection(Section):
-    bootstrap: str = Field(min_length=1, description="Brokers to start from, HOST:PORT, comma separated")
+    bootstrap: Annotated[str, AfterValidator(check_bootstrap)] = Field(
+        min_length=1, description="Brokers to start from, HOST:PORT, comma separated"
+    )
     group: str = Field(min_length=1, description="Consumer group: names the service and owns its positions")
     instance: str = Field(default="", description="Instance id, random per process unless set")
     static_membership: bool = Field(
@@ -404,12 +406,17 @@ class Settings(Section):
     log: LogSection = LogSection()
 
     @model_validator(mode="after")
-    def _topics_differ(self) -> Settings:
+    def _names_can_be(self) -> Settings:
+        for model in self.model:
+            check_model_name(model)
         names = {"input.topic": self.input.topic, "output.topic": self.output.topic}
         names |= {"dead_letter.topic": self.dead_letter_topic or "", "changelog.topic": self.changelog_topic or ""}
         seen: dict[str, str] = {}
         for key, name in names.items():
-            if name and name in seen:
+            if not name:
+                continue
+            check_topic(key, name)
+            if name in seen:
                 raise ValueError(f"{seen[name]} and {key} are the same topic {name!r}")
             seen[name] = key
         return self

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamer.core import Headers
+from streamer.core import UNREADABLE_HEADER, Headers
 from streamer.errors import ConfigurationError
 from streamer.kafka.client import KafkaError
 from streamer.kafka.input import Input
@@ -335,6 +335,8 @@ def why_not(letter: Letter, topic: str, partitions: Collection[int], max_redrive
         return "not whole: value, headers or key did not fit the dead letter"
     if letter.value is None and told.reason in _OF_ANSWERS:
         return "of an answer or a window: there is no record to send"
+    if letter.value is None and any(name == UNREADABLE_HEADER for name, _ in told.headers):
+        return "of a batch that nobody can read: there is no record to send"
     try:
         partition, _ = told.place
     except ValueError:

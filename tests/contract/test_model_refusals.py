@@ -346,3 +346,26 @@ def test_warming_runs_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model, "run", lambda x, *rest: shapes.append(x.shape) or call(x, *rest))
     model.warm([1, 8], steps=2)
     assert shapes == [(1, 2, F), (8, 2, F)]
+
+
+@pytest.mark.parametrize("name", [b"batch", b"lengths", b"h_next", b"x"])
+def test_a_name_in_the_graph_that_is_no_utf8(name: bytes, tmp_path: Path) -> None:
+    path = save(lstm(), tmp_path / "m.onnx", lstm_fields())
+    data = path.read_bytes()
+    field = b"\x0a" + bytes([len(name)]) + name if name != b"batch" else b"\x12" + bytes([len(name)]) + name
+    assert field in data
+    for at in range(len(name)):
+        broken = bytearray(field)
+        broken[2 + at] = 0xFF
+        path.write_bytes(data.replace(field, bytes(broken)))
+        with pytest.raises(ModelError) as error:
+            Model.load(path)
+        assert str(error.value).startswith(f"the model {path}: ")
+
+
+def test_a_file_that_is_cut_off_anywhere(tmp_path: Path) -> None:
+    path = save(lstm(), tmp_path / "m.onnx", lstm_fields())
+    data = path.read_bytes()
+    for end in range(0, len(data), 13):
+        path.write_bytes(data[:end])
+        refused(path, "is not an ONNX model")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import cramjam
 import pytest
 from administration import administrator
 from aiokafka import AIOKafkaProducer
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
 from local_kafka import LocalKafka
 from serving import event, make_service, make_settings, produce, read_all, running, serve
 from tooling import require_tool
@@ -112,3 +116,58 @@ async def test_a_codec_that_cannot_be_read_is_told_by_name(kafka, topic_name, cr
     service, _ = await make_service(make_settings(kafka, topic, topic_name("group")))
     with pytest.raises(ConfigurationError, match=r"zstd.*cramjam"):
         await service.run()
+
+
+async def send_raw(kafka: str, topic: str, batch: bytes) -> int:
+    """Error code of the broker for a batch that no client would make."""
+    async with administrator(kafka) as admin:
+        client = admin._client
+        request = ProduceRequest(
+            transactional_id=None, required_acks=-1, timeout=10_000, topics=[(topic, [(0, batch)])]
+        )
+        answer = await client.send(client.get_random_node(), request)
+    return int(answer.topics[0][1][0][1])
+
+
+def batch_of(values: list[bytes], offsets: list[int], pack: Callable[[bytes], bytes] | None) -> bytes:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 28)
+    for offset, value in zip(offsets, values, strict=True):
+        builder.append(offset, 1_760_000_000_000, b"k", value, [])
+    made = bytes(builder.build())
+    data = bytearray(made[:61] + (made[61:] if pack is None else pack(made[61:])))
+    data[8:12] = (len(data) - 12).to_bytes(4, "big")
+    data[21:23] = (0 if pack is None else 4).to_bytes(2, "big")
+    data[23:27] = (len(values) - 1).to_bytes(4, "big")
+    data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+    return bytes(data)
+
+
+async def test_what_a_broker_takes_and_nobody_reads_is_one_reject(
+    kafka, topic_name, create_topics, monkeypatch
+) -> None:
+    """A batch that unpacks to more than fits, and one whose records claim offsets that are not theirs."""
+    monkeypatch.setattr("streamer.kafka.compressed.MAX_BATCH_BYTES", 1 << 22)
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    await produce(kafka, topic, ROWS[:2])
+    bomb = batch_of([bytes(1 << 23)] * 2, [0, 1], lambda data: bytes(cramjam.zstd.compress(data)))
+    assert len(bomb) < 10_000
+    assert await send_raw(kafka, topic, bomb) == 0
+    assert await send_raw(kafka, topic, batch_of([event([1.0])] * 3, [0, 7, 2], None)) == 0
+    await produce(kafka, topic, ROWS[2:4])
+    service, recorder = await make_service(make_settings(kafka, topic, topic_name("group")))
+    async with running(service):
+        while recorder.committed_events < 5:
+            recorder.changed.clear()
+            await recorder.changed.wait()
+    assert recorder.errors == []
+    assert [read.source[1] for read in await read_all(kafka, f"{topic}.out", at_least=5)] == [0, 1, 4, 7, 8]
+    letters = await read_all(kafka, f"{topic}.dlq", at_least=2)
+    assert [read.source[1] for read in letters] == [3, 6]
+    details = [dict(read.headers)["streamer-error-detail"].decode() for read in letters]
+    assert details[0].startswith(
+        "offsets 2 to 3: the record batch cannot be read (TooLarge: unpacked it is larger than"
+    )
+    assert details[1].startswith(
+        "offsets 5 to 6: the record batch cannot be read (ValueError: record 1 of the batch claims"
+    )

@@ -161,6 +161,7 @@ def letter(**changes: Any) -> Letter:
         ({}, None),
         ({"whole": False}, "not whole"),
         ({"value": None}, None),
+        ({"value": None, "headers": (("streamer-unreadable", b"offsets 3 to 7"),)}, "batch that nobody can read"),
         ({"value": None, "reason": "model_refused"}, "of an answer"),
         ({"value": None, "reason": "too_large_answer"}, "of an answer"),
         ({"source": "other/1/7"}, "another input: other"),

@@ -25,7 +25,7 @@ from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
 from streamer.errors import DataLossError
 from streamer.modelfile.contract import Contract
-from streamer.records.changelog import Identity, Kind, Progress, decode_stream
+from streamer.records.changelog import Identity, Kind, Progress, decode_stream, split_key
 from streamer.windows import WindowRule
 from streamer.words import Delivery, ModelChanged, Reason
 
@@ -384,6 +384,27 @@ def test_a_model_that_was_removed_and_added_again_begins_anew() -> None:
     assert ran(changelog, {"m": "first"}, [("a", 2.0)], "keep", 1) == kept
     on = advance(kept[0], 3)
     assert ran(changelog, both, [("a", 3.0)], "keep", 2) == [on, advance(0, 3)]
+
+
+def test_records_of_a_model_that_is_not_served_any_more_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a changelog keeps the states of all models that ever were, and each restore reads them."""
+    monkeypatch.setattr("streamer.engine.collected._MOST_STRANDED", 2)
+    changelog, served = Changelog(), {"m": "first"}
+
+    def left() -> int:
+        return sum(split_key(key)[1] == "n" for key in changelog.newest if key[0] == Kind.STATE)
+
+    ran(changelog, {**served, "n": "first"}, [(stream, 1.0) for stream in "abc"], "refuse", 0)
+    assert left() == 3
+    with pytest.raises(DataLossError):
+        ran(changelog, served, [], "refuse", 3)
+    assert left() == 3
+    on = 0.0
+    for offset, more in ((3, 1), (4, 0), (5, 0)):
+        on = advance(on, 1.0)
+        assert ran(changelog, served, [("d", 1.0)], "keep", offset) == [on]
+        assert left() == more
+        changelog.records = list(changelog.newest.items())  # compacted
 
 
 def test_ephemeral_in_between_is_refused_afterwards() -> None:

@@ -10,11 +10,14 @@ import msgspec
 import numpy as np
 import pytest
 from decoding import NOW_MS, outcomes, records
+from hypothesis import given
+from hypothesis import strategies as st
 from tables import WORDS, category, contract
 
 from streamer.errors import ConfigurationError
 from streamer.records.decode import Codec
 from streamer.records.formats import Fields
+from streamer.records.formats.msgpack_depth import deeper
 from streamer.records.meaning import refuse_different
 from streamer.settings.fields import parse_place
 
@@ -294,6 +297,51 @@ def test_msgpack_is_read_whole_or_not_at_all(value: bytes, expected: Any) -> Non
         batch = Codec(contract("n"), "msgpack", careful=careful).decode(records([b"\x81\xa1n\x01", value]))
         found = batch.x[1].tolist() if len(batch) == 2 else str(batch.rejects[0].reason)
         assert found == expected
+
+
+def depth(value: Any) -> int:
+    if isinstance(value, list):
+        return 1 + max(map(depth, value), default=0)
+    return 1 + max(map(depth, value.values()), default=0) if isinstance(value, dict) else 0
+
+
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=40)
+    | st.binary(max_size=9)
+)
+
+
+@given(
+    st.recursive(
+        PLAIN, lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+    ),
+    st.integers(1, 1_100),
+)
+def test_the_depth_of_a_msgpack_value(value: Any, times: int) -> None:
+    """Also where many values lie together, which are passed over by the hundred."""
+    value = [value] * times
+    written = msgspec.msgpack.encode(value)
+    deep = depth(value)
+    assert not deeper(written, deep)
+    assert deeper(written, deep - 1)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"\x91\x91\x01", b"\x81\x01\x91\x01", b"\x91\xc4\x00", b"\xdc\x00\x00"], ids=bytes.hex
+)
+def test_a_wide_msgpack_value_costs_bounded_work(piece: bytes) -> None:
+    """What nobody looks at to the end is refused, by the fast path and by the definition."""
+    count = 2**18
+    wide = b"\x82\xa1m\xdd" + count.to_bytes(4, "big") + piece * count + b"\xa1n\x01"
+    for careful in (False, True):
+        codec = Codec(contract("n"), "msgpack", careful=careful, max_record_bytes=1 << 24)
+        [reject] = codec.decode(records([wide])).rejects
+        assert reject.reason == "undecodable"
+        assert "more than 131072 lists" in reject.detail
 
 
 def test_two_models_on_one_input_mean_the_same_by_a_word() -> None:

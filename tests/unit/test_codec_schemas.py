@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import subprocess
@@ -19,11 +20,13 @@ from tables import WORDS, category, contract
 from streamer.errors import ConfigurationError
 from streamer.records.decode import Codec
 from streamer.records.formats import Fields, Source
+from streamer.records.schemas.avro import _Compiler
 from streamer.records.schemas.avro_types import BadSchema, parse
 from streamer.records.schemas.book import Book, Schema, message_indexes
 from streamer.records.schemas.protobuf import Messages
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import parse_place
+from streamer.words import TimeUnit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -527,3 +530,16 @@ def test_what_is_not_known_is_wanted_and_what_is_absent_is_asked_again() -> None
     book.learn({number: Schema("AVRO", "z") for number in range(10, 10 + 5_000)})
     assert 1 not in book.ids
     assert len(book.ids) == 5_000, "what was asked together is kept together"
+
+
+def test_fields_without_bytes_cost_nothing() -> None:
+    """A record of 300 nulls is one byte of another field: 1 MB of them would take minutes."""
+    inner = {"type": "record", "name": "N", "fields": [{"name": "b", "type": "boolean"}]}
+    inner["fields"] += [{"name": f"n{at}", "type": "null"} for at in range(300)]
+    empty = {"type": "record", "name": "Z", "fields": [{"name": "z", "type": "null"}]}
+    schema = record(a="double", z=empty, many={"type": "array", "items": inner})
+    datum = {"a": 1.5, "z": {"z": None}, "many": [{"b": True, **{f"n{at}": None for at in range(300)}}] * 3}
+    assert one(plain(schema, "a"), avro(schema, datum))[0] == [1.5]
+    compiler = _Compiler(1, None, TimeUnit.MS)
+    read = compiler.skip(parse(json.dumps(inner)))
+    assert len(inspect.getclosurevars(read).nonlocals["steps"]) == 1

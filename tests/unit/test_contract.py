@@ -217,3 +217,19 @@ def test_a_feature_that_contradicts_itself_is_refused(feature: dict[str, Any], s
     declared = {"name": "x", "shape": ["batch", "time", 2], "features": [feature, "b"]}
     with pytest.raises(ModelError, match=sentence):
         Contract.from_fields(fields(input=declared))
+
+
+def test_a_key_of_a_later_version_names_the_remedy() -> None:
+    with pytest.raises(ModelError, match=r"unknown field `later`: correct it, or use the version of streamer that"):
+        Contract.from_fields(fields(later=1))
+
+
+@pytest.mark.parametrize(
+    ("names", "field"),
+    [(["stream", "b"], "stream"), (["a", "model"], "model"), (["ts", "b"], "ts"), (["a", "a_label"], "a_label")],
+)
+def test_outputs_whose_fields_would_hide_each_other(names: list[str], field: str) -> None:
+    outputs = [{"name": name, "shape": ["batch", "time", 2], "kind": "classes", "labels": ["a", "b"]} for name in names]
+    with pytest.raises(ModelError, match=f"an answer would have two fields '{field}': rename the output"):
+        Contract.from_fields(fields(outputs=outputs))
+    assert Contract.from_fields(fields(outputs=outputs[:1])), "a single output is y"

@@ -346,3 +346,80 @@ def test_the_reference_tells_every_key_and_every_word() -> None:
     for fields in sections().values():
         for key, info in fields.items():
             assert info.description, key
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["output.topic=a b"], r"output.topic would be topic 'a b' \(3 characters\).*Set output.topic"),
+        (["output.topic=.."], "output.topic would be topic '..'"),
+        (["input.topic=in/put"], "input.topic would be topic 'in/put'"),
+        (["output.topic=" + "a" * 250], r"250 characters"),
+        (["kafka.group=g/h"], r"changelog.topic would be topic 'g/h.in.changelog'.*Set changelog.topic"),
+        (["kafka.group=" + "g" * 249], "changelog.topic would be topic 'ggg"),
+        (["input.topic=" + "a" * 246, "changelog.topic=c"], "dead_letter.topic would be topic 'aaa"),
+        (["output.topic=t\u00f6pic"], "output.topic would be"),
+        (["output.topic=a\nb"], "output.topic would be"),
+    ],
+)
+def test_a_topic_that_no_broker_can_have_is_refused_before_one_is_asked(sets: list[str], says: str) -> None:
+    given = ["kafka.bootstrap=b:1", "kafka.group=g", "input.topic=in", "output.topic=out", "model.m.path=m.onnx"]
+    with pytest.raises(ConfigurationError, match=says):
+        load_settings(None, [*given, *sets])
+
+
+def test_a_topic_of_the_longest_name_and_a_group_of_any_are_taken() -> None:
+    longest = "a" * 249
+    given = [
+        "kafka.bootstrap=b:1",
+        "kafka.group=g/h \u00fc",
+        f"input.topic={longest}",
+        "output.topic=out",
+        "model.m.path=m",
+    ]
+    settings, _ = load_settings(None, [*given, "dead_letter.topic=d", "changelog.topic=c"])
+    assert (settings.input.topic, settings.kafka.group) == (longest, "g/h \u00fc")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a" * 101, "\u00fc" * 51, "\x00", "\udcff"])
+def test_a_model_whose_name_cannot_be_written_is_refused(name: str) -> None:
+    """The name is part of the changelog's keys, where it has one byte for its length; without one it would be nobody's."""
+    [problem] = refused(f"model.{name}.path=m.onnx", "model.lstm.path=m.onnx")
+    assert "a model is named with 1 to 100 bytes" in problem or "unicode" in problem
+
+
+@pytest.mark.parametrize("name", ["a" * 100, "\u00fc", 'm"%s{}', "m x", "a/b"])
+def test_a_model_of_any_other_name_is_taken(name: str) -> None:
+    assert set(loaded(f"model.{name}.path=m.onnx").model) == {name, "lstm"}
+
+
+@pytest.mark.parametrize(
+    "brokers",
+    [
+        "b:99999",
+        "b:0",
+        "b:-1",
+        "b:x",
+        ":9092",
+        "[::1",
+        "kafka://b:1",
+        "b:1,,c:2",
+        "b:1,",
+        ",",
+        "a b:1",
+        "b\n:1",
+        "u:hunter2@b:1",
+    ],
+)
+def test_brokers_that_cannot_be_meant_are_refused_and_not_told(brokers: str) -> None:
+    [problem] = refused(f"kafka.bootstrap={brokers}")
+    number = 2 if brokers.startswith("b:1,") else 1
+    assert problem.startswith(f"kafka.bootstrap: broker number {number} is not HOST:PORT")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    "brokers", ["b", "b:1", "b-1.x_y:65535, c:2", "[::1]:9092", "[fe80::1%eth0]:1", "::1", "10.0.0.1:9092"]
+)
+def test_brokers_as_people_write_them_are_taken(brokers: str) -> None:
+    assert loaded(f"kafka.bootstrap={brokers}").kafka.bootstrap == brokers

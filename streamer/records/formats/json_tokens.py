@@ -18,6 +18,7 @@ from streamer.words import Reason
 
 MAX_DEPTH = 500
 """Levels. The parser recurses, and how deep it can depends on who calls it: this bound lies safely below."""
+DEEP = f"the value is nested deeper than {MAX_DEPTH} levels"
 _MOST_DIGITS = 400
 """Of an integer that is read: with more it is beyond every dtype."""
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -78,4 +79,4 @@ def too_deep(value: bytes) -> bool:
 def refuse_deep(value: bytes) -> None:
     """Unusable (undecodable) for what is nested too deep."""
     if too_deep(value):
-        raise Unusable(Reason.UNDECODABLE, f"the value is nested deeper than {MAX_DEPTH} levels")
+        raise Unusable(Reason.UNDECODABLE, DEEP)

@@ -146,7 +146,7 @@ class Named:
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
-            raise Unusable(Reason.UNDECODABLE, f"the value is nested deeper than {json_tokens.MAX_DEPTH} levels")
+            raise Unusable(Reason.UNDECODABLE, self._wire.deep)
         found = [self._wire.null] * len(self._paths)
         self._written.read(value, found)
         numbers: list[int | float] = []

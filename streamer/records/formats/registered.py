@@ -35,6 +35,7 @@ class Cells:
 
     null: Any = None
     lines = False
+    deep = ""  # nothing is
 
     def decoder(self, kind: Any) -> Any:
         raise AssertionError("each schema has a reader of its own")

@@ -18,7 +18,6 @@ from streamer.core import I64, Headers
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import json_tokens
 from streamer.records.formats.base import NO_HEADERS, Columns, Format, Row
 from streamer.records.formats.named import Fields
 from streamer.records.formats.text import TextRecords
@@ -79,7 +78,7 @@ class Steps:
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
-            raise Unusable(Reason.UNDECODABLE, f"the value is nested deeper than {json_tokens.MAX_DEPTH} levels")
+            raise Unusable(Reason.UNDECODABLE, self._wire.deep)
         try:
             written = self._written.decode(value)
             check_steps(len(written.x), self._most)

@@ -13,7 +13,6 @@ from streamer.core import Headers
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
 from streamer.records.exact import Exact, Numbers
-from streamer.records.formats import json_tokens
 from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.layout import Written, tree
 from streamer.records.formats.named import TIME, Fields, header_cell, last_header
@@ -57,7 +56,7 @@ class TextRecords:
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._wire.too_deep(value):
-            raise Unusable(Reason.UNDECODABLE, f"the value is nested deeper than {json_tokens.MAX_DEPTH} levels")
+            raise Unusable(Reason.UNDECODABLE, self._wire.deep)
         found = [self._wire.null] * len(self._paths)
         self._written.read(value, found)
         if isinstance(self._place, FieldPath):
@@ -81,7 +80,7 @@ class TextRecords:
         if not isinstance(cell, str):
             raise Unusable(Reason.UNDECODABLE, plain(f"feature {self._name!r} is not a text"))
         try:
-            places = self._spelling.places(cell)
+            places = self._spelling.places(cell, self._most)
         except KeyError as unknown:
             raise Unusable(
                 Reason.UNKNOWN_CATEGORY,
@@ -95,6 +94,6 @@ class TextRecords:
         if len(places) > self._most:
             raise Unusable(
                 Reason.TOO_LARGE,
-                plain(f"feature {self._name!r} is {len(places)} steps, input.max_record_steps is {self._most}"),
+                plain(f"feature {self._name!r} has more steps than input.max_record_steps, {self._most}"),
             )
         return np.array(places, self._dtype)[:, None]  # a place is far below what any dtype holds exactly

@@ -146,6 +146,8 @@ class _Compiler:
         run = Run()
         for field in writer.fields:
             own, child, path = wanted.get(field.name, (None, Node(), ""))
+            if field.name not in wanted and not self._least(field.type):
+                continue
             read = self.value(field.type, own.type if own else None, child, path)
             plain = _plain_number(field.type, own.type if own else None, child)
             if plain is not None:
@@ -248,6 +250,8 @@ class _Compiler:
             self._kept.append(kind)
             run, reads = Run(), []
             for each in kind.fields:
+                if not self._least(each.type):
+                    continue  # it has no bytes: a record of a thousand such fields costs nothing
                 plain = _plain_number(each.type, None, Node())
                 if plain is not None:
                     run.add(plain[0], None, plain[1], self.skip(each.type))

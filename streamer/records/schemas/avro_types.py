@@ -182,7 +182,7 @@ def _logical(made: Type, written: Mapping[str, Any]) -> Type:
     logical, scale = written.get("logicalType"), written.get("scale", 0)
     if not isinstance(logical, str):
         return made
-    if logical == "decimal" and not (isinstance(scale, int) and 0 <= scale <= MAX_SCALE):
+    if logical == "decimal" and (type(scale) is not int or not 0 <= scale <= MAX_SCALE):
         return made
     made.logical, made.scale = logical, scale if logical == "decimal" else 0
     return made
