@@ -41,6 +41,7 @@ def card(path: Path) -> str:
         "## Metrics",
         _metrics(contract, training),
         *card_sections(contract.metrics),
+        *_beside(path),
         "## Checks",
         _checks(report),
         "## Speed",
@@ -139,6 +140,22 @@ def _metrics(contract: Contract, training: Mapping[str, Any]) -> str:
         return "Not recorded."
     numbers = {n: v for n, v in contract.metrics.items() if isinstance(v, int | float)}  # the others have sections
     return _table({n: f"{v:.4f}" if isinstance(v, float) else str(v) for n, v in numbers.items()})
+
+
+def _beside(path: Path) -> list[str]:
+    """What a recipe wrote next to its model.onnx: its limits, other means on the same test part, other models."""
+    told = path.with_name("result.json")
+    if path.name != "model.onnx" or not told.exists():
+        return []
+    result: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    limits = result.get("limits", {result["metric"]: result["limit"]})
+    others = result.get("others", {result["baseline"]["name"]: result["baseline"]["value"]})
+    rows: dict[str, Any] = {f"limit of {name}": limit for name, limit in limits.items() if limit is not None}
+    rows |= {f"{result['metric']}: {name}": f"{value:.4f}" for name, value in others.items()}
+    for stem, each in result.get("beside", {}).items():
+        rows |= {f"{stem}.onnx: {name}": f"{value:.4f}" for name, value in each["figures"].items()}
+    rows |= result.get("measured", {})
+    return ["## Beside it", _table(rows)]
 
 
 def _checks(report: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from streamer.errors import ConfigurationError
 
-from .cells import CELLS, KINDS, Category, WindowCore
+from .cells import CELLS, KINDS, Category, WindowCore, over_padding
 from .frontend import FrontEnd
 
 REDUCTIONS = ("last", "mean", "max")
@@ -142,6 +142,8 @@ class SequenceModel(nn.Module):
         self.layers, self.directions, self.reduce, self.activation = layers, directions, reduce, activation
         self.output, self.labels = output, list(labels) if labels is not None else None
         self.config: ModelConfig | None = None
+        self.trains_over_padding = False
+        """For losses that want no next states, of rows that begin anew: training is faster, and what they see the same."""
         self.encoder, self.head = encoder, head
         width = features if encoder is None or encoded is None else encoded
         self.state_width = hidden
@@ -211,6 +213,8 @@ class SequenceModel(nn.Module):
             y, last = self.core(e, hx, lengths)
         elif lengths is None:
             y, last = self.core(e, hx)
+        elif self.training and self.trains_over_padding:
+            y, last = over_padding(self.core, e, lengths), hx
         else:
             packed = pack_padded_sequence(e, lengths.cpu().to(torch.int64), batch_first=True, enforce_sorted=False)
             y, last = self.core(packed, hx)

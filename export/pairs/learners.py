@@ -61,6 +61,7 @@ class CtcLearner:
 
     def __init__(self, module: SequenceModel) -> None:
         self.module = module
+        module.trains_over_padding = True
 
     def fits(self, sample: Sample) -> bool:
         """Two equal symbols need a blank between them, and every symbol a step of its own."""

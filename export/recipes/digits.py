@@ -26,9 +26,9 @@ FRONT = FrontEnd()
 SAMPLES = 320
 """Of a step: 40 ms, two frames."""
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PAIRS = PairsSection(source="file", target="words", target_units="words", metric="symbol_error", mask_steps=4)
+PAIRS = PairsSection(source="file", target="words", target_units="words", metric="symbol_error", mask_steps=2)
 MODEL = ModelSection(hidden=96, kind="lstm", directions=2, dropout=0.2, frontend=FRONT)
-TRAINING = TrainSection(epochs=10, rows=16, learning_rate=6e-3, schedule="cosine")
+TRAINING = TrainSection(epochs=10, rows=16, learning_rate=4e-3, schedule="cosine")
 
 
 def utterance(voice: str, seed: int, timed: bool) -> Pair:
@@ -45,8 +45,8 @@ def make(quick: bool) -> PairSplit:
     order = [str(each) for each in rng.permutation(speakers)]
     held = max(1, round(len(order) * SHARE))
     parts, first = [], 0
-    for own, full in ((order[2 * held :], 2_400), (order[:held], 240), (order[held : 2 * held], 400)):
-        count = full // 6 if quick else full
+    sizes = (400, 40, 66) if quick else (3_600, 240, 400)
+    for own, count in zip((order[2 * held :], order[:held], order[held : 2 * held]), sizes, strict=True):
         chosen = [(f"{rng.choice(accents)}+{rng.choice(own)}", first + at) for at in range(count)]
         with ThreadPoolExecutor(2) as pool:  # they wait for other processes
             judged = repeat(own == order[held : 2 * held])  # of the test part the delay is measured
@@ -76,7 +76,7 @@ RECIPE = PairRecipe(
     make=make,
     read=read,
     model=MODEL,
-    beside={"causal": {"directions": 1, "hidden": 128}},
+    beside={"causal": {"directions": 1, "hidden": 128, "layers": 2}},
     within=0.05,
     pairs=PAIRS,
     training=TRAINING,

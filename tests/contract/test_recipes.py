@@ -19,6 +19,7 @@ from durable import begin, encoded, make_processor, settle
 from tooling import require_tool
 
 from export import recipes
+from export.card import card
 from export.encdec.module import load_pair
 from export.generate import rollout
 from export.model import ModelConfig, SequenceModel, build, load
@@ -63,6 +64,10 @@ def test_a_recipe_of_pairs_reaches_its_metric(name: str, tmp_path: Path) -> None
     assert result["verification"]["passed"]
     contract = Model.load(tmp_path / "model.onnx").contract
     assert contract.metrics[f"test_{result['metric']}"] == result["value"]
+    told = card(tmp_path / "model.onnx")
+    for other, value in result["others"].items():
+        assert f"| {result['metric']}: {other} | {value:.4f} |" in told
+    assert all(f"| {stem}.onnx: symbol_error |" in told for stem in result["beside"])
     check_written(name, tmp_path)
     if name == "digits":
         check_delays(result, tmp_path)
@@ -84,9 +89,25 @@ def check_delays(result: dict[str, Any], folder: Path) -> None:
 @pytest.mark.accept
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_full_training_on_pairs_reaches_its_limits(name: str, tmp_path: Path) -> None:
+    """The limits are written out here, so that a recipe cannot lower its own."""
     needed(name)
     result = recipes.run(name, tmp_path)
+    figures, others = result["figures"], result["others"]
+    if name == "correction":
+        assert "Norvig's method among training words" in others
+        assert figures["exact_match"] >= max(0.35, 3 * others["nearest among training words"]), result
+    if name == "pronunciation":
+        assert figures["exact_match"] >= 0.60, result  # word error
+        assert figures["symbol_error"] <= 0.12, result
+    if name == "translation":
+        assert figures["exact_match"] >= 0.95, result
+    if name == "digits":
+        causal = result["beside"]["causal"]["figures"]["exact_match"]
+        assert figures["exact_match"] >= 0.90, result  # sequence error
+        assert figures["exact_match"] - causal <= 0.05, result
+        assert {"rtf_whole", "rtf_step_by_step"} <= set(result["measured"])
     assert result["passed"], result
+    assert "## Beside it" in card(tmp_path / "model.onnx")
 
 
 def check_written(name: str, folder: Path) -> None:

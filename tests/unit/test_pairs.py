@@ -167,6 +167,25 @@ def test_scheduled_sampling_gives_the_models_own_symbols() -> None:
     assert float(own) != pytest.approx(float(forced), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_training_over_padding_sees_what_packed_rows_give(kind: str, directions: int, layers: int) -> None:
+    torch.manual_seed(0)
+    model = build(ModelConfig(3, 5, kind=kind, directions=directions, layers=layers, outputs=4))
+    learner, rows = CtcLearner(model), samples(7, features=3)
+    batch = Batch.of([*rows, Sample(np.ones((20, 3), np.float32), np.array([1, 2]))])
+    found = []
+    for over_padding in (True, False):
+        model.trains_over_padding = over_padding
+        model.train().zero_grad()
+        total, _ = learner.loss(batch, 0.0, 0.0)
+        total.backward()
+        found.append([total.detach(), *(p.grad for p in model.parameters())])
+    for mine, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_a_target_that_ctc_cannot_write_is_known() -> None:
     learner, x = ctc(), np.zeros((3, 1), np.float32)
     assert learner.fits(Sample(x, np.array([1, 2, 3])))
