@@ -120,3 +120,10 @@ def lines(time: str, mapped: Sequence[Mapped]) -> Iterator[str]:
     if mapped:
         yield f"an event of {time}"
         yield from (f"  {each.line()}" for each in mapped)
+
+
+def answer_lines(fields: Mapping[str, str]) -> Iterator[str]:
+    """``fields``: as settings have them (``output.fields``)."""
+    if fields:
+        yield "a prediction carries"
+        yield from (f"  {name}: {place}" for name, place in fields.items())
