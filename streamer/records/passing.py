@@ -17,7 +17,7 @@ from streamer.records.formats.layout import Steps, Written, tree
 from streamer.records.formats.named import last_header
 from streamer.records.formats.wire import Json, Wire
 from streamer.records.meaning import NO_CELL, Cell
-from streamer.records.schemas.book import FRAME_BYTES, SchemaKind
+from streamer.records.schemas.book import SchemaKind, frame_bytes, framed
 from streamer.records.schemas.values import Values
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import FieldHeader, FieldPath
@@ -62,9 +62,9 @@ def _get(place: FieldPath | FieldHeader, value_format: str, source: Source | Non
         name = place.name
         return lambda value, headers: _text(last_header(headers, name))
     if value_format in NAMED or value_format == "json":
-        return _of_wire(NAMED.get(value_format, Json)(), place.steps, 0)
+        return _of_wire(NAMED.get(value_format, Json)(), place.steps, framing=False)
     if value_format == "json-schema":
-        return _of_wire(Json(), place.steps, FRAME_BYTES if source is not None and source.book is not None else 0)
+        return _of_wire(Json(), place.steps, framing=source is not None and source.book is not None)
     if value_format in SCHEMAS:
         assert source is not None
         return _of_schema(SCHEMAS[value_format], source, place.steps)
@@ -74,13 +74,16 @@ def _get(place: FieldPath | FieldHeader, value_format: str, source: Source | Non
     )
 
 
-def _of_wire(wire: Wire, steps: Steps, begin: int) -> Get:
+def _of_wire(wire: Wire, steps: Steps, *, framing: bool) -> Get:
     written = Written(tree([steps]), wire)
 
     def get(value: bytes, headers: Headers) -> bytes:
         found = [wire.null]
         try:
-            written.read(value[begin:] if begin else value, found)
+            if framing:
+                value = framed(value, headers, SchemaKind.JSON)
+                value = value[frame_bytes(value) :]
+            written.read(value, found)
             token = bytes(found[0])
             if not isinstance(wire, Json):
                 return msgspec.json.encode(msgspec.msgpack.decode(token))
@@ -102,7 +105,7 @@ def _of_schema(kind: SchemaKind, source: Source, steps: Steps) -> Get:
     def get(value: bytes, headers: Headers) -> bytes:
         found: list[Cell] = [None]
         try:
-            values.read(value, found)
+            values.read(value if source.book is None else framed(value, headers, kind), found)
             return _NULL if found[0] is NO_CELL else msgspec.json.encode(found[0])
         except (Unusable, TypeError, ValueError):
             return _NULL
