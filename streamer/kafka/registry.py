@@ -27,7 +27,7 @@ _THREADS = 4
 _MAX_ANSWER_BYTES = 8_388_608
 _MAX_REFERENCES = 200
 _ACCEPT = "application/vnd.schemaregistry.v1+json, application/json"
-_NO_SCHEMA = 40403
+_NO_SCHEMA: tuple[int, ...] = (40403,)
 _NO_SUCH = (40401, 40402, 40403)
 """The registry's words for: no subject, no version, no schema"""
 _ANY: tuple[int, ...] = ()
@@ -91,7 +91,7 @@ class Registry:
     # in a thread
 
     def _schema(self, number: SchemaId) -> Schema | None:
-        path, absent = f"/schemas/ids/{number}", (_NO_SCHEMA,)
+        path, absent = f"/schemas/ids/{number}", _NO_SCHEMA
         if isinstance(number, str):  # who does not look up GUIDs has none, or any bytes could hold a partition up
             path, absent = f"/schemas/guids/{number}", _ANY
         answer = self._ask(path, absent=absent)

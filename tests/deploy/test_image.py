@@ -121,9 +121,8 @@ class TestBuilt:
         assert done.returncode == 0, done.stderr
 
     def test_protobuf_can_be_read(self, built: Built) -> None:
-        done = built.run(
-            "python", "-c", "from streamer.records.schemas.protobuf import require_library; require_library()"
-        )
+        script = "from streamer.records.decode import Codec; from streamer.records.schemas.protobuf import require_library; require_library()"
+        done = built.run("python", "-c", script)
         assert done.returncode == 0, done.stderr
 
     def test_it_says_what_is_missing(self, built: Built) -> None:

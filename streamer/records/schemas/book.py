@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from uuid import UUID
 
 from streamer.core import Headers, RecordBatch
 from streamer.records.unusable import Unusable, plain
@@ -125,7 +124,8 @@ def framed_id(value: bytes, what: str = "value") -> SchemaId:
 
 
 def _guid(frame: bytes) -> str:
-    return str(UUID(bytes=frame[1:GUID_FRAME_BYTES]))
+    digits = frame[1:GUID_FRAME_BYTES].hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def framed(value: bytes, headers: Headers, kind: SchemaKind) -> bytes:
