@@ -7,14 +7,16 @@ replay; whoever writes answers takes the header out. What is longer than ``MAX_P
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from streamer.core import PASSED_HEADER, Headers
 from streamer.errors import ConfigurationError
 from streamer.records.formats import NAMED, SCHEMAS, Source
-from streamer.records.formats.layout import Steps, Written, tree
+from streamer.records.formats.layout import Steps, Written, getter, tree, typed
 from streamer.records.formats.named import last_header
+from streamer.records.formats.typed import one_get
 from streamer.records.formats.wire import Json, Wire
 from streamer.records.meaning import NO_CELL, Cell
 from streamer.records.schemas.book import SchemaKind, frame_bytes, framed
@@ -75,16 +77,26 @@ def _get(place: FieldPath | FieldHeader, value_format: str, source: Source | Non
 
 
 def _of_wire(wire: Wire, steps: Steps, *, framing: bool) -> Get:
-    written = Written(tree([steps]), wire)
+    root = tree([steps])
+    written = Written(root, wire)
+    kind, _ = typed(root, [msgspec.Raw], [True])
+    quick, pick = wire.decoder(kind).decode, one_get(getter(root, steps))
+
+    def token_of(value: bytes) -> bytes:
+        """In one call where all is there and nothing odd on the way, else by the definition."""
+        with suppress(msgspec.DecodeError, UnicodeError, IndexError, RecursionError):
+            token = pick(quick(value))
+            return bytes(wire.null if token is None else token)
+        found = [wire.null]
+        written.read(value, found)
+        return bytes(found[0])
 
     def get(value: bytes, headers: Headers) -> bytes:
-        found = [wire.null]
         try:
             if framing:
                 value = framed(value, headers, SchemaKind.JSON)
                 value = value[frame_bytes(value) :]
-            written.read(value, found)
-            token = bytes(found[0])
+            token = token_of(value)
             if not isinstance(wire, Json):
                 return msgspec.json.encode(msgspec.msgpack.decode(token))
             token.decode()  # what nobody reads is not looked into: it need not be text

@@ -202,6 +202,34 @@ def test_fields_of_json_are_carried_as_they_are_written() -> None:
         assert found_in(value_format, value, places) == expected
 
 
+@pytest.mark.parametrize("write", [msgspec.json.encode, msgspec.msgpack.encode], ids=["json", "msgpack"])
+@pytest.mark.parametrize("place", ["input.a", "input.a.b", "input.a[1]", "input.a[1].b", "input.a.b[0]"])
+def test_whatever_is_on_the_way_it_is_found_as_by_the_definition(write: Any, place: str) -> None:
+    cells = [
+        None,
+        1,
+        "b",
+        [],
+        [1],
+        [1, None],
+        [1, {"b": 2}],
+        [{"b": 1}, [2]],
+        {},
+        {"b": None},
+        {"b": [3]},
+        {"b": {"b": 4}},
+    ]
+    steps = parse_answer_place(place).steps  # type: ignore[union-attr]
+    for value in [{}, *({"a": each, "z": 0} for each in cells)]:
+        expected: Any = value
+        for step in steps:
+            inside = isinstance(expected, list) if isinstance(step, int) else isinstance(expected, dict)
+            there = inside and (step < len(expected) if isinstance(step, int) else step in expected)
+            expected = expected[step] if there else None
+        value_format = "json" if write is msgspec.json.encode else "msgpack"
+        assert found_in(value_format, write(value), [place]) == [msgspec.json.encode(expected)], value
+
+
 def test_what_is_no_text_is_null_and_its_neighbours_are_there() -> None:
     assert found_in("json", b'{"a": "\xff", "b": 1}', ["input.a", "input.b"]) == [b"null", b"1"]
 
