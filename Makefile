@@ -71,7 +71,7 @@ COMPILE := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-ver
 requirements: $(DEVELOP) ## Pin the image's dependencies anew, with their hashes (deploy/requirements*.txt)
 	@$(PIP) --group pin
 	@{ echo "# Everything the image installs, for any platform and Python >= 3.11. Made by: make requirements"; \
-	  $(COMPILE) --extra demo --extra fast pyproject.toml; } > $(VENV)/requirements.txt
+	  $(COMPILE) --extra demo --extra fast --extra schemas pyproject.toml; } > $(VENV)/requirements.txt
 	@{ echo "# What builds the wheels that the image installs. Made by: make requirements"; \
 	  $(PY) -c 'import tomllib; [print(*tomllib.load(open(each, "rb"))["build-system"]["requires"], sep="\n") for each in ("pyproject.toml", "streamer/native/pyproject.toml")]' \
 	    | $(COMPILE) -; } > $(VENV)/requirements-build.txt

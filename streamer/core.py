@@ -32,6 +32,8 @@ CARRIED_HEADERS = frozenset({"traceparent", "tracestate"})
 """Headers of an input record that its answers keep."""
 UNREADABLE_HEADER = "streamer-unreadable"
 """Of a row that stands for records that nobody can read: offsets and cause."""
+PASSED_HEADER = "streamer-passed"
+"""Beside those: fields of the record that its answers carry in their values (``output.fields``). Never written to a topic."""
 
 
 class Op(IntEnum):
@@ -128,7 +130,7 @@ class EventBatch:
     commands: dict[int, bytes] = field(default_factory=dict)
     """Row -> value, for the commands that have one (``generate``)."""
     headers: dict[int, Headers] = field(default_factory=dict)
-    """Row -> headers that travel on to the prediction (``traceparent``)."""
+    """Row -> headers that travel on to the prediction (``traceparent``), and what is passed in its value."""
     checksum: int = 0
     """CRC-32 of key and value of the record at ``next_offset - 1``: tells after a restart whether the log is the same."""
     steps: I64 | None = None

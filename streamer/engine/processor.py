@@ -225,7 +225,8 @@ class Processor:
         self._work = None
         for part in work.parts:
             part.partition.settled(part.batch)
-            part.partition.caught_up()
+        for partition in dict.fromkeys(part.partition for part in work.parts):
+            partition.caught_up()
         self.keep_limit()
 
     # seal

@@ -75,6 +75,7 @@ class OpenWindows:
             closed = self._closings(added, [batch.timestamps_ms[row] for row in rows], tally)
             late = added.late
             self.fresh_through.update(added.closed_through)
+        self._traces.bound()
         if len(batch):
             self._last_stamp_ms = batch.timestamps_ms[-1]
         if windows.watermark != NO_WATERMARK:

@@ -31,6 +31,7 @@ from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
 from streamer.records.changelog import Kind, StreamRecord, encode_stream, offset_key
 from streamer.records.keys import Keys
+from streamer.records.passing import without_passed
 from streamer.records.unusable import plain, refused_window
 from streamer.settings import DecodeSection
 from streamer.words import Closed
@@ -321,6 +322,8 @@ class Decodings:
                 window.x[places] = batch.x[steps][-len(places) :]  # what was trimmed was in front
                 window.times_ms[places] = batch.times_ms[row]
                 decoding.missing -= len(places)
+                if offset == decoding.source:  # what its answer carries of this record is as the settings of today say
+                    decoding.headers = batch.headers.get(row, ())
 
     def _refusal(self, decoding: Decoding, model: str, why: str) -> Reject:
         return refused_window(
@@ -349,7 +352,7 @@ def _kept(decoding: Decoding) -> Kept:
         window.reason,
         window.watermark,
         decoding.timestamp_ms,
-        tuple(decoding.headers),
+        tuple(without_passed(decoding.headers)),
         offsets[0],
         gaps,
     )

@@ -20,16 +20,18 @@ from urllib.parse import quote
 
 from streamer.errors import ConfigurationError, RegistryUnavailableError
 from streamer.kafka.security import secret, tls_context
-from streamer.records.schemas.book import Schema, SchemaKind
+from streamer.records.schemas.book import Schema, SchemaId, SchemaKind
 from streamer.settings import RegistrySection
 
 _THREADS = 4
 _MAX_ANSWER_BYTES = 8_388_608
 _MAX_REFERENCES = 200
 _ACCEPT = "application/vnd.schemaregistry.v1+json, application/json"
-_NO_SCHEMA = 40403
+_NO_SCHEMA: tuple[int, ...] = (40403,)
 _NO_SUCH = (40401, 40402, 40403)
 """The registry's words for: no subject, no version, no schema"""
+_ANY: tuple[int, ...] = ()
+"""404, whatever is said beside it"""
 _AGAIN_S = 1.0
 """A registry of several nodes may not know everywhere at once what was registered a moment ago."""
 
@@ -59,9 +61,9 @@ class Registry:
         self._opener = urllib.request.build_opener(*handlers)
         self._threads = ThreadPoolExecutor(_THREADS, "registry")
 
-    async def schemas(self, numbers: Iterable[int]) -> dict[int, Schema | None]:
+    async def schemas(self, numbers: Iterable[SchemaId]) -> dict[SchemaId, Schema | None]:
         """The schemas of ids. None: the registry says that it has none, twice, a moment apart."""
-        found = await self._each(sorted(numbers))
+        found = await self._each(sorted(numbers, key=str))
         absent = [number for number, schema in found.items() if schema is None]
         if absent:
             await asyncio.sleep(_AGAIN_S)
@@ -75,7 +77,7 @@ class Registry:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _each(self, numbers: list[int]) -> dict[int, Schema | None]:
+    async def _each(self, numbers: list[SchemaId]) -> dict[SchemaId, Schema | None]:
         tasks = [asyncio.ensure_future(self._call(self._schema, number)) for number in numbers]
         try:
             return dict(zip(numbers, await asyncio.gather(*tasks), strict=True))
@@ -88,13 +90,16 @@ class Registry:
 
     # in a thread
 
-    def _schema(self, number: int) -> Schema | None:
-        answer = self._ask(f"/schemas/ids/{number}", absent=_NO_SCHEMA)
+    def _schema(self, number: SchemaId) -> Schema | None:
+        path, absent = f"/schemas/ids/{number}", _NO_SCHEMA
+        if isinstance(number, str):  # who does not look up GUIDs has none, or any bytes could hold a partition up
+            path, absent = f"/schemas/guids/{number}", _ANY
+        answer = self._ask(path, absent=absent)
         if answer is None:
             return None
         kind, text = str(answer.get("schemaType") or SchemaKind.AVRO), answer.get("schema")
         if kind == SchemaKind.PROTOBUF:  # a descriptor where the registry makes one; else it is the source
-            made = self._ask(f"/schemas/ids/{number}?format=serialized", absent=_NO_SCHEMA) or answer
+            made = self._ask(f"{path}?format=serialized", absent=absent) or answer
             text = made.get("schema", text)
         references: dict[str, str] = {}
         self._references(answer, references, ())
@@ -121,8 +126,8 @@ class Registry:
             raise RegistryUnavailableError(f"{self.url}: it gave no id for a schema of subject {subject!r}")
         return number
 
-    def _ask(self, path: str, *, body: object = None, absent: Any = ()) -> Any:
-        """An answer's object. ``absent``: error codes of the registry that mean None."""
+    def _ask(self, path: str, *, body: object = None, absent: tuple[int, ...] | None = None) -> Any:
+        """An answer's object. ``absent``: error codes of the registry that mean None; ``_ANY``: each 404 does."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, self._headers)  # noqa: S310 (http or https: settings)
         try:
@@ -131,7 +136,7 @@ class Registry:
         except urllib.error.HTTPError as error:
             with error:
                 told = _told(error)
-            if error.code == 404 and told.get("error_code") in (absent if isinstance(absent, tuple) else (absent,)):
+            if error.code == 404 and absent is not None and (absent == _ANY or told.get("error_code") in absent):
                 return None
             raise RegistryUnavailableError(self._refusal(path, error.code, told)) from None
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:

@@ -75,13 +75,18 @@ def answer_encoder(
     written: AnswerFormat, contract: Contract, model_name: str, keys: Keys, *, window: bool, schema_id: int | None
 ) -> AnswerEncoder:
     """``window``: the model answers per window. ``schema_id``: of ``answer_schema`` in the registry; None: no frame."""
-    frame = b"" if schema_id is None else b"\0" + schema_id.to_bytes(4)
+    frame = framing(schema_id)
     if written is AnswerFormat.FLOAT32:
         return Bare(contract)
     if written is AnswerFormat.AVRO:
         return AvroEncoder(contract, model_name, keys, window=window, frame=frame)
     plain = Encoder(contract, model_name, keys)
     return Framed(plain, frame) if frame else plain
+
+
+def framing(schema_id: int | None) -> bytes:
+    """What stands before a value in a registry's frame; None: it has no frame."""
+    return b"" if schema_id is None else b"\0" + schema_id.to_bytes(4)
 
 
 def answer_schema(written: AnswerFormat, contract: Contract, model_name: str, *, window: bool) -> Schema | None:
@@ -148,8 +153,8 @@ class AvroEncoder(_Tables):
         self.keys = keys
         self._frame, self._window = frame, window
         self._outputs = contract.outputs
-        self._labels = [[_bytes(label.encode()) for label in _labels(output)] for output in contract.outputs]
-        self._model = _bytes(f"{model_name}@{contract.version}".encode())
+        self._labels = [[avro_bytes(label.encode()) for label in labels_of(output)] for output in contract.outputs]
+        self._model = avro_bytes(f"{model_name}@{contract.version}".encode())
 
     @property
     def per_event(self) -> bool:
@@ -158,13 +163,13 @@ class AvroEncoder(_Tables):
     def steps(self, keys: Sequence[bytes], times_ms: I64, outputs: Sequence[F32]) -> list[bytes]:
         columns: list[Sequence[bytes]] = [
             [self._frame] * len(keys),
-            list(map(_bytes, keys)),
-            list(map(_long, times_ms.tolist())),
+            list(map(avro_bytes, keys)),
+            list(map(avro_long, times_ms.tolist())),
         ]
         for output, labels, y in zip(self._outputs, self._labels, outputs, strict=True):
             size, whole = y.shape[1] * 4, y.astype("<f4", copy=False).tobytes()
             rows = [whole[at : at + size] for at in range(0, len(whole), size)]
-            columns.append(rows if _scalar(output, window=False) else [_array(y.shape[1], row) for row in rows])
+            columns.append(rows if _scalar(output, window=False) else [avro_array(y.shape[1], row) for row in rows])
             if labels:
                 columns.append([labels[index] for index in y.argmax(axis=1).tolist()])
         columns.append([self._model] * len(keys))
@@ -178,30 +183,30 @@ class AvroEncoder(_Tables):
         spelled: Spelled | None = None,
     ) -> bytes:
         cut = slice(None) if part is None else cut_of(len(window.x), part)
-        found = [self._frame, _bytes(window.stream), _long(window.end_ms)]
+        found = [self._frame, avro_bytes(window.stream), avro_long(window.end_ms)]
         for output, labels, y in zip(self._outputs, self._labels, outputs, strict=True):
             each = output.per == "event"
             flat = y.reshape(len(y), -1)[cut] if each else y.reshape(1, -1)
             rows = [row.astype("<f4").tobytes() for row in flat]
             if not _scalar(output, window=True):
-                rows = [_array(flat.shape[1], row) for row in rows]
-            found.append(_array(len(rows), b"".join(rows)) if each else rows[0])
+                rows = [avro_array(flat.shape[1], row) for row in rows]
+            found.append(avro_array(len(rows), b"".join(rows)) if each else rows[0])
             if labels:
                 words = [labels[int(np.argmax(row))] for row in flat]
-                found.append(_array(len(words), b"".join(words)) if each else words[0])
+                found.append(avro_array(len(words), b"".join(words)) if each else words[0])
         first, last = int(window.offsets.min()), int(window.offsets.max())
         found += [
-            _long(window.start_ms),
-            _long(window.end_ms),
-            _long(len(window.x)),
-            _bytes(str(window.reason).encode()),
+            avro_long(window.start_ms),
+            avro_long(window.end_ms),
+            avro_long(len(window.x)),
+            avro_bytes(str(window.reason).encode()),
         ]
-        found += [_long(window.part), _array(2, _long(first) + _long(last))]
-        found.append(_NULL if part is None else _SOME + _array(2, _long(part[0]) + _long(part[1])))
+        found += [avro_long(window.part), avro_array(2, avro_long(first) + avro_long(last))]
+        found.append(_NULL if part is None else _SOME + avro_array(2, avro_long(part[0]) + avro_long(part[1])))
         return b"".join((*found, self._model))
 
 
-def _long(number: int) -> bytes:
+def avro_long(number: int) -> bytes:
     """Zigzag, 7 bits at a time."""
     left = (number << 1) ^ (number >> 63)
     if left < 0x80:
@@ -217,15 +222,18 @@ def _long(number: int) -> bytes:
 _ONE_BYTE = [struct.pack("B", number) for number in range(0x80)]
 
 
-def _bytes(text: bytes) -> bytes:
-    return _long(len(text)) + text
+def avro_bytes(text: bytes) -> bytes:
+    """A text, or bytes."""
+    return avro_long(len(text)) + text
 
 
-def _array(count: int, items: bytes) -> bytes:
-    return _long(count) + items + _NULL if count else _NULL
+def avro_array(count: int, items: bytes) -> bytes:
+    """``items``: one after the other."""
+    return avro_long(count) + items + _NULL if count else _NULL
 
 
-def _labels(output: Output) -> Sequence[str]:
+def labels_of(output: Output) -> Sequence[str]:
+    """Those that answers name beside the numbers."""
     return (output.labels or ()) if output.kind == "classes" else ()
 
 
@@ -234,7 +242,7 @@ def _scalar(output: Output, *, window: bool) -> bool:
     return output.size == 1 and (window or output.kind in ("value", "score"))
 
 
-def _fields(contract: Contract) -> list[tuple[Output, str, str]]:
+def named_outputs(contract: Contract) -> list[tuple[Output, str, str]]:
     """Outputs, and what they and their labels are called."""
     if len(contract.outputs) == 1:
         return [(contract.outputs[0], "y", "label")]
@@ -243,13 +251,13 @@ def _fields(contract: Contract) -> list[tuple[Output, str, str]]:
 
 def _avro_schema(contract: Contract, model_name: str, *, window: bool) -> dict[str, Any]:
     fields: list[dict[str, Any]] = [{"name": "stream", "type": "string"}, {"name": "ts", "type": _TIME}]
-    for output, name, label_name in _fields(contract):
+    for output, name, label_name in named_outputs(contract):
         each = window and output.per == "event"
         row: Any = "float" if _scalar(output, window=window) else {"type": "array", "items": "float"}
-        fields.append({"name": _plain(name), "type": {"type": "array", "items": row} if each else row})
-        if _labels(output):
+        fields.append({"name": avro_name(name), "type": {"type": "array", "items": row} if each else row})
+        if labels_of(output):
             fields.append(
-                {"name": _plain(label_name), "type": {"type": "array", "items": "string"} if each else "string"}
+                {"name": avro_name(label_name), "type": {"type": "array", "items": "string"} if each else "string"}
             )
     if window:
         bounds = [
@@ -270,12 +278,12 @@ def _avro_schema(contract: Contract, model_name: str, *, window: bool) -> dict[s
 
 def _json_schema(contract: Contract, model_name: str, *, window: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"stream": {"type": "string"}, "ts": {"type": "integer"}}
-    for output, name, label_name in _fields(contract):
+    for output, name, label_name in named_outputs(contract):
         each = window and output.per == "event"
         numbers = {"type": "array", "items": {"type": "number"}}
         row = {"type": "number"} if _scalar(output, window=window) else numbers
         fields[name] = {"type": "array", "items": row} if each else row
-        if _labels(output):
+        if labels_of(output):
             fields[label_name] = {"type": "array", "items": {"type": "string"}} if each else {"type": "string"}
     if window:
         fields |= {"window": {"type": "object"}, "slice": {"type": "array", "items": {"type": "integer"}}}
@@ -286,7 +294,7 @@ def _json_schema(contract: Contract, model_name: str, *, window: bool) -> dict[s
     }  # fmt: skip
 
 
-def _plain(name: str) -> str:
+def avro_name(name: str) -> str:
     """As Avro allows it."""
     found = _NO_NAME.sub("_", name)
     return found if found[:1].isalpha() or found[:1] == "_" else f"_{found}"

@@ -19,6 +19,7 @@ from streamer.records.exact import Exact, Numbers
 from streamer.records.formats import Columns, Fields, Native, Source, format_of
 from streamer.records.formats.several import joined, no_steps
 from streamer.records.keys import Keys
+from streamer.records.passing import Passing
 from streamer.records.schemas.book import Book
 from streamer.records.times import YEAR_2000_MS, TimeRule
 from streamer.records.unusable import Unusable, plain, unforeseen
@@ -56,11 +57,12 @@ class Codec:
         generates: bool = False,
         decoder: str = Decoder.AUTO,
         careful: bool = False,
+        passing: Passing | None = None,
     ) -> None:
         """``fields``: where features and time are found, in formats with names. ``source``: of schemas, in formats that have
         them. ``generates``: a model is served that can, so ``generate`` is a command. ``decoder``: which code reads records;
         what they mean is the same. ``careful``: every record by the definition, one by one; what the fast paths are compared
-        with."""
+        with. ``passing``: what answers carry of their records."""
         exact = Exact(contract.input.dtype)
         self.features = contract.features
         self.dtype = exact.dtype
@@ -86,7 +88,7 @@ class Codec:
         """Which code reads records, for people"""
         self.schemas: Book | None = None if source is None else source.book
         """What has to be learned before ``decode``, in formats of a registry"""
-        self._careful = careful
+        self._careful, self._passing = careful, passing
 
     def decode(self, records: RecordBatch) -> EventBatch:
         """All records of ``records`` become rows of the event batch or of its rejects, in order. N >= 1.
@@ -257,14 +259,18 @@ class Codec:
             steps=steps,
             checksum=zlib.crc32(records.values[last] or b"", zlib.crc32(records.keys[last] or b"")),
         )
-        if ops or records.headers:
+        if ops or records.headers or self._passing is not None:
             self._note(batch, records, {row: place for place, row in enumerate(kept)}, ops)
         return batch
 
     def _note(self, batch: EventBatch, records: RecordBatch, places: Mapping[int, int], ops: Mapping[int, Op]) -> None:
         """Commands and headers that travel on, at the places that their rows have now."""
-        for row, headers in records.headers.items():
-            if row in places and (found := carried(headers)):
+        for row in places if self._passing is not None else records.headers:
+            headers = records.headers.get(row, ())
+            found: list[tuple[str, bytes]] = carried(headers)
+            if self._passing is not None and row not in ops:
+                found.append(self._passing.header(records.values[row] or b"", headers))
+            if found and row in places:
                 batch.headers[places[row]] = found
         commands = {places[row]: (row, op) for row, op in ops.items() if row in places}
         if commands:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from streamer.errors import ConfigurationError
 from streamer.kafka.registry import Registry
 from streamer.modelfile.model import Model
-from streamer.records.answers import AnswerEncoder, answer_encoder, answer_schema
+from streamer.records.answers import AnswerEncoder, answer_encoder, answer_schema, framing
+from streamer.records.chosen import Chosen, own_places, refuse_unknown
 from streamer.records.keys import Keys
 from streamer.records.schemas.book import Schema
 from streamer.settings import Settings
@@ -20,6 +21,7 @@ Served = Sequence[tuple[str, Model, WindowRule | None]]
 def answer_schemas(settings: Settings, models: Served) -> dict[str, tuple[str, Schema]]:
     """Model -> subject and schema of its answers; none for formats without. ConfigurationError: answers cannot be so."""
     written = settings.output.format
+    _refuse_choices(settings, models)
     if written is AnswerFormat.JSON:
         return {}
     if written is AnswerFormat.JSON_SCHEMA and not settings.registry.url:
@@ -36,6 +38,8 @@ def answer_schemas(settings: Settings, models: Served) -> dict[str, tuple[str, S
     found = {}
     for name, model, rule in models:
         schema = answer_schema(written, model.contract, name, window=rule is not None)
+        if schema is not None and settings.output.fields:
+            schema = _chosen(settings, model, schema, window=rule is not None).schema
         if schema is not None:
             own = (
                 f"-{name}" if len(models) > 1 else ""
@@ -58,9 +62,10 @@ async def registered(settings: Settings, schemas: Mapping[str, tuple[str, Schema
 def encoders_of(
     settings: Settings, models: Served, keys: Keys, schema_ids: Mapping[str, int]
 ) -> dict[str, AnswerEncoder] | None:
-    """None: plain JSON. ``schema_ids``: of ``registered``; a model without one has no frame."""
+    """None: plain JSON, of which ``choices_of`` makes what is wanted where something is. ``schema_ids``: of ``registered``; a
+    model without one has no frame."""
     written = settings.output.format
-    if written is AnswerFormat.JSON:
+    if written is AnswerFormat.JSON or settings.output.fields:
         return None
     return {
         name: answer_encoder(
@@ -68,3 +73,37 @@ def encoders_of(
         )
         for name, model, rule in models
     }
+
+
+def choices_of(settings: Settings, models: Served, schema_ids: Mapping[str, int]) -> dict[str, Chosen]:
+    """Model -> how ``output.fields`` has its answers; none where all is called as it is."""
+    found = {}
+    for name, model, rule in models if settings.output.fields else ():
+        window = rule is not None
+        schema = answer_schema(settings.output.format, model.contract, name, window=window)
+        found[name] = _chosen(settings, model, schema, window=window).framed(framing(schema_ids.get(name)))
+    return found
+
+
+def _chosen(settings: Settings, model: Model, schema: Schema | None, *, window: bool) -> Chosen:
+    return Chosen(settings.output.places, own_places(model.contract, window=window), schema)
+
+
+def _refuse_choices(settings: Settings, models: Served) -> None:
+    """ConfigurationError: answers cannot carry what ``output.fields`` wants."""
+    section = settings.output
+    if not section.fields:
+        return
+    if section.format is AnswerFormat.FLOAT32:
+        raise ConfigurationError(
+            'output.fields: with output.format = "float32" predictions are numbers without names: leave it out, or set '
+            'output.format to "json", "avro" or "json-schema"'
+        )
+    refuse_unknown(section.places, [(name, model.contract, rule is not None) for name, model, rule in models])
+    for name, model, rule in models if section.passed else ():
+        what = "answers windows of several records" if rule is not None and rule.kind != "record" else ""
+        what = "answers with transcripts" if rule is None and model.contract.emitting is not None else what
+        if what:
+            raise ConfigurationError(
+                f"output.fields: model {name!r} {what}, and input. and header: are of one record: leave them out"
+            )

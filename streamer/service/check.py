@@ -67,6 +67,8 @@ class Report:
     features: list[mapping.Mapped] = field(default_factory=list)
     time: str = ""
     sample: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+    """What predictions carry, where settings choose it"""
     decoder: str = ""
     """Which code reads records"""
     warnings: list[str] = field(default_factory=list)
@@ -95,6 +97,7 @@ class Report:
             "format": self.format,
             "features": [each.as_dict() for each in self.features],
             "decoder": self.decoder,
+            "answers": self.answers,
             "sample": self.sample,
             "warnings": self.warnings,
             "problems": [{"exit_code": each.exit_code, "error": str(each)} for each in self.problems],
@@ -114,6 +117,7 @@ class Report:
         if self.format:
             yield from format_lines(self.format)
         yield from mapping.lines(self.time, self.features)
+        yield from mapping.answer_lines(self.answers)
         if self.sample:
             yield from self._sample_lines()
         yield from (f"warning: {each}" for each in self.warnings)
@@ -210,6 +214,7 @@ class _Check:
             return None
         self._report.features = mapping.mapping(self._settings, models)
         self._report.time = mapping.time(self._settings)
+        self._report.answers = self._settings.output.fields
         return codec
 
     # topics

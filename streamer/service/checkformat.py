@@ -8,27 +8,27 @@ from typing import Any
 from streamer.core import RecordBatch
 from streamer.kafka.registry import Registry
 from streamer.records.decode import Codec
-from streamer.records.schemas.book import Schema
+from streamer.records.schemas.book import Schema, SchemaId, telling
 from streamer.settings import Settings
 
 _SHOWN = 20
 """Schemas that people are shown; ``--json`` has all."""
 
 
-async def learned(settings: Settings, codec: Codec, batches: Sequence[RecordBatch]) -> dict[int, Schema | None]:
+async def learned(settings: Settings, codec: Codec, batches: Sequence[RecordBatch]) -> dict[SchemaId, Schema | None]:
     """Looks up the schemas of records, and lets the codec know. RegistryUnavailableError: they cannot be looked up."""
     if codec.schemas is None:
         return {}
     registry = Registry(settings.registry)
     try:
-        known = await registry.schemas(codec.schemas.wanted(value for batch in batches for value in batch.values))
+        known = await registry.schemas(codec.schemas.wanted(telling(batches)))
     finally:
         registry.close()
     codec.schemas.learn(known)
     return known
 
 
-def format_told(settings: Settings, known: Mapping[int, Schema | None]) -> dict[str, Any]:
+def format_told(settings: Settings, known: Mapping[SchemaId, Schema | None]) -> dict[str, Any]:
     """For programs."""
     found: dict[str, Any] = {"name": settings.input.format}
     if settings.input.schema_file is not None:

@@ -10,7 +10,7 @@ from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.kafka.policies import OUTPUT
 from streamer.records.decode import Codec
-from streamer.service.answerschemas import encoders_of
+from streamer.service.answerschemas import choices_of, encoders_of
 from streamer.service.prepare import Parts, processor_of
 from streamer.service.sink import Sink
 from streamer.settings import Settings
@@ -40,6 +40,7 @@ def tried(given: Settings, parts: Parts, codec: Codec, batches: Sequence[RecordB
         codec.keys,
         max_bytes=max_bytes,
         encoders=encoders_of(given, parts.models, codec.keys, {}),
+        choices=choices_of(given, parts.models, {}),
     )
     encoded, refused = sink.encode(answers)
     values = [value for outgoing in encoded for value in outgoing.values]

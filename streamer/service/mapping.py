@@ -14,7 +14,7 @@ from streamer.modelfile.feature import Feature
 from streamer.records.decode import Codec
 from streamer.records.exact import Exact
 from streamer.records.formats import FIELDED, TIME, as_found, places_of
-from streamer.records.schemas.book import Schema
+from streamer.records.schemas.book import Schema, SchemaId
 from streamer.service.prepare import Models, codec_of, fields_of
 from streamer.settings import Settings
 from streamer.settings.fields import told
@@ -59,7 +59,7 @@ def try_on(
     models: Models,
     batches: Sequence[RecordBatch],
     mapped: Sequence[Mapped],
-    schemas: Mapping[int, Schema | None],
+    schemas: Mapping[SchemaId, Schema | None],
 ) -> None:
     """Counts in how many records, of those that can be read, each feature's value is there. ``schemas``: by their ids."""
     contract = models[0][1].contract
@@ -120,3 +120,10 @@ def lines(time: str, mapped: Sequence[Mapped]) -> Iterator[str]:
     if mapped:
         yield f"an event of {time}"
         yield from (f"  {each.line()}" for each in mapped)
+
+
+def answer_lines(fields: Mapping[str, str]) -> Iterator[str]:
+    """``fields``: as settings have them (``output.fields``)."""
+    if fields:
+        yield "a prediction carries"
+        yield from (f"  {name}: {place}" for name, place in fields.items())

@@ -26,6 +26,7 @@ from streamer.records.decode import MAX_KEY_BYTES, Codec
 from streamer.records.exact import Exact
 from streamer.records.formats import FIELDED, SCHEMAS, Fields, Source, as_found
 from streamer.records.meaning import refuse_different
+from streamer.records.passing import Passing
 from streamer.records.schemas.book import Book
 from streamer.service.answerschemas import answer_schemas, registered
 from streamer.service.clock import Clock, SystemClock
@@ -168,6 +169,7 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
     section = settings.input
     if section.format in ("json", *FIELDED):
         refuse_different([(name, model.contract.feature_tables) for name, model, _ in models])
+    source, passed = _source(settings), settings.output.passed
     return Codec(
         models[0][1].contract,
         section.format,
@@ -180,9 +182,10 @@ def codec_of(settings: Settings, models: Sequence[tuple[str, Model, WindowRule |
         time_unit=section.time_unit,
         key=section.key,
         fields=fields_of(settings),
-        source=_source(settings),
+        source=source,
         decoder=section.decoder,
         generates=any(model.contract.feedback is not None for _, model, rule in models if rule is None),
+        passing=Passing(passed, section.format, source) if passed else None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from streamer.core import RecordBatch
 from streamer.errors import RegistryUnavailableError
-from streamer.records.schemas.book import Book, Schema
+from streamer.records.schemas.book import Book, Schema, SchemaId, telling
 from streamer.service.clock import Clock
 
 _GRACE_S = 0.25
@@ -20,7 +20,7 @@ _RETRY_S = (0.5, 1.0, 2.0, 5.0)
 
 
 class Asks(Protocol):
-    async def schemas(self, numbers: Iterable[int]) -> dict[int, Schema | None]: ...
+    async def schemas(self, numbers: Iterable[SchemaId]) -> dict[SchemaId, Schema | None]: ...
 
     def close(self) -> None: ...
 
@@ -42,7 +42,7 @@ class Schemas:
         self._book, self._registry, self._reader = book, registry, reader
         self._observer, self._clock = observer, clock
         self._waiting: dict[int, list[RecordBatch]] = {}
-        self._asking: asyncio.Task[dict[int, Schema | None]] | None = None
+        self._asking: asyncio.Task[dict[SchemaId, Schema | None]] | None = None
         self._again_at = 0.0
         self._failed = 0
         self._cause = ""
@@ -64,19 +64,19 @@ class Schemas:
 
     async def ready(self, fetched: Sequence[RecordBatch]) -> list[RecordBatch]:
         """What of this fetch, and of what waited, can be decoded now, per partition in order."""
-        wanted = self._book.wanted(value for batch in fetched for value in batch.values)
+        wanted = self._book.wanted(telling(fetched))
         if not wanted and not self._waiting:
             return list(fetched)
         for batch in fetched:
             self._waiting.setdefault(batch.partition, []).append(batch)
         every = [batch for batches in self._waiting.values() for batch in batches]
-        wanted = self._book.wanted(value for batch in every for value in batch.values)
+        wanted = self._book.wanted(telling(every))
         found = await self._ask(wanted) if wanted else {}
         self._book.learn(found)
         before = set(self._waiting) - {batch.partition for batch in fetched}
         ready: list[RecordBatch] = []
         for number, batches in list(self._waiting.items()):
-            if self._book.wanted(value for batch in batches for value in batch.values) <= found.keys():
+            if self._book.wanted(telling(batches)) <= found.keys():
                 ready += self._waiting.pop(number)
         self._reader.pause(self.held - before)
         self._reader.resume(before - self.held)
@@ -94,7 +94,7 @@ class Schemas:
             await asyncio.gather(task, return_exceptions=True)
         self._registry.close()
 
-    async def _ask(self, wanted: set[int]) -> dict[int, Schema | None]:
+    async def _ask(self, wanted: set[SchemaId]) -> dict[SchemaId, Schema | None]:
         """What the registry says by now; nothing while it does not answer."""
         if self._asking is None:
             if self._clock.monotonic() < self._again_at:

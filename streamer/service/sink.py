@@ -27,8 +27,10 @@ from streamer.core import (
 from streamer.kafka.rows import RECORD_BYTES, headers_bytes
 from streamer.modelfile.model import Model
 from streamer.records.answers import AnswerEncoder
+from streamer.records.chosen import Chosen
 from streamer.records.encode import Encoder
 from streamer.records.keys import Keys
+from streamer.records.passing import MAX_PASSED_BYTES, passed, without_passed
 from streamer.words import Reason
 
 MODEL_HEADER = "streamer-model"
@@ -70,12 +72,15 @@ class Sink:
         *,
         max_bytes: int = _ANY_SIZE,
         encoders: Mapping[str, AnswerEncoder] | None = None,
+        choices: Mapping[str, Chosen] | None = None,
     ) -> None:
         """``keys``: what the keys of the input are; answers have the same. ``max_bytes``: what one answer may have, with
-        key, headers and what Kafka adds. ``encoders``: of each model, where answers are not plain JSON."""
+        key, headers and what Kafka adds. ``encoders``: of each model, where answers are not plain JSON. ``choices``: of each
+        model, where settings choose what answers carry; made of plain JSON."""
         models = list(models)
         self._keys = keys
         self._max_bytes = max_bytes
+        self._choices = choices or {}
         self._encoders = encoders or {name: Encoder(model.contract, name, keys) for name, model in models}
         self._headers = {
             name: ((MODEL_HEADER, f"{name}@{model.contract.version} {model.sha256[:_DIGEST]}".encode()),)
@@ -94,16 +99,23 @@ class Sink:
     def transaction(self, epoch: Epoch) -> tuple[Transaction, list[Reject]]:
         """And the answers that no record can hold; they are among the transaction's rejects."""
         outgoing, refused = self.encode(epoch.answers)
-        return Transaction(epoch.positions, outgoing, [*epoch.rejects, *refused], epoch.changelog), refused
+        rejects = [*epoch.rejects, *refused]
+        if self._choices:  # a window that a model refuses keeps the headers that its answer would have had
+            rejects = [replace(each, headers=without_passed(each.headers)) for each in rejects]
+        return Transaction(epoch.positions, outgoing, rejects, epoch.changelog), refused
 
     def _outgoing(self, answers: Answers, values: list[bytes]) -> Outgoing:
+        headers = answers.headers
+        if self._choices:
+            values = [self._as_chosen(answers, row, value) for row, value in enumerate(values)]
+            headers = {row: kept for row, found in headers.items() if (kept := without_passed(found))}
         return Outgoing(
             answers.partition,
             self._keys.raws(answers.keys),
             values,
             answers.timestamps_ms,
             answers.sources,
-            answers.headers,
+            headers,
             answers.mode,
             self._headers[answers.model],
         )
@@ -127,6 +139,25 @@ class Sink:
         values = iter(self._encoders[model].steps(keys, times_ms, y))
         for part in parts:
             yield list(islice(values, len(part)))
+
+    def _as_chosen(self, answers: Answers, row: int, plain: bytes) -> bytes:
+        """``plain``: the answer, or a slice of it, where nothing is chosen."""
+        if not self._choices:
+            return plain
+        beside = passed(answers.headers.get(row, ()))
+        if isinstance(beside, int):  # it is refused
+            return b""
+        return self._choices[answers.model].value(plain, answers.partition, answers.sources[row], beside)
+
+    def _too_much(self, answers: Answers, row: int) -> str:
+        """Why a record's fields are not carried; empty: they are, or none are wanted."""
+        size = passed(answers.headers.get(row, ())) if self._choices else None
+        if not isinstance(size, int):
+            return ""
+        return (
+            f"what answers carry of this record (output.fields, input. and header:) has {size} bytes, at most {MAX_PASSED_BYTES} "
+            "can be carried: leave out what is long"
+        )
 
     def _values(self, answers: Answers) -> list[bytes]:
         encoder = self._encoders[answers.model]
@@ -153,16 +184,18 @@ class Sink:
         longest = max(map(len, whole.values), default=0)
         own = {row: headers_bytes(headers) for row, headers in whole.headers.items()} if whole.headers else {}
         # a key is told in the value, at most 8 bytes shorter there (int64)
-        if 2 * longest + 8 + fixed + max(own.values(), default=0) <= self._max_bytes:
+        if not self._choices and 2 * longest + 8 + fixed + max(own.values(), default=0) <= self._max_bytes:
             return whole
         rooms = [self._max_bytes - fixed - len(key) - own.get(row, 0) for row, key in enumerate(whole.keys)]
-        if all(len(value) <= room for value, room in zip(whole.values, rooms, strict=True)):
+        fits = all(len(value) <= room for value, room in zip(whole.values, rooms, strict=True))
+        if fits and not (self._choices and any(self._too_much(answers, row) for row in answers.headers)):
             return whole
         fitted = replace(whole, keys=[], values=[], timestamps_ms=[], sources=[], headers={})
         for row, (value, room) in enumerate(zip(whole.values, rooms, strict=True)):
-            records = [value] if len(value) <= room else self._slices(answers, row, len(value), room)
+            why = self._too_much(answers, row)
+            records = [] if why else [value] if len(value) <= room else self._slices(answers, row, len(value), room)
             if not records:
-                refused.append(self._refusal(answers, whole, row))
+                refused.append(self._refusal(answers, whole, row, why))
             for record in records:
                 if row in whole.headers:
                     fitted.headers[len(fitted)] = whole.headers[row]
@@ -185,27 +218,35 @@ class Sink:
             events, write = len(y[0]), lambda part: encoder.several(key, time_ms, y, part)
         else:
             return []
-        if len(write((0, events))) > room:  # a single event is too much
+
+        def piece(index: int, number: int) -> bytes:
+            return self._as_chosen(answers, row, write((index, number)))
+
+        if len(piece(0, events)) > room:  # a single event is too much
             return []
         number = -(-size // room)
         while True:
             number = min(number, events)
-            values = [write((index, number)) for index in range(number)]
+            values = [piece(index, number) for index in range(number)]
             if max(map(len, values)) <= room:
                 return values
             if number == events:
                 return []
             number *= 2
 
-    def _refusal(self, answers: Answers, whole: Outgoing, row: int) -> Reject:
+    def _refusal(self, answers: Answers, whole: Outgoing, row: int, why: str) -> Reject:
+        """``why``: empty where the answer itself is too large."""
         headers = whole.headers.get(row, ())
         size = len(whole.keys[row]) + len(whole.values[row]) + headers_bytes([*headers, *whole.common])
+        large = (
+            f"key, value and headers of the answer have {size} bytes, a record of the output takes "
+            f"{self._max_bytes - RECORD_BYTES} (output.max_batch_bytes and the topic's max.message.bytes)"
+        )
         return Reject(
             partition=whole.partition,
             offset=whole.sources[row],
             reason=Reason.TOO_LARGE_ANSWER,
-            detail=f"model {answers.model!r}: key, value and headers of the answer have {size} bytes, a record of the output "
-            f"takes {self._max_bytes - RECORD_BYTES} (output.max_batch_bytes and the topic's max.message.bytes)",
+            detail=f"model {answers.model!r}: " + (why or large),
             key=whole.keys[row],
             value=None,
             headers=headers,

@@ -18,7 +18,7 @@ from streamer.kafka.registry import Registry
 from streamer.modelfile.machine import machine
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
-from streamer.service.answerschemas import encoders_of
+from streamer.service.answerschemas import choices_of, encoders_of
 from streamer.service.clock import Clock, SystemClock
 from streamer.service.commits import Commits
 from streamer.service.loop import Service
@@ -73,6 +73,7 @@ def build(
         codec.keys,
         max_bytes=min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT)),
         encoders=encoders_of(settings, parts.models, codec.keys, parts.schema_ids),
+        choices=choices_of(settings, parts.models, parts.schema_ids),
     )
     schemas = None
     if codec.schemas is not None:

@@ -18,6 +18,7 @@ MAX_STEPS = 32
 """Of a path; deeper is a mistake."""
 MAX_INDEX = 9_999
 _HEADER = "header:"
+_INPUT = "input."
 _STEP = re.compile(r'(?P<dot>\.?)(?P<name>[^.\[\]"\s]+)|\[(?P<index>\d{1,9})\]|\["(?P<quoted>[^"]+)"\]')
 Constant = float | int | bool | str
 Missing = float | Literal["last", "reject"]
@@ -104,6 +105,19 @@ def parse_place(written: object) -> Place:
             raise ValueError("names no header: write header:NAME")
         return FieldHeader(written[len(_HEADER) :])
     return FieldPath(_steps(written))
+
+
+def parse_answer_place(written: str) -> str | FieldPath | FieldHeader:
+    """Where an answer has what it carries: ``input.PATH`` or ``header:NAME`` of its record, else a place of its own, as it is.
+
+    ValueError: it is none of them."""
+    if written.startswith((_HEADER, _INPUT)):
+        place = parse_place(written.removeprefix(_INPUT))
+        assert not isinstance(place, FieldConstant)
+        return place
+    if not written:
+        raise ValueError("is empty: write a place of the answer, such as y, or input.PATH")
+    return written
 
 
 def _steps(text: str) -> tuple[str | int, ...]:

@@ -13,7 +13,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from streamer.settings.base import TLS_FILES, Section, check_bootstrap, check_model_name, check_topic
-from streamer.settings.fields import Missing, Place, parse_field, parse_place
+from streamer.settings.fields import (
+    FieldHeader,
+    FieldPath,
+    Missing,
+    Place,
+    parse_answer_place,
+    parse_field,
+    parse_place,
+)
 from streamer.settings.registry import RegistrySection
 from streamer.settings.times import check_moment, parse_moment
 from streamer.settings.utterance import UtteranceSection
@@ -249,6 +257,12 @@ class OutputSection(Section):
         default=AnswerFormat.JSON,
         description="Value format of predictions; avro and json-schema in the frame of registry.url",
     )
+    fields: dict[str, str] = Field(
+        default={},
+        description="What predictions carry and how they call it: name -> place, a place of the prediction (`stream`, `ts`, "
+        "`y`, `label`, `model`, `window.end`, also `partition` and `offset` of its source), or of its record `input.PATH` or "
+        "`header:NAME` (null where it is missing; at most 8192 bytes of one record). Default: all of its own, as they are called",
+    )
     timestamp: Literal["record", "now"] = Field(
         default="record", description="Timestamp of predictions: their record's, or when they are written"
     )
@@ -256,6 +270,34 @@ class OutputSection(Section):
         default="none", description="Compression of everything that is written"
     )
     max_batch_bytes: int = Field(default=524_288, ge=16_384, le=10_485_760, description="Bound on one record batch")
+
+    @field_validator("fields")
+    @classmethod
+    def _fields_are_places(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, written in value.items():
+            try:
+                parse_answer_place(written)
+            except ValueError as error:
+                raise ValueError(f"{name[:80]!r} {error}") from None
+            if not name:
+                raise ValueError(f"{written!r} has no name: write name = {written!r}")
+            if name == "slice" and written != "slice":
+                raise ValueError(
+                    "'slice' is what pieces of a prediction that was cut say of themselves: use another name"
+                )
+        if twice := sorted({each for each in value.values() if list(value.values()).count(each) > 1}):
+            raise ValueError(f"{twice[0][:80]!r} is carried twice: leave one out")
+        return value
+
+    @property
+    def places(self) -> dict[str, str | FieldPath | FieldHeader]:
+        """Name -> what is carried: a place of the prediction, or of its record."""
+        return {name: parse_answer_place(written) for name, written in self.fields.items()}
+
+    @property
+    def passed(self) -> list[FieldPath | FieldHeader]:
+        """What predictions carry of their records."""
+        return [place for place in self.places.values() if not isinstance(place, str)]
 
 
 class DeadLetterSection(Section):

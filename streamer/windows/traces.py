@@ -26,6 +26,9 @@ class Traces:
         """``headers``: row of ``offsets`` -> headers, for the rows that have any. Offsets grow from call to call."""
         for row, found in headers.items():
             self._by_offset[int(offsets[row])] = found
+
+    def bound(self) -> None:
+        """After windows took what they close: of one fetch all are there until then."""
         self._drop(islice(self._by_offset, max(len(self._by_offset) - _MAX_TRACES, 0)))
 
     def of(self, offset: int) -> Headers:

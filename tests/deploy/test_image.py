@@ -4,11 +4,14 @@ user, without capabilities, unable to write anywhere."""
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,20 @@ def test_the_linter_would_speak_up(tmp_path: Path) -> None:
 
 def test_the_version_of_the_image_is_the_service_s() -> None:
     assert ("ARG", f"VERSION={__version__}") in instructions(DOCKERFILE)
+
+
+def test_every_dependency_that_the_service_can_use_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [project["optional-dependencies"][extra] for extra in ("demo", "fast", "schemas")]
+    wanted = {re.split(r"[^A-Za-z0-9-]", each)[0] for each in chain(project["dependencies"], *extras)}
+    lines = (ROOT / "deploy" / "requirements.txt").read_text().split("\n")
+    begins = [*(at for at, line in enumerate(lines) if "==" in line), len(lines)]
+    ours = {
+        lines[first].partition("==")[0].partition("[")[0]
+        for first, last in pairwise(begins)
+        if any("streamer-rnn (pyproject.toml)" in line for line in lines[first:last])
+    }
+    assert {each.lower() for each in wanted} == ours
 
 
 @dataclass
@@ -100,6 +117,11 @@ class TestBuilt:
 
     def test_records_are_read_by_native_code(self, built: Built) -> None:
         script = "from streamer.records.formats import Native; from streamer.words import Decoder; Native.load(Decoder.NATIVE)"
+        done = built.run("python", "-c", script)
+        assert done.returncode == 0, done.stderr
+
+    def test_protobuf_can_be_read(self, built: Built) -> None:
+        script = "from streamer.records.decode import Codec; from streamer.records.schemas.protobuf import require_library; require_library()"
         done = built.run("python", "-c", script)
         assert done.returncode == 0, done.stderr
 

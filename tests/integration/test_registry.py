@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 from confluent_kafka.schema_registry import Schema as Registered
-from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry import SchemaRegistryClient, header_schema_id_serializer
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.schema_registry.json_schema import JSONDeserializer, JSONSerializer
 from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
-from registry import LocalRegistry, local_registry
+from registry import GuidsBefore, LocalRegistry, local_registry
 from serving import Recorder, Row, make_settings, produce, read_all, running, wait_for
 from simulated import ChainModel, advance
 from tables import WORDS, category
@@ -126,17 +126,21 @@ def protobuf_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("company.Event"))
 
 
-def writer(value_format: str, client: SchemaRegistryClient, topic: str) -> Callable[[int], bytes]:
-    """Confluent's own serializer, given the number of an event."""
-    where = SerializationContext(topic, MessageField.VALUE)
+def writer(
+    value_format: str, client: SchemaRegistryClient, topic: str, headers: list[tuple[str, bytes]] | None = None
+) -> Callable[[int], bytes]:
+    """Confluent's own serializer, given the number of an event. ``headers``: where it puts the schema's GUID; None: its id is
+    in front of the value."""
+    where = SerializationContext(topic, MessageField.VALUE, headers)
+    more = {} if headers is None else {"schema.id.serializer": header_schema_id_serializer}
     if value_format == "avro":
-        avro = AvroSerializer(client, json.dumps(V1))
+        avro = AvroSerializer(client, json.dumps(V1), conf=more)
         return lambda number: avro({**event(number), "at": (AT_MS + number) * 1000}, where)
     if value_format == "json-schema":
-        plain = JSONSerializer(json.dumps(JSON), client)
+        plain = JSONSerializer(json.dumps(JSON), client, conf=more)
         return lambda number: plain(event(number), where)
     kind = protobuf_class()
-    made = ProtobufSerializer(kind, client, {"use.deprecated.format": False})
+    made = ProtobufSerializer(kind, client, {"use.deprecated.format": False, **more})
 
     def protobuf(number: int) -> bytes:
         message = kind(tags=event(number)["tags"])
@@ -285,6 +289,65 @@ async def test_a_replay_decides_as_before_whatever_the_registry_says_by_then(
     with pytest.raises(DataLossError, match="schema id 1"):
         async with asyncio.timeout(60):
             await service.run()
+
+
+@pytest.mark.parametrize("value_format", ["avro", "protobuf", "json-schema"])
+async def test_schemas_are_named_by_guids_in_headers(kafka, topic_name, create_topics, registry, value_format) -> None:
+    """Apicurio has no GUIDs, so a server in front of it answers that one question."""
+    topic, guids = topic_name("in"), GuidsBefore(registry.url)
+    await create_topics(kafka, {topic: 1})
+    named: list[tuple[str, bytes]] = []
+    write = writer(value_format, SchemaRegistryClient({"url": guids.url}), topic, named)
+    rows: list[Row] = []
+    for number in range(30):
+        value = write(number)
+        rows.append((0, b"s", value, [("other", b"x"), named.pop()]))
+    (_, (name, frame)) = rows[0][3]
+    assert (name, frame[0]) == ("__value_schema_id", 1)
+    unknown = (0, b"s", rows[0][2], [(name, frame[:1] + bytes(16) + frame[17:])])
+    cut = (0, b"s", rows[0][2], [(name, frame[:9])])
+    settings = make_settings(
+        kafka, topic, topic_name("group"), input={"format": value_format, "fields": FIELDS, "time": "at"},
+        registry={"url": guids.url}, delivery={"checkpoint_interval_ms": 3_600_000},
+        output={"fields": {"y": "y", "at": "ts", "word": "input.tags[1]", "other": "header:other"}},
+    )  # fmt: skip
+    sent = [[*rows[:20], unknown, cut], rows[20:]]
+    total = 0
+    for instance, each in enumerate(sent):  # the second replays all of the first, whose schemas it has to learn anew
+        total += len(each)
+        await produce(kafka, topic, each)
+        service, recorder = await service_of(settings, str(instance))
+        async with crashing(service):
+            answers = await read_all(kafka, f"{topic}.out", at_least=total - 2)
+            assert not recorder.errors
+    guids.close()
+    documents = [read.document for read in answers]
+    assert [each["y"] for each in documents] == answered(list(range(30)))
+    assert [each["at"] for each in documents] == [AT_MS + number for number in range(30)]
+    assert [each["word"] for each in documents] == [event(number)["tags"][1] for number in range(30)]
+    assert {each["other"] for each in documents} == {"x"}
+    letters = await read_all(kafka, f"{topic}.dlq", at_least=2)
+    assert [each.headers["streamer-error"] for each in letters] == [b"unknown_schema", b"undecodable"]
+    assert b"00000000-0000-0000-0000-000000000000" in letters[0].headers["streamer-error-detail"]
+    assert b"__value_schema_id ends within" in letters[1].headers["streamer-error-detail"]
+    assert letters[0].value == rows[0][2]
+
+
+async def test_a_registry_without_guids_makes_dead_letters_and_holds_nobody_up(
+    kafka, topic_name, create_topics, registry
+) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 1})
+    write = writer("avro", SchemaRegistryClient({"url": registry.url}), topic)
+    other = (0, b"s", write(0)[5:], [("__value_schema_id", b"\1" * 17)])
+    await produce(kafka, topic, [other, *((0, b"s", write(number), []) for number in range(5))])
+    service, recorder = await service_of(settings_of(kafka, topic, registry, "avro", topic_name("group")))
+    async with running(service):
+        await wait_for(lambda: recorder.committed_events >= 5, recorder)
+    assert not recorder.away
+    [letter] = await read_all(kafka, f"{topic}.dlq", at_least=1)
+    assert letter.headers["streamer-error"] == b"unknown_schema"
+    assert b"01010101-0101-0101-0101-010101010101" in letter.headers["streamer-error-detail"]
 
 
 @pytest.mark.parametrize("written", ["avro", "json-schema", "float32"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from typing import Any
+from uuid import UUID
 
 import fastavro
 import pytest
@@ -18,7 +19,7 @@ from streamer.records.formats import Fields, Source
 from streamer.records.meaning import NO_CELL
 from streamer.records.schemas.avro import avro_reader
 from streamer.records.schemas.avro_types import parse
-from streamer.records.schemas.book import Book, Schema, SchemaKind
+from streamer.records.schemas.book import ID_HEADER, Book, Schema, SchemaKind, telling
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import parse_place
 from streamer.words import TimeUnit
@@ -200,10 +201,11 @@ LATER = {
         {"name": "w", "type": "double"},
     ],
 }  # fmt: skip
-BOOK = Book()
-BOOK.learn(
+GUID = UUID("5f0c3c1e-0000-4000-8000-000000000007")
+ABSENT = str(UUID(bytes=b"\1" * 16))
+KNOWN = (
     {7: Schema("AVRO", json.dumps(FLAT)), 8: Schema("AVRO", json.dumps(LATER)), 9: None, 10: Schema("JSON", "{}"),
-     11: Schema("AVRO", "{"), 12: Schema("AVRO", '"long"')}
+     11: Schema("AVRO", "{"), 12: Schema("AVRO", '"long"'), str(GUID): Schema("AVRO", json.dumps(FLAT)), ABSENT: None}
 )  # fmt: skip
 number = st.sampled_from([0.0, 1.5, 7.0, float("nan"), 1e300, float(2**24 + 1)]) | st.floats()
 flat = st.fixed_dictionaries(
@@ -222,10 +224,12 @@ later = st.fixed_dictionaries(
         "v": st.sampled_from(["run", "idle"]), "w": number,
     }
 )  # fmt: skip
+FRAMES = (b"\1", b"\0\0\0\0\7", b"\1" + GUID.bytes, b"\0\0\0\0\x09")
 READY = {7: fastavro.parse_schema(FLAT), 8: fastavro.parse_schema(LATER)}
 framed = st.one_of(
     flat.map(lambda each: b"\0\0\0\0\7" + encoded(READY[7], each)),
-    flat.map(lambda each: b"\0\0\0\0\7" + encoded(READY[7], each)),
+    flat.map(lambda each: b"\1" + GUID.bytes + encoded(READY[7], each)),
+    flat.map(lambda each: encoded(READY[7], each)),
     later.map(lambda each: b"\0\0\0\0\x08" + encoded(READY[8], each)),
     st.sampled_from([b"\0\0\0\0\x09x", b"\0\0\0\0\x0ax", b"\0\0\0\0\x0bx", b"\0\0\0\0\x0cx", b"\1" * 30, b"\0\0", b"{}", b"\0\xff\xff\xff\xffx"]),
     st.binary(max_size=20).map(lambda each: b"\0\0\0\0\7" + each),
@@ -245,11 +249,12 @@ def test_any_cut_gives_the_same_and_the_fast_path_is_the_definition(data: st.Dat
     ]
     tables = [{**each, "source": "f0"} if each.get("kind") == "present" else each for each in tables]
     places = {each["name"]: parse_place(data.draw(place)) for each in tables}
+    book = Book()
     options: dict[str, Any] = {
         "missing": data.draw(st.sampled_from([None, 2.0])),
         "time_unit": data.draw(st.sampled_from([TimeUnit.MS, TimeUnit.S, TimeUnit.ISO8601])),
         "fields": Fields(places, parse_place(data.draw(st.sampled_from(["ts", "u", "nowhere"])))),
-        "source": Source(BOOK),
+        "source": Source(book),
     }
     dtype = data.draw(st.sampled_from(["float32", "float64", "int64"]))
     if dtype == "int64":
@@ -258,9 +263,10 @@ def test_any_cut_gives_the_same_and_the_fast_path_is_the_definition(data: st.Dat
     values: list[bytes | None] = []
     for _ in range(data.draw(st.integers(1, 6))):
         values += [data.draw(framed)] * data.draw(st.sampled_from([1, 1, 3]))
-    header = data.draw(st.sampled_from([("h", b"7"), ("h", b"run"), ("__value_schema_id", b"\1")]))
+    header = data.draw(st.sampled_from([("h", b"7"), ("h", b"run"), *((ID_HEADER, frame) for frame in FRAMES)]))
     log = records(values, headers={data.draw(st.integers(0, len(values) - 1)): [header]})
-    assert BOOK.wanted(values) <= {9}
+    book.learn(KNOWN)
+    book.learn(dict.fromkeys(book.wanted(telling([log]))))
     codec, careful = Codec(declared, "avro", **options), Codec(declared, "avro", careful=True, **options)
     assert_each_record_means_what_it_means(
         codec, careful, log, data.draw(st.lists(st.integers(0, len(log)), max_size=4))

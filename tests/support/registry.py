@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from local_kafka import HOST, _free_ports, maven_alone
@@ -88,6 +92,59 @@ class LocalRegistry:
     def stop(self) -> None:
         self.kill()
         shutil.rmtree(self._home, ignore_errors=True)
+
+
+class GuidsBefore:
+    """In front of a registry that gives no GUIDs: tells one of each schema that is registered through it, and looks schemas up
+    by them (``/schemas/guids/GUID``), as Confluent's registry does from version 8 on. All else is passed on."""
+
+    def __init__(self, url: str) -> None:
+        guids: dict[str, int] = {}
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path, _, query = self.path.partition("?")
+                if path.startswith("/schemas/guids/"):
+                    number = guids.get(path.rpartition("/")[2])
+                    if number is None:
+                        self._answer(404, b'{"error_code": 40403, "message": "Schema not found"}')
+                        return
+                    path = f"/schemas/ids/{number}"
+                size = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(size) if size else None
+                asked = urllib.request.Request(url + path + (f"?{query}" if query else ""), body, method=self.command)
+                for name in ("Accept", "Content-Type"):
+                    if self.headers.get(name):
+                        asked.add_header(name, self.headers[name])
+                try:
+                    with urllib.request.urlopen(asked, timeout=20) as answer:
+                        status, content = answer.status, answer.read()
+                except urllib.error.HTTPError as error:
+                    status, content = error.code, error.read()
+                found = json.loads(content)
+                if self.command == "POST" and status == 200 and "id" in found:
+                    found["guid"] = str(uuid.uuid5(uuid.NAMESPACE_URL, str(found["id"])))
+                    guids[found["guid"]] = found["id"]
+                self._answer(status, json.dumps(found).encode())
+
+            do_POST = do_GET
+
+            def _answer(self, status: int, content: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer((HOST, 0), Handler)
+        self.url = f"http://{HOST}:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import jsonschema
 import msgspec
 import numpy as np
 import pytest
+from answering import OUTPUTS, as_json, contract
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,29 +22,6 @@ from streamer.records.answers import answer_encoder, answer_schema
 from streamer.records.encode import Encoder
 from streamer.records.keys import Keys
 from streamer.words import AnswerFormat, Closed
-
-OUTPUTS = {
-    "value": [{"name": "y", "shape": ["batch", "time", 1], "kind": "value"}],
-    "vector of one": [{"name": "y", "shape": ["batch", "time", 1]}],
-    "classes": [{"name": "p", "shape": ["batch", "time", 3], "kind": "classes", "labels": ["a", 'b"', "ü"]}],
-    "several": [
-        {"name": "p 1", "shape": ["batch", "time", 2], "kind": "classes", "labels": ["a", "b"]},
-        {"name": "score", "shape": ["batch", "time", 1], "kind": "score"},
-        {"name": "v", "shape": ["batch", "time", 2, 2]},
-    ],
-    "per window": [
-        {"name": "p", "shape": ["batch", 2], "kind": "classes", "labels": ["a", "b"]},
-        {"name": "each", "shape": ["batch", "time", 1], "kind": "value"},
-    ],
-}
-
-
-def contract(name: str, mode: str) -> Contract:
-    states = [{"input": "h", "output": "h2", "shape": ["batch", 2]}] if mode == "step" else []
-    return Contract.from_fields(
-        {"name": "m", "mode": mode, "input": {"name": "x", "shape": ["batch", "time", 2]}, "lengths": "lengths",
-         "states": states, "outputs": OUTPUTS[name]}
-    )  # fmt: skip
 
 
 def read(written: AnswerFormat, declared: Contract, value: bytes, *, window: bool) -> Any:
@@ -60,17 +38,6 @@ def read(written: AnswerFormat, declared: Contract, value: bytes, *, window: boo
     found = fastavro.schemaless_reader(stream, fastavro.parse_schema(document), None)
     assert stream.tell() == len(body)
     return found
-
-
-def as_json(found: Any) -> Any:
-    """Times and names as JSON has them."""
-    if isinstance(found, dict):
-        return {name: as_json(each) for name, each in found.items() if not (name == "slice" and each is None)}
-    if isinstance(found, list | tuple):
-        return [as_json(each) for each in found]
-    if isinstance(found, float):
-        return float(np.float32(found))
-    return round(found.timestamp() * 1000) if hasattr(found, "timestamp") else found
 
 
 numbers = st.floats(-1e6, 1e6, width=32)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import io
 import json
+import struct
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import fastavro
+import numpy as np
 import pytest
 from decoding import NOW_MS, records
 from google.protobuf import descriptor_pb2
@@ -22,12 +26,13 @@ from streamer.records.decode import Codec
 from streamer.records.formats import Fields, Source
 from streamer.records.schemas.avro import _Compiler
 from streamer.records.schemas.avro_types import BadSchema, parse
-from streamer.records.schemas.book import Book, Schema, message_indexes
+from streamer.records.schemas.book import Book, Schema, message_indexes, telling
 from streamer.records.schemas.protobuf import Messages
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import parse_place
 from streamer.words import TimeUnit
 
+ABSENT = str(UUID(bytes=b"\1" * 16))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -48,7 +53,7 @@ def record(**fields: Any) -> dict[str, Any]:
 def one(codec: Codec, value: bytes, **more: Any) -> Any:
     """(numbers, time) of one record, or (reason, detail); by the fast path, which the definition has to confirm."""
     if codec.schemas is not None:
-        assert not codec.schemas.wanted([value]) - {9}
+        assert not codec.schemas.wanted([value]) - {9, ABSENT}, "what the registry does not have is asked again"
     batch = codec.decode(records([value], **more))
     if batch.rejects:
         return batch.rejects[0].reason, batch.rejects[0].detail
@@ -221,7 +226,8 @@ def bad_frames() -> list[tuple[str, bytes, str, str]]:
         ("empty", b"", "undecodable", "is empty"),
         ("JSON", b'{"a":1}', "undecodable", "begins with byte 123"),
         ("cut in the id", b"\0\0\0", "undecodable", "ends within the schema's id"),
-        ("a GUID", b"\1" * 30, "undecodable", "GUID"),
+        ("a GUID", b"\1" * 30, "unknown_schema", "01010101-0101-0101-0101-010101010101"),
+        ("half a GUID", b"\1" * 16, "undecodable", "ends within"),
         ("an id that is not there", b"\0\0\0\0\x09" + good, "unknown_schema", "schema id 9"),
         ("a negative id", b"\0\xff\xff\xff\xff" + good, "unknown_schema", "schema id 4294967295"),
         ("id 0", b"\0\0\0\0\0" + good, "unknown_schema", "schema id 0"),
@@ -244,17 +250,73 @@ def test_a_value_without_a_schema_is_a_dead_letter_that_says_so(value: bytes, re
         3: Schema("AVRO", "{"),
         4: Schema("AVRO", '"long"'),
     }
-    book.learn({**schemas, 9: None})
+    book.learn({**schemas, 9: None, ABSENT: None})
     found = one(Codec(contract("a"), "avro", source=Source(book)), value)
     assert found[0] == reason
     assert detail in found[1]
 
 
-def test_an_id_in_a_header_is_a_dead_letter_that_says_so() -> None:
+GUID = bytes(range(200, 216))
+GUID_TEXT = str(UUID(bytes=GUID))
+
+
+def known(kind: str, text: str, value_format: str) -> Codec:
+    book = Book()
+    book.learn({7: Schema(kind, text), GUID_TEXT: Schema(kind, text), 9: None})
+    return Codec(contract("a"), value_format, source=Source(book))
+
+
+@pytest.mark.parametrize("frame", [b"\0\0\0\0\7", b"\1" + GUID])
+@pytest.mark.parametrize("in_header", [False, True])
+@pytest.mark.parametrize("kind", ["AVRO", "JSON", "PROTOBUF"])
+def test_an_id_is_a_number_or_a_guid_before_the_value_or_in_a_header(frame: bytes, in_header: bool, kind: str) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="guid.proto", package="g", syntax="proto3")
+    file.message_type.add(name="Other")
+    message = file.message_type.add(name="E")
+    message.field.add(name="a", number=1, type=1, label=1)
+    proto = base64.b64encode(file.SerializeToString()).decode()
+    text = {"AVRO": json.dumps(record(a="double")), "JSON": "{}", "PROTOBUF": proto}[kind]
+    codec = known(kind, text, {"AVRO": "avro", "JSON": "json-schema", "PROTOBUF": "protobuf"}[kind])
+    # the first two begin as frames of other ids do
+    for number in (struct.unpack("<d", b"\0\0\0\0\x09\0\0\0")[0], struct.unpack("<d", b"\1" * 8)[0], 2.5):
+        body = {
+            "AVRO": struct.pack("<d", number),
+            "JSON": json.dumps({"a": number}).encode(),
+            "PROTOBUF": b"\x09" + struct.pack("<d", number),
+        }[kind]
+        whole = frame + (b"\2\2" if kind == "PROTOBUF" else b"")
+        headers: Any = {0: [("before", b"x"), ("__value_schema_id", whole), ("__value_schema_id", b"\0")]}
+        value, more = (body, headers) if in_header else (whole + body, {})
+        batch = codec.decode(records([value], headers=more))
+        assert codec.schemas is not None
+        assert not codec.schemas.wanted(telling([batch.records]))
+        assert not batch.rejects
+        assert batch.x[0].tolist() == [np.float32(number)]
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (b"\0\0\0", "the header __value_schema_id ends within"), (b"\1\1\1", "ends within"), (b"\2" * 20, "begins with byte 2"),
+        (b"\0\0\0\0\7x", "goes on after"), (b"\1" + GUID + b"\0", "goes on after"), (b"\0\0\0\0\x09", "schema id 9"),
+        (b"\1" + bytes(16), "schema id 00000000-0000-0000-0000-000000000000"),
+    ],
+)  # fmt: skip
+def test_a_header_that_leads_nowhere_is_a_dead_letter_that_says_so(header: bytes, why: str) -> None:
+    codec = known("AVRO", json.dumps(record(a="double")), "avro")
+    assert codec.schemas is not None
+    codec.schemas.learn({str(UUID(int=0)): None})
+    found = codec.decode(records([b"\0\0\0\0\7" + bytes(8)] * 3, headers={1: [("__value_schema_id", header)]}))
+    assert found.offsets.tolist() == [0, 2]
+    assert why in found.rejects[0].detail
+    assert (found.rejects[0].reason == "unknown_schema") == ("schema id" in why and "ends" not in why)
+
+
+def test_an_id_of_another_kind_in_a_header_is_a_dead_letter_that_says_so() -> None:
     codec = registered(record(a="double"))
     value = b"\0\0\0\0\1" + bytes(8)
-    reason, detail = one(codec, value, headers={0: [("__value_schema_id", b"\1" * 17)]})
-    assert (reason, "__value_schema_id" in detail) == ("undecodable", True)
+    reason, detail = one(codec, value, headers={0: [("value.schema.id", b"\1" * 17)]})
+    assert (reason, "value.schema.id" in detail) == ("undecodable", True)
     assert one(codec, value, headers={0: [("other", b"x")]}) == ([0.0], NOW_MS)
 
 
@@ -512,6 +574,8 @@ def test_a_format_without_its_schema_or_its_library_is_a_configuration_error(mon
 def test_what_is_not_known_is_wanted_and_what_is_absent_is_asked_again() -> None:
     book = Book()
     values = [
+        b"\1" * 16,
+        b"\1" * 30,
         b"\0\0\0\0\1x",
         b"\0\0\0\0\2x",
         b"\0\0\0\0\1y",
@@ -522,8 +586,8 @@ def test_what_is_not_known_is_wanted_and_what_is_absent_is_asked_again() -> None
         b"\0\xff\xff\xff\xffx",
         bytes(6),
     ]
-    assert book.wanted(values) == {1, 2}
-    book.learn({1: Schema("AVRO", "x"), 2: None})
+    assert book.wanted(values) == {1, 2, ABSENT}
+    book.learn({1: Schema("AVRO", "x"), 2: None, ABSENT: Schema("AVRO", "x")})
     assert book.wanted(values) == {2}
     book.learn({2: Schema("AVRO", "y")})
     assert book.wanted(values) == set()

@@ -11,7 +11,7 @@ from simulated import ChainModel
 from windowing import FoldModel, timed
 from writing import UNWRITABLE, WritingModel, write
 
-from streamer.core import Epoch, Op
+from streamer.core import PASSED_HEADER, Epoch, Op
 from streamer.engine.processor import Processor
 from streamer.records.changelog import Kind
 from streamer.windows import WindowRule
@@ -165,6 +165,26 @@ def test_what_is_open_holds_the_replay_point_and_is_written_by_the_next_process(
     answers = {each["stream"]: each["y"] for each in told(second, seal(second, changelog))}
     assert answers == {"a": write([1.0, 2.0])[0], "b": write([3.0, 4.0])[0], "c": write([5.0, 6.0])[0]}
     assert changelog.count(Kind.DECODING) == 0
+
+
+def test_what_answers_carry_of_a_record_is_read_from_it_again() -> None:
+    changelog, first = Changelog(), make()
+    rows = timed([(0, "a", 0, 1.0), (1, "a", 1, 2.0)])
+    rows.headers[1] = [("traceparent", b"00-1"), (PASSED_HEADER, b'["before"]')]
+    settle(first, rows)
+    seal(first, changelog)
+    second = make(fresh=False)
+    changelog.recover(second, random.Random(1))
+    again = timed([(0, "a", 0, 1.0), (1, "a", 1, 2.0)])
+    again.headers[1] = [("traceparent", b"00-1"), (PASSED_HEADER, b'["after", 7]')]  # by other settings
+    settle(second, again)
+    finish(second)
+    [answers] = seal(second, changelog).answers
+    assert answers.headers == {0: again.headers[1]}
+    kept = [value for key, value in changelog.records if key[0] == Kind.DECODING and value]
+    assert kept
+    assert all(PASSED_HEADER.encode() not in value for value in kept)
+    assert all(b"traceparent" in value for value in kept)
 
 
 def test_events_that_are_gone_from_the_log_are_told() -> None:

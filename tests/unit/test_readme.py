@@ -45,7 +45,7 @@ def served(tmp_path: Path, text: str) -> Settings:
 
 
 def test_the_settings_load_one_by_one_and_together(tmp_path: Path) -> None:
-    plain, fields, schemas, data, windows, emit, utterances, pairs, secure = blocks("toml")[1:]
+    plain, fields, schemas, data, answers, windows, emit, utterances, pairs, secure = blocks("toml")[1:]
     topics = plain[plain.index("[input]") :]
     first = served(tmp_path, plain)
     assert (first.input.format, first.input.key, first.input.time_unit) == ("json", "utf8", "ms"), "as its comments say"
@@ -53,6 +53,8 @@ def test_the_settings_load_one_by_one_and_together(tmp_path: Path) -> None:
     typed = served(tmp_path, plain[: plain.index("[input]")] + schemas + plain[plain.index("[output]") :])
     assert (typed.input.format, typed.registry.url) == ("avro", "https://registry.example.com")
     assert tomllib.loads(data)["data"]["fields"] == tomllib.loads(schemas)["input"]["fields"], "the same table"
+    chosen = served(tmp_path, plain + answers).output
+    assert (chosen.fields["risk"], len(chosen.passed)) == ("y", 2)
     assert served(tmp_path, plain + windows).model["verdict"].window is not None
     assert msgspec.convert(tomllib.loads(emit)["emit"], Emit).rule == "ctc"
     rule = served(tmp_path, plain + utterances).model["digits"].utterance

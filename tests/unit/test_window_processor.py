@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,11 +17,12 @@ from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import ReplayPoint
 from streamer.engine.partition import Phase
 from streamer.engine.processor import Processor
+from streamer.engine.tally import Tally
 from streamer.engine.windowing import OpenWindows
 from streamer.errors import ConfigurationError, ModelRunError
 from streamer.records.changelog import NO_WATERMARK, decode_progress, progress_key
 from streamer.records.decode import Codec
-from streamer.windows import Traces, WindowRule
+from streamer.windows import EachRecord, Traces, WindowRule
 from streamer.words import Closed, Mode, Reason
 
 END = WindowRule("end")
@@ -335,6 +337,7 @@ def test_traces_are_bounded() -> None:
     for first in range(0, count, 10_000):
         offsets = np.arange(first, first + 10_000)
         traces.note(offsets, dict.fromkeys(range(10000), (("traceparent", b"x"),)))
+        traces.bound()
     assert len(traces) == 65_536
     assert not traces.of(0)
     assert traces.of(count - 1)
@@ -379,3 +382,16 @@ def test_every_reject_of_the_processor_and_of_the_codec_is_reported() -> None:
     assert epoch.report.records == 6
     feed(processor, (6, "a", 26, 4.0))
     assert not seal(processor).report.rejects, "each epoch tells its own"
+
+
+def test_each_record_of_a_large_fetch_keeps_what_goes_with_it() -> None:
+    count, rule = 70_000, WindowRule("record")
+    opened = OpenWindows(EachRecord(rule), {}, [])
+    batch = replace(
+        timed([(0, "s", 0, 1.0)]), offsets=np.arange(count), times_ms=np.zeros(count, np.int64), timestamps_ms=[0] * count,
+        keys=[b"s"] * count, x=np.zeros((count, 1), np.float32), next_offset=count,
+        headers={row: (("traceparent", b"%d" % row),) for row in range(count)},
+    )  # fmt: skip
+    closed, _ = opened.take(batch, 0, Tally())
+    assert [each.headers for each in closed] == list(batch.headers.values())
+    assert not opened._traces

@@ -19,7 +19,7 @@ from streamer.records.formats.named import Named, _Column, is_number
 from streamer.records.formats.native import Native
 from streamer.records.formats.typed import Packed, each_get
 from streamer.records.meaning import NO_CELL, Cell, Meaning
-from streamer.records.schemas.book import FRAME_BYTES, Book, SchemaKind, framed_id, header_ids, refuse_header_ids
+from streamer.records.schemas.book import GUID_FRAME, Book, SchemaKind, frame_bytes, framed, framed_id, with_frames
 from streamer.records.schemas.reader import Reader
 from streamer.records.schemas.values import Source, Values
 from streamer.records.unusable import Unusable
@@ -95,13 +95,15 @@ class Registered(Named):
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
         if self._source.book is not None:
-            refuse_header_ids(headers)
+            value = framed(value, headers, self._kind)
         return super().row(value, headers)
 
     def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
-        found = super().columns(values, headers)
+        odd: list[int] = []
         if self._source.book is not None:
-            found.doubtful += header_ids(headers)
+            values, odd = with_frames(values, headers, self._kind)
+        found = super().columns(values, headers)
+        found.doubtful += odd
         return found
 
 
@@ -123,10 +125,11 @@ class _Rows:
         rows: list[list[Cell]] = []
         kept: list[int] = []
         doubtful: list[int] = []
-        frame = self._values.frame_bytes
+        number, guid = self._values.frame_bytes, self._values.guid_frame_bytes
         plain: dict[bytes, Callable[[bytes, int], list[Cell]] | None] = {}
         """Beginning of a value -> what reads it, None: the definition has to"""
         for row, value in enumerate(values):
+            frame = guid if value[:1] == GUID_FRAME else number
             begin = value[:frame]
             try:
                 if begin not in plain:
@@ -172,19 +175,20 @@ class JsonSchema:
         self._inner, self.schemas = inner, book
 
     def row(self, value: bytes, headers: Headers = ()) -> Row:
-        refuse_header_ids(headers)
+        value = framed(value, headers, SchemaKind.JSON)
         self.schemas.schema_of(framed_id(value), SchemaKind.JSON)
-        return self._inner.row(value[FRAME_BYTES:], headers)
+        return self._inner.row(value[frame_bytes(value) :], headers)
 
     def columns(self, values: Sequence[bytes], headers: Mapping[int, Headers] = NO_HEADERS) -> Columns:
         good: dict[bytes, bool] = {}
         inner: list[bytes] = []
-        unsure = header_ids(headers)
+        values, unsure = with_frames(values, headers, SchemaKind.JSON)
         for row, value in enumerate(values):
-            frame = value[:FRAME_BYTES]
+            at = frame_bytes(value)
+            frame = value[:at]
             if frame not in good:
                 good[frame] = self._known(value)
-            inner.append(value[FRAME_BYTES:] if good[frame] else b"{}")
+            inner.append(value[at:] if good[frame] else b"{}")
             if not good[frame]:
                 unsure.append(row)
         found = self._inner.columns(inner, headers)

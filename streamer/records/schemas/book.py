@@ -7,11 +7,11 @@ each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from streamer.core import Headers
+from streamer.core import Headers, RecordBatch
 from streamer.records.unusable import Unusable, plain
 from streamer.words import Reason
 
@@ -19,9 +19,17 @@ MAX_KNOWN = 4_096
 """Documents that are kept; beyond it those that were learned first go, and are asked for again."""
 FRAME_BYTES = 5
 """Magic byte 0 and the id, big-endian"""
+GUID_FRAME_BYTES = 17
+"""Magic byte 1 and the GUID"""
+GUID_FRAME = b"\x01"
 MAX_ID = 2**31 - 1
-_ID_HEADERS = ("__value_schema_id", "value.schema.id")
-_GUID_BYTES = 17
+ID_HEADER = "__value_schema_id"
+"""Holds the frame, where a serializer does not put it in front of the value"""
+_ODD_HEADER = "value.schema.id"
+"""Of serializers whose ids are not those of Confluent's API"""
+
+SchemaId = int | str
+"""A number, or a GUID as text"""
 
 
 class SchemaKind(StrEnum):
@@ -47,33 +55,41 @@ class Book:
     """What is known of the ids of one registry: id -> schema, or that the registry has none."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Schema | None] = {}
+        self._known: dict[SchemaId, Schema | None] = {}
 
-    def wanted(self, values: Iterable[bytes | None]) -> set[int]:
-        """Ids of ``values`` whose schemas have to be learned before they are decoded."""
-        frames = {value[:FRAME_BYTES] for value in values if value}
-        ids = {int.from_bytes(each[1:]) for each in frames if each[0] == 0 and len(each) == FRAME_BYTES}
-        return {each for each in ids if self._known.get(each) is None and 0 < each <= MAX_ID}
+    def wanted(self, values: Iterable[bytes | None]) -> set[SchemaId]:
+        """Ids of ``values`` whose schemas have to be learned before they are decoded: of framed ones, or of frames alone."""
+        framed = [value for value in values if value]
+        frames = {value[:FRAME_BYTES] for value in framed}
+        ids: set[SchemaId] = {
+            number
+            for each in frames
+            if each[0] == 0 and len(each) == FRAME_BYTES and 0 < (number := int.from_bytes(each[1:])) <= MAX_ID
+        }
+        if any(each[:1] == GUID_FRAME for each in frames):
+            ids |= {_guid(value) for value in framed if value[:1] == GUID_FRAME and len(value) >= GUID_FRAME_BYTES}
+        return {each for each in ids if self._known.get(each) is None}
 
-    def learn(self, found: Mapping[int, Schema | None]) -> None:
+    def learn(self, found: Mapping[SchemaId, Schema | None]) -> None:
         """What the registry says of ids; None: it has none."""
         self._known |= found
         for old in list(self._known)[: max(len(self._known) - MAX_KNOWN, 0)]:
             if old not in found:
                 del self._known[old]
 
-    def schema(self, number: int) -> Schema:
+    def schema(self, number: SchemaId) -> Schema:
         """Unusable: the registry has no such id. KeyError: nobody asked it, which ``wanted`` says before decoding."""
-        found = self._known[number] if 0 < number <= MAX_ID else None
+        found = self._known[number] if isinstance(number, str) or 0 < number <= MAX_ID else None
         if found is None:
             raise Unusable(
                 Reason.UNKNOWN_SCHEMA,
                 f"the value was written by schema id {number}, which the registry does not have: was it written for "
-                "another registry (registry.url), or is the schema deleted?",
+                "another registry (registry.url), or is the schema deleted?"
+                + (" Not every registry looks up GUIDs." if isinstance(number, str) else ""),
             )
         return found
 
-    def schema_of(self, number: int, kind: SchemaKind) -> Schema:
+    def schema_of(self, number: SchemaId, kind: SchemaKind) -> Schema:
         """Unusable: there is none, or it is of another kind."""
         found = self.schema(number)
         if found.kind != kind:
@@ -81,38 +97,91 @@ class Book:
         return found
 
     @property
-    def ids(self) -> list[int]:
+    def ids(self) -> list[SchemaId]:
         """That have a schema."""
-        return sorted(number for number, schema in self._known.items() if schema is not None)
+        return sorted((number for number, schema in self._known.items() if schema is not None), key=str)
 
 
-def framed_id(value: bytes) -> int:
+def frame_bytes(value: bytes) -> int:
+    """How long the frame of a value is; of one that is not framed, how long it would be."""
+    return GUID_FRAME_BYTES if value[:1] == GUID_FRAME else FRAME_BYTES
+
+
+def framed_id(value: bytes, what: str = "value") -> SchemaId:
     """The id of the schema that a value was written by. Unusable: it is not framed so."""
     if value[:1] == b"\x00" and len(value) >= FRAME_BYTES:
         return int.from_bytes(value[1:FRAME_BYTES])
-    if value[:1] == b"\x01" and len(value) >= _GUID_BYTES:
-        raise Unusable(
-            Reason.UNDECODABLE,
-            "the value begins with byte 1, as those do that name their schema by a GUID: let the producer write the id "
-            "into the value (magic byte 0 and 4 bytes)",
-        )
-    told = "is empty" if not value else f"begins with byte {value[0]}" if value[0] else "ends within the schema's id"
+    if value[:1] == GUID_FRAME and len(value) >= GUID_FRAME_BYTES:
+        return _guid(value)
+    told = (
+        "is empty" if not value else f"begins with byte {value[0]}" if value[0] > 1 else "ends within the schema's id"
+    )
     raise Unusable(
         Reason.UNDECODABLE,
-        f"the value {told}, but one of a registry's serializer begins with byte 0 and a schema id of 4 bytes: set "
-        "input.schema_file for values without it",
+        f"the {what} {told}, but one of a registry's serializer begins with byte 0 and a schema id of 4 bytes, or with byte 1 "
+        "and a GUID of 16: set input.schema_file for values without it",
     )
 
 
-def refuse_header_ids(headers: Headers) -> None:
-    """Unusable: the record names its schema in a header, and its value is not framed."""
+def _guid(frame: bytes) -> str:
+    digits = frame[1:GUID_FRAME_BYTES].hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def framed(value: bytes, headers: Headers, kind: SchemaKind) -> bytes:
+    """The value behind its frame, which stands in front of it already, or in a header; then what is in front is of the value.
+
+    Unusable: the header is no frame."""
+    frame = _header(headers)
+    if frame is None:
+        return value
+    framed_id(frame, f"header {ID_HEADER}")
+    end = frame_bytes(frame)
+    if kind is SchemaKind.PROTOBUF:
+        end = message_indexes(frame, end)[1]
+    if end != len(frame):
+        raise Unusable(Reason.UNDECODABLE, f"the header {ID_HEADER} goes on after the schema's id")
+    return frame + value
+
+
+def with_frames(
+    values: Sequence[bytes], headers: Mapping[int, Headers], kind: SchemaKind
+) -> tuple[Sequence[bytes], list[int]]:
+    """Each of ``values`` as ``framed`` has it, and rows whose headers are no frames. ``headers``: by row."""
+    if not headers:
+        return values, []
+    found, odd = list(values), []
+    for row, mine in headers.items():
+        try:
+            found[row] = framed(values[row], mine, kind)
+        except Unusable:
+            odd.append(row)
+    return found, odd
+
+
+def telling(batches: Iterable[RecordBatch]) -> Iterator[bytes | None]:
+    """Of each record what says its schema: a frame in a header, else the value."""
+    for batch in batches:
+        if not batch.headers:
+            yield from batch.values
+            continue
+        for row, value in enumerate(batch.values):
+            found = next((each for name, each in batch.headers.get(row, ()) if name == ID_HEADER and each), None)
+            yield value if found is None else found
+
+
+def _header(headers: Headers) -> bytes | None:
+    """The first frame, as Confluent's own deserializers take it. Unusable: ids of another kind."""
     for name, value in headers:
-        if name in _ID_HEADERS and value:
+        if name == ID_HEADER and value:
+            return value
+        if name == _ODD_HEADER and value:
             raise Unusable(
                 Reason.UNDECODABLE,
-                f"the record names its schema in the header {name}: let the producer write the id into the value "
-                "(magic byte 0 and 4 bytes)",
+                f"the record names its schema in the header {name}, which is not read: let the producer write the id into "
+                f"the value (magic byte 0 and 4 bytes) or into the header {ID_HEADER}",
             )
+    return None
 
 
 def message_indexes(value: bytes, at: int) -> tuple[tuple[int, ...], int]:
@@ -139,8 +208,3 @@ def _zigzag(value: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return (number >> 1) ^ -(number & 1), at
     raise Unusable(Reason.UNDECODABLE, "a message index has more than 5 bytes")
-
-
-def header_ids(headers: Mapping[int, Headers]) -> list[int]:
-    """Rows that name their schema in a header."""
-    return [row for row, found in headers.items() if any(name in _ID_HEADERS and value for name, value in found)]

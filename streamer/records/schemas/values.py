@@ -10,7 +10,16 @@ from streamer.errors import ConfigurationError
 from streamer.records.formats.layout import Steps
 from streamer.records.schemas.avro import avro_reader
 from streamer.records.schemas.avro_types import BadSchema, Type, parse
-from streamer.records.schemas.book import FRAME_BYTES, Book, SchemaKind, framed_id, message_indexes
+from streamer.records.schemas.book import (
+    FRAME_BYTES,
+    GUID_FRAME_BYTES,
+    Book,
+    SchemaId,
+    SchemaKind,
+    frame_bytes,
+    framed_id,
+    message_indexes,
+)
 from streamer.records.schemas.protobuf import Messages, protobuf_reader, require_library
 from streamer.records.schemas.reader import Reader
 from streamer.records.unusable import Unusable, plain
@@ -40,12 +49,14 @@ class Values:
     ) -> None:
         """``time``: which of ``paths`` is the event's time. ConfigurationError: the document of the settings cannot be used."""
         self._kind, self._book, self._paths, self._time, self._unit = kind, source.book, paths, time, unit
-        framed = 0 if source.book is None else FRAME_BYTES
-        self.frame_bytes = framed + (1 if framed and kind is SchemaKind.PROTOBUF else 0)
+        more = 1 if kind is SchemaKind.PROTOBUF else 0
+        self.frame_bytes, self.guid_frame_bytes = 0, 0
         """Before nearly every value: nothing, an id, or an id and that it is of the file's first message"""
+        if source.book is not None:
+            self.frame_bytes, self.guid_frame_bytes = FRAME_BYTES + more, GUID_FRAME_BYTES + more
         self._known: dict[bytes, tuple[Reader, int]] = {}
         """Beginning of a value -> its reader, and where the value itself begins"""
-        self._misfits: dict[tuple[int, tuple[int, ...]], str] = {}
+        self._misfits: dict[tuple[SchemaId, tuple[int, ...]], str] = {}
         self._as: Type | None = None
         self._own: Reader | None = None
         if kind is SchemaKind.PROTOBUF:
@@ -80,10 +91,10 @@ class Values:
         if self._book is None:
             assert self._own is not None
             return self._own, 0
-        begin = FRAME_BYTES
+        begin = frame_bytes(value)
         if self._kind is SchemaKind.PROTOBUF:
-            first = value[FRAME_BYTES : FRAME_BYTES + 1] == b"\x00"  # the file's first message, in one byte
-            begin = FRAME_BYTES + 1 if first else message_indexes(value, FRAME_BYTES)[1] if framed_id(value) else 0
+            first = value[begin : begin + 1] == b"\x00"  # the file's first message, in one byte
+            begin = begin + 1 if first else message_indexes(value, begin)[1] if framed_id(value) else 0
         known = self._known.get(value[:begin])
         if known is None:
             known = self._reader(value), begin
@@ -99,7 +110,7 @@ class Values:
         schema = self._book.schema_of(number, self._kind)
         if self._own is not None:
             return self._own
-        indexes = message_indexes(value, FRAME_BYTES)[0] if self._kind is SchemaKind.PROTOBUF else ()
+        indexes = message_indexes(value, frame_bytes(value))[0] if self._kind is SchemaKind.PROTOBUF else ()
         why = self._misfits.get((number, indexes))
         if why is None:
             try:
