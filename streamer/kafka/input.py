@@ -24,11 +24,16 @@ _TURNS = 4
 
 
 _LOOK_S = 5.0
-_COLUMNS = tuple(map(attrgetter, ("offset", "timestamp", "key", "value", "headers")))
+_OFFSET = attrgetter("offset")
+_COLUMNS = tuple(map(attrgetter, ("timestamp", "key", "value", "headers")))
 
 
 def to_columns(partition: int, records: list[Any]) -> RecordBatch:
-    offsets, stamps, keys, values, headers = (list(map(get, records)) for get in _COLUMNS)
+    """Offsets grow (``fetched`` has looked): where the first and the last are so far apart, there is none missing."""
+    first, last = records[0].offset, records[-1].offset
+    whole = last - first + 1 == len(records)
+    offsets = [*range(first, last + 1)] if whole else list(map(_OFFSET, records))
+    stamps, keys, values, headers = (list(map(get, records)) for get in _COLUMNS)
     return RecordBatch(
         partition=partition,
         offsets=offsets,
