@@ -165,8 +165,7 @@ class Service:
         self._watch.came(batches)
         self.processor.ingest(news)
         self._commits.times.end("wait", self._clock.monotonic())
-        spent_s = await self._run()
-        self._pace.note(sum(map(len, batches)), self._decoding.spent_s + spent_s)
+        self._pace.note(sum(map(len, batches)), await self._run() + self._decoding.spent_s)
 
     def _passed(self, fetched: set[int]) -> list[EventBatch]:
         """Positions follow the reader past markers and aborted records, where nothing is left that would be delivered."""
