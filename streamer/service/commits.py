@@ -22,6 +22,8 @@ from streamer.words import Delivery, Outcome
 _PUBLISHING = 4
 """Polls whose predictions are in flight ahead of their commit."""
 _POLL_TIMEOUT_MS = 50
+_SLOW_S = 0.02
+"""A model call that a commit would notice: it needs some turns of the event loop for each of its requests"""
 
 
 class CommitObserver(Protocol):
@@ -186,6 +188,14 @@ class Commits:
         if transaction.outgoing:
             self._observer.published(transaction.outgoing, self._clock.now_ms())
         return ends
+
+    async def let_go_on(self, spent_s: float) -> None:
+        """After a model call of ``spent_s``: other tasks get a turn, and the commit under way as much time as a slow model
+        took. Else all of its time would pass in the turns that it waits for."""
+        if self._flight is not None and spent_s > _SLOW_S:
+            await asyncio.wait({self._flight.task}, timeout=spent_s)
+        else:
+            await asyncio.sleep(0)
 
     async def finish(self) -> bool:
         """Awaits the commit under way; whether there was one. Raises what it failed with: its partitions are gone then."""

@@ -184,7 +184,7 @@ class Service:
             seconds.append(now - last)
             if now - begun > _YIELD_S:
                 times.end("run", now)
-                await asyncio.sleep(0)
+                await self._commits.let_go_on(seconds[-1])
                 if self._membership.leaving_s > _HAND_OVER_S:
                     self.processor.abandon()
                     break
@@ -211,6 +211,7 @@ class Service:
         self._commits.times.end("run", last)
         self._observer.ran(seconds)
         await self._commits.publish()
+        await self._commits.let_go_on(max(seconds, default=0.0))
 
     # rebalance and recovery
 

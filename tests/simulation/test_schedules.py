@@ -29,6 +29,15 @@ def test_schedules_from_a_fresh_seed() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("profile", "seed"),
+    [("writing", 20261178)],  # a commit had the turns only that slow decoder steps left it, and never came to its end
+)
+def test_what_was_found_once(profile: str, seed: int) -> None:
+    done = simulation("--seed", str(seed), "--schedules", "1", "--profile", profile)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.accept
 def test_many_schedules() -> None:
     """On one core. How many fit is told and must be enough."""
