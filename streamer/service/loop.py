@@ -154,7 +154,8 @@ class Service:
             return
         await self._process(batches, events)
         await self._watch_idle()
-        await self._roll()
+        if self.processor.rolling:
+            await self._roll()
         await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
 
     async def _process(self, batches: Sequence[RecordBatch], events: Sequence[EventBatch]) -> None:
@@ -198,8 +199,6 @@ class Service:
 
     async def _roll(self) -> None:
         """Steps of what is being generated. How many fall into a turn has no effect on what is written."""
-        if not self.processor.rolling:
-            return
         began = last = self._clock.monotonic()
         seconds: list[float] = []
         while self.processor.roll():
