@@ -96,6 +96,8 @@ class SequenceModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    trains_over_padding = False
+    """For losses that want no next states, of rows that begin anew: training is faster, and what they see the same."""
 
     def __init__(
         self,
@@ -142,8 +144,6 @@ class SequenceModel(nn.Module):
         self.layers, self.directions, self.reduce, self.activation = layers, directions, reduce, activation
         self.output, self.labels = output, list(labels) if labels is not None else None
         self.config: ModelConfig | None = None
-        self.trains_over_padding = False
-        """For losses that want no next states, of rows that begin anew: training is faster, and what they see the same."""
         self.encoder, self.head = encoder, head
         width = features if encoder is None or encoded is None else encoded
         self.state_width = hidden
