@@ -15,7 +15,7 @@ from ..pairs.recipe import SEED, SHARE, PairRecipe, package
 from ..pairs.sections import DecoderSection, PairsSection
 from ..train import ModelSection, TrainSection
 
-PAIRS = PairsSection(source_units="words", target_units="words", metric="exact_match")
+PAIRS = PairsSection(source_units="words", target_units="words", metric="exact_match", label_smoothing=0.1)
 DAYS = 365 * 250
 LARGEST = 999_999
 
@@ -72,7 +72,7 @@ RECIPE = PairRecipe(
     model=ModelSection(hidden=64, kind="gru", directions=2, embedding=48, dropout=0.1),
     decoder=DecoderSection(embedding=48),
     pairs=PAIRS,
-    training=TrainSection(epochs=12, rows=64, learning_rate=4e-3, schedule="cosine"),
+    training=TrainSection(epochs=6, rows=64, learning_rate=4e-3, schedule="cosine"),
     quick_training=TrainSection(epochs=6, rows=32, learning_rate=8e-3, schedule="cosine"),
     limits={"exact_match": 0.95},
     quick_limits={"exact_match": 0.80},
