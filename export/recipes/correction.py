@@ -21,7 +21,7 @@ from ..pairs.sections import DecoderSection, PairsSection
 from ..train import ModelSection, TrainSection
 
 NEIGHBOURS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-PAIRS = PairsSection(split_by="target", metric="exact_match", label_smoothing=0.1)
+PAIRS = PairsSection(split_by="target", metric="exact_match")
 JUDGED = 1_000
 """Test pairs that the baselines are judged on; each compares a query with every word."""
 
@@ -87,7 +87,7 @@ RECIPE = PairRecipe(
     model=ModelSection(hidden=128, kind="gru", directions=2, embedding=48, dropout=0.2),
     decoder=DecoderSection(embedding=48),
     pairs=PAIRS,
-    training=TrainSection(epochs=5, rows=128, learning_rate=4e-3, schedule="cosine"),
+    training=TrainSection(epochs=10, rows=128, learning_rate=4e-3, schedule="cosine"),
     quick_model=ModelSection(hidden=64, kind="gru", directions=2, embedding=32),
     quick_training=TrainSection(epochs=6, rows=32, learning_rate=8e-3, schedule="cosine"),
     limits={"exact_match": 0.35},
