@@ -111,7 +111,7 @@ class Codec:
         for row, headers in records.headers.items():
             asked = [value for name, value in headers if name == OP_HEADER]
             if not asked:
-                if headers and headers[0][0] == UNREADABLE_HEADER:
+                if headers and headers[0][0] == UNREADABLE_HEADER and records.values[row] is None:
                     bad[row] = Unusable(Reason.UNDECODABLE, (headers[0][1] or b"").decode("utf-8", "backslashreplace"))
                 continue
             op = self._ops_known.get(asked[0]) if len(asked) == 1 and asked[0] is not None else None

@@ -292,3 +292,10 @@ def test_a_fast_path_that_fails_leaves_the_definition(monkeypatch: pytest.Monkey
     expected = outcomes(Codec(contract(), "json").decode(batch))
     monkeypatch.setattr(json_list.JsonList, "columns", columns)
     assert outcomes(Codec(contract(), "json").decode(batch)) == expected
+
+
+def test_a_producers_header_with_a_name_of_ours_takes_nothing_from_its_record() -> None:
+    ours: Headers = [("streamer-unreadable", b"x"), ("streamer-passed", b"[1]")]
+    plain = Codec(contract(), "json").decode(records([GOOD["json"], b"x"]))
+    named = Codec(contract(), "json").decode(records([GOOD["json"], b"x"], headers={0: ours}))
+    assert outcomes(named) == outcomes(plain)
