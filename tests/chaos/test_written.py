@@ -55,7 +55,7 @@ async def test_queries_of_a_killed_service(
     topic = topic_name("in")
     path = queries.save(queries.corrector(), tmp_path / "pair.onnx", max_steps=60, search="beam", width=2)
     await create_topics(kafka, {topic: queries.PARTITIONS})
-    load = queries.Queries(kafka, topic, 200, broken_every=20)
+    load = queries.Queries(kafka, topic, 50, broken_every=10)
     with members() as group:
         async with load.flowing():
             await killed(group, kills, lambda number: queries.member(kafka, topic, path, tmp_path, number))
