@@ -25,8 +25,8 @@ PHASES: dict[str, tuple[Any, str, str, int]] = {
     # phase: (owner, function, before or after the call, which call of a run)
     "commit: sealed, nothing sent": (AIOKafkaProducer, "begin_transaction", "before", 3),
     "commit: transaction begun": (AIOKafkaProducer, "begin_transaction", "after", 3),
-    "commit: predictions sent": (writes.Writes, "results", "after", 3),
-    "commit: changelog sent": (writes.Writes, "changelog", "after", 3),
+    "commit: some records handed over": (AIOKafkaProducer, "send_batch", "after", 5),
+    "commit: all records handed over": (writes.Writes, "transaction", "after", 3),
     "commit: predictions acknowledged": (commit, "_delivered", "after", 5),
     "commit: all acknowledged": (commit, "_delivered", "after", 6),
     "commit: offsets sent": (AIOKafkaProducer, "send_offsets_to_transaction", "after", 3),
