@@ -136,7 +136,7 @@ class Codec:
                 try:
                     found[row] = self._stream(key, value, command=row in ops)
                 except Unusable as why:
-                    bad[row] = why
+                    bad[row] = why.alone()
         return found
 
     def _all_usable(self, keys: Sequence[Any], values: Sequence[Any]) -> list[bytes] | None:
@@ -188,7 +188,7 @@ class Codec:
                 try:
                     times[row] = self._times.event_time(None, int(stamps[row]))
                 except Unusable as why:
-                    bad[row] = why
+                    bad[row] = why.alone()
         return x, times
 
     def _events(
@@ -212,7 +212,7 @@ class Codec:
             try:
                 x[row], times[row] = self._event(values[row], headers.get(row, ()), int(stamps[row]))
             except Unusable as why:
-                bad[row] = why
+                bad[row] = why.alone()
         return x, times
 
     def _columns(self, values: Sequence[bytes], headers: Mapping[int, Headers]) -> Columns | None:

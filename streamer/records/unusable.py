@@ -16,6 +16,12 @@ class Unusable(Exception):
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
+    def alone(self) -> Unusable:
+        """Itself, without the way it came: the frames there hold all records of a fetch, and one of them would hold it, so
+        that the fetch stays until the collector finds the circle."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
+
 
 def plain(text: object) -> str:
     """``text`` as it can be written anywhere: UTF-8, bounded, whatever a stranger's code put into it."""

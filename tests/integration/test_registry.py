@@ -273,7 +273,9 @@ async def test_a_replay_decides_as_before_whatever_the_registry_says_by_then(
     assert client_id(registry, topic, {**V1, "doc": "registered later"}) == 2
     service, recorder = await service_of(settings, "b")
     decode, decoded = service._decoding._codec.decode, []
-    monkeypatch.setattr(service._decoding._codec, "decode", lambda batch: decoded.extend(batch.offsets) or decode(batch))
+    monkeypatch.setattr(
+        service._decoding._codec, "decode", lambda batch: decoded.extend(batch.offsets) or decode(batch)
+    )
     async with crashing(service):
         await produce(kafka, topic, [(0, b"s", later + good[4][5:], [])])
         await wait_for(lambda: recorder.committed_events >= 1, recorder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import Any
 
@@ -299,3 +300,20 @@ def test_a_producers_header_with_a_name_of_ours_takes_nothing_from_its_record() 
     plain = Codec(contract(), "json").decode(records([GOOD["json"], b"x"]))
     named = Codec(contract(), "json").decode(records([GOOD["json"], b"x"], headers={0: ours}))
     assert outcomes(named) == outcomes(plain)
+
+
+@pytest.mark.parametrize("value_format", GOOD)
+def test_a_reject_holds_nothing_of_its_fetch(value_format: str) -> None:
+    """The service's collector runs seldom: what stays in a circle stays for many fetches."""
+    codec = Codec(contract(), value_format)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        assert len(codec.decode(records([GOOD[value_format], b"x", GOOD[value_format]])).rejects) == 1
+        gc.collect()
+        assert not [each for each in gc.garbage if type(each).__name__ in ("RecordBatch", "traceback", "Unusable")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
