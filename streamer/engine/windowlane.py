@@ -15,6 +15,7 @@ from streamer.errors import ModelRunError
 from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
 from streamer.records.keys import Keys
+from streamer.records.passing import without_passed
 from streamer.records.unusable import refused_window
 from streamer.windows import EachRecord, WindowRule, Windows
 
@@ -131,6 +132,6 @@ class WindowLane(Lane):
             why,
             key=self.keys.raw(closing.window.stream),
             source=closing.source,
-            headers=closing.headers,
+            headers=without_passed(closing.headers),
             timestamp_ms=closing.timestamp_ms,
         )

@@ -333,7 +333,7 @@ class Decodings:
             why,
             key=self.keys.raw(decoding.window.stream),
             source=decoding.source,
-            headers=decoding.headers,
+            headers=without_passed(decoding.headers),
             timestamp_ms=decoding.timestamp_ms,
         )
 

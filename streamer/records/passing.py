@@ -53,7 +53,9 @@ def passed(headers: Headers) -> Sequence[msgspec.Raw] | int | None:
 
 
 def without_passed(headers: Headers) -> Headers:
-    return [each for each in headers if each[0] != PASSED_HEADER]
+    """``headers`` themselves where nothing is passed, as nearly always."""
+    kept = [each for each in headers if each[0] != PASSED_HEADER]
+    return headers if len(kept) == len(headers) else kept
 
 
 Get = Callable[[bytes, Headers], bytes]

@@ -99,10 +99,7 @@ class Sink:
     def transaction(self, epoch: Epoch) -> tuple[Transaction, list[Reject]]:
         """And the answers that no record can hold; they are among the transaction's rejects."""
         outgoing, refused = self.encode(epoch.answers)
-        rejects = [*epoch.rejects, *refused]
-        if self._choices:  # a window that a model refuses keeps the headers that its answer would have had
-            rejects = [replace(each, headers=without_passed(each.headers)) for each in rejects]
-        return Transaction(epoch.positions, outgoing, rejects, epoch.changelog), refused
+        return Transaction(epoch.positions, outgoing, [*epoch.rejects, *refused], epoch.changelog), refused
 
     def _outgoing(self, answers: Answers, values: list[bytes]) -> Outgoing:
         headers = answers.headers

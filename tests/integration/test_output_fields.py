@@ -27,6 +27,7 @@ from streamer.service.answerschemas import answer_schemas
 from streamer.service.check import Report, examine
 from streamer.service.wiring import build, prepare
 from streamer.windows import WindowRule
+from streamer.words import Delivery
 
 FEATURES = 3
 SHA = "0123456789abcdef" * 4
@@ -63,11 +64,19 @@ FORMATS = {"events": ["json", "avro", "float32"], "windows": ["json", "avro", "f
 
 
 async def answers_of(
-    kafka: str, topic: str, model: Any, rule: WindowRule | None, rows: list[Row], count: int, **output: Any
+    kafka: str,
+    topic: str,
+    model: Any,
+    rule: WindowRule | None,
+    rows: list[Row],
+    count: int,
+    *,
+    mode: str = Delivery.EXACTLY_ONCE,
+    **output: Any,
 ) -> tuple[list[Read], list[Read]]:
     """Answers and dead letters; one record is none that can be read."""
-    output = {"max_batch_bytes": 16_384, **output}
-    settings = make_settings(kafka, topic, f"{topic}.group", output=output, decode={"max_rows": 2})
+    sections = {"output": {"max_batch_bytes": 16_384, **output}, "delivery": {"mode": mode}, "decode": {"max_rows": 2}}
+    settings = make_settings(kafka, topic, f"{topic}.group", **sections)
     parts = await prepare(settings, [("chain", model, rule)])
     recorder = Recorder()
     async with running(build(parts, recorder, instance="a")):
@@ -180,13 +189,14 @@ async def test_events_carry_fields_in_avro(kafka, topic_name, create_topics) -> 
     assert [(each["unit"], each["level"], each["partition"]) for each in found] == EXPECTED
 
 
-async def test_windows_of_one_record_carry_its_fields(kafka, topic_name, create_topics) -> None:
+@pytest.mark.parametrize("mode", list(Delivery))
+async def test_windows_of_one_record_carry_its_fields(kafka, topic_name, create_topics, mode: str) -> None:
     topic, fields = topic_name("in"), CARRIED | {"end": "window.end"}
     await create_topics(kafka, {topic: 1})
     rows = [told_of(at, [[1.0], [float(at)]]) for at in range(3)]
     model = FoldModel(SHA, steps="many")
     answers, dead = await answers_of(
-        kafka, topic, model, WindowRule("record"), [told_of(3, [[POISON]]), *rows], 3, fields=fields
+        kafka, topic, model, WindowRule("record"), [told_of(3, [[POISON]]), *rows], 3, mode=mode, fields=fields
     )
     found = [read.document for read in answers]
     assert [list(each) for each in found] == [list(fields)] * 3
