@@ -33,22 +33,22 @@ class Part:
 
 # The longest first: what is left at the end is then short.
 PARTS = {
+    "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
+    "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
+    "simulation": Part("seeded schedules over a simulated cluster, 30 minutes", ("tests/simulation",)),
+    "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
     "properties": Part(
         "invariants over random schedules, with many more examples",
         ("tests/property",),
         everything=True,
         environment={"HYPOTHESIS_PROFILE": "accept"},
     ),
-    "simulation": Part("seeded schedules over a simulated cluster, 30 minutes", ("tests/simulation",)),
-    "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
-    "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
     "kafka": Part(
         "gates of the benchmark, generation at load, live sound, queries, the demo, real data, on real Kafka",
         ("tests/integration",),
         alone=True,
     ),
     "deploy": Part("overload and recovery of a deployment", ("tests/deploy",), alone=True),
-    "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
 }
 
 
