@@ -231,10 +231,25 @@ class Producer(AIOKafkaProducer):
         await self.begin_transaction()
         self._txn_manager.group = group
 
+    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        """Of a transaction that was refused while others of its batches were handed over, the client says only that there is
+        none, or asserts it. Raises what it was refused for."""
+        try:
+            sent: asyncio.Future[Any] = await super().send_batch(batch, topic, partition=partition)
+        except (kafka_errors.IllegalOperation, AssertionError):
+            self._raise_end()
+            raise
+        return sent
+
+    def _raise_end(self) -> None:
+        """What ended the open transaction, if something did."""
+        ended = None if self._txn_manager is None else self._txn_manager.wait_for_transaction_end()
+        if ended is not None and ended.done():
+            ended.result()
+
     async def send_fenced_offsets(self, offsets: Mapping[TopicPartition, int], group: str, fence: Fence) -> None:
         """Raises CommitFenced when the group has moved on."""
-        if (ended := self._txn_manager.wait_for_transaction_end()).done():
-            ended.result()  # the group was refused while records were on their way
+        self._raise_end()  # the group was refused while records were on their way
         self._sender.fence = fence
         positions = {tp: OffsetAndMetadata(position, "") for tp, position in offsets.items()}
         await self.send_offsets_to_transaction(positions, group)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
@@ -163,7 +163,8 @@ class Topics:
         return {part: offsets[part] if offsets.get(part, -1) >= 0 else None for part in partitions}
 
     async def config(self, topic: str) -> dict[str, str]:
-        """The topic's effective configuration; empty when the client may not describe it."""
+        """The topic's effective configuration; empty when the client may not describe it. Raises
+        UnknownTopicOrPartitionError where the broker that is asked has not heard of the topic, or not yet."""
         resource = ConfigResource(ConfigResourceType.TOPIC, topic)
         try:
             responses = await self._admin.describe_configs([resource])
@@ -172,6 +173,8 @@ class Topics:
         entries: dict[str, str] = {}
         for response in responses:
             for found in response.resources:
+                if found[0] == kafka_errors.UnknownTopicOrPartitionError.errno:
+                    raise kafka_errors.UnknownTopicOrPartitionError(topic)
                 entries.update({entry[0]: entry[1] for entry in found[4]})
         return entries
 
@@ -191,20 +194,24 @@ class Topics:
             raise self._connection.explain(error, "looking at topics") from error
 
     async def _partitions(self, topic: str) -> tuple[int, ...]:
-        for _ in range(50):  # a topic just created may have no leader yet
+        return tuple(sorted(partition["partition"] for partition in await self._described(topic)))
+
+    async def _replicas(self, topic: str) -> int:
+        return len((await self._described(topic))[0]["replicas"])
+
+    async def _described(self, topic: str) -> list[dict[str, Any]]:
+        """Its partitions. A topic just created may have no leader yet, and the broker that is asked may not have heard of it."""
+        for _ in range(50):
             described = await self._admin.describe_topics([topic])
             found = described[0]
             if found["error_code"] == 0 and found["partitions"]:
-                return tuple(sorted(partition["partition"] for partition in found["partitions"]))
+                partitions: list[dict[str, Any]] = found["partitions"]
+                return partitions
             error = kafka_errors.for_code(found["error_code"])
             if found["error_code"] and not getattr(error, "retriable", False):
                 raise error(topic)
             await asyncio.sleep(0.1)
         raise KafkaUnavailableError(f"topic {topic!r} has no partitions with a leader")
-
-    async def _replicas(self, topic: str) -> int:
-        described = await self._admin.describe_topics([topic])
-        return len(described[0]["partitions"][0]["replicas"])
 
     async def _create(
         self, need: TopicNeed, partitions: int, input_replicas: int, input_config: Config, *, dry: bool

@@ -9,7 +9,7 @@ import pytest
 from administration import administrator, forgotten
 from aiokafka import TopicPartition
 from local_kafka import LocalKafka
-from serving import event, make_service, make_settings, produce, read_all, running, wait_for
+from serving import event, make_service, make_settings, one_by_one, produce, read_all, running, wait_for
 from tooling import require_tool
 
 from streamer.errors import DataLossError, KafkaUnavailableError
@@ -31,9 +31,14 @@ def forgetful() -> Iterator[str]:
         yield local.bootstrap
 
 
+@pytest.mark.parametrize("slowly", [False, True])
 @pytest.mark.parametrize("mode", ["exactly-once", "at-least-once"])
-async def test_an_id_that_expired_while_idle_costs_nothing(forgetful, topic_name, create_topics, mode: str) -> None:
-    """No recovery, no error, and at-least-once nothing twice."""
+async def test_an_id_that_expired_while_idle_costs_nothing(
+    forgetful, topic_name, create_topics, monkeypatch, mode: str, slowly: bool
+) -> None:
+    """No recovery, no error, and at-least-once nothing twice. ``slowly``: the refusal is there before all is handed over."""
+    if slowly:
+        one_by_one(monkeypatch)
     topic = topic_name("in")
     await create_topics(forgetful, {topic: 1})
     service, recorder = await make_service(

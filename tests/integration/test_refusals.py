@@ -11,7 +11,7 @@ import pytest
 from administration import administrator
 from local_kafka import LocalKafka
 from onnx_models import lstm, lstm_fields, save
-from serving import event, make_service, make_settings, produce, read_all, running, wait_for
+from serving import event, make_service, make_settings, one_by_one, produce, read_all, running, wait_for
 from simulated import POISON
 from tooling import require_tool
 
@@ -104,8 +104,24 @@ def guarded_settings(guarded: LocalKafka, topic: str, group: str, missing: tuple
 async def test_a_right_that_is_missing_is_named(
     guarded, topic_name, create_topics, missing: tuple[str, str], mode: str
 ) -> None:
-    topic, group = topic_name("in"), topic_name("group")
+    topic = topic_name("in")
     await create_topics(guarded.bootstrap, {topic: 1})
+    await without(guarded, topic, topic_name("group"), missing, mode)
+
+
+@pytest.mark.parametrize("which", ["out", "dlq", "changelog"])
+async def test_a_right_that_is_missing_is_named_when_records_are_handed_over_slowly(
+    guarded, topic_name, create_topics, monkeypatch, which: str
+) -> None:
+    """The transaction is refused before all of it is handed over; of the rest the client says that it is in none."""
+    one_by_one(monkeypatch)
+    topic = topic_name("in")
+    await create_topics(guarded.bootstrap, {topic: 1})
+    await without(guarded, topic, topic_name("group"), (which, "WRITE"), "exactly-once")
+
+
+async def without(guarded: LocalKafka, topic: str, group: str, missing: tuple[str, str], mode: str) -> None:
+    """What the service says when it lacks a right."""
     settings = guarded_settings(guarded, topic, group, missing, delivery={"mode": mode})
     names = {"in": topic, "out": f"{topic}.out", "dlq": f"{topic}.dlq", "changelog": str(settings.changelog_topic)}
     await produce(guarded.bootstrap, topic, [GOOD, BAD])

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from administration import administrator
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import UnknownTopicOrPartitionError
 from serving import event, make_service, make_settings, produce, running, wait_for
 from simulated import ChainModel
 
@@ -202,3 +204,42 @@ async def test_three_replicas_are_two_in_sync(kafka_cluster, topic_name, create_
 
     assert "min.insync.replicas" not in await own(f"{topic}.out")
     assert (await own(str(settings.changelog_topic)))["min.insync.replicas"] == "2"
+
+
+async def test_a_broker_that_has_not_heard_of_a_topic_yet_is_asked_again(
+    kafka, topic_name, create_topics, monkeypatch
+) -> None:
+    """Each answer comes from any broker of a cluster: a topic that one has made, another one hears of a moment later."""
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 2}, config={"retention.ms": "123456789"})
+    late: dict[tuple[str, str], int] = {}
+
+    def knows(question: str, name: str) -> bool:
+        late[question, name] = late.get((question, name), 0) + 1
+        return late[question, name] > 2
+
+    describe, configs_of = AIOKafkaAdminClient.describe_topics, AIOKafkaAdminClient.describe_configs
+
+    async def described(self: AIOKafkaAdminClient, names: list[str]) -> Any:
+        found = await describe(self, names)
+        return [
+            each
+            if knows("topic", each["topic"])
+            else {**each, "error_code": UnknownTopicOrPartitionError.errno, "partitions": []}
+            for each in found
+        ]
+
+    async def configured(self: AIOKafkaAdminClient, resources: list[ConfigResource]) -> Any:
+        found = await configs_of(self, resources)
+        for response in found:
+            response.resources = [
+                each if knows("config", each[3]) else (UnknownTopicOrPartitionError.errno, None, each[2], each[3], [])
+                for each in response.resources
+            ]
+        return found
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "describe_topics", described)
+    monkeypatch.setattr(AIOKafkaAdminClient, "describe_configs", configured)
+    parts = await started(make_settings(kafka, topic, topic_name("group")))
+    assert parts.input.configs["input.topic"]["retention.ms"] == "123456789"
+    assert parts.input.partitions == (0, 1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
@@ -228,3 +229,15 @@ async def read_all(
                     return found
     finally:
         await consumer.stop()
+
+
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What became of a record batch is known before the next one is handed over: the slowest that a producer can be."""
+    send_batch = AIOKafkaProducer.send_batch
+
+    async def sent(self: AIOKafkaProducer, batch: Any, topic: str, *, partition: int) -> Any:
+        future = await send_batch(self, batch, topic, partition=partition)
+        await asyncio.wait([future])
+        return future
+
+    monkeypatch.setattr(AIOKafkaProducer, "send_batch", sent)
