@@ -68,6 +68,25 @@ class RecordBatch:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def rows(self, first: int, end: int) -> RecordBatch:
+        """Those from ``first`` on, before ``end``."""
+        return RecordBatch(
+            self.partition,
+            self.offsets[first:end],
+            self.timestamps_ms[first:end],
+            self.keys[first:end],
+            self.values[first:end],
+            {row - first: headers for row, headers in self.headers.items() if first <= row < end},
+        )
+
+    def add(self, more: RecordBatch) -> None:
+        """Records that come after these."""
+        self.headers |= {len(self) + row: headers for row, headers in more.headers.items()}
+        self.offsets += more.offsets
+        self.timestamps_ms += more.timestamps_ms
+        self.keys += more.keys
+        self.values += more.values
+
     def reject(self, row: int, reason: Reason, detail: str) -> Reject:
         """The reject of ``row``: everything the dead-letter topic keeps of it."""
         return Reject(

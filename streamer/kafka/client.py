@@ -32,10 +32,12 @@ _TRIAL_BROKERS = 3
 
 @dataclass(frozen=True)
 class Connection:
-    """How the cluster is reached. ``options``: keyword arguments that secure every client (``settings.security``)."""
+    """How the cluster is reached. ``options``: keyword arguments that secure every client (``settings.security``).
+    ``native``: the module that reads record batches, None: the client does."""
 
     kafka: KafkaSection
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    native: Any = None
 
     @property
     def bootstrap(self) -> str:
@@ -56,7 +58,7 @@ class Connection:
         }
 
     def consumer(self, **options: Any) -> Consumer:
-        return Consumer(**self._common(), enable_auto_commit=False, **options)
+        return Consumer(**self._common(), enable_auto_commit=False, native=self.native, **options)
 
     def producer(self, **options: Any) -> Producer:
         return Producer(**self._common(), **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
-from operator import attrgetter
 from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
@@ -21,27 +20,7 @@ T = TypeVar("T")
 
 _TURNS = 4
 """Of the event loop, until the client has sent the next fetch: it then waits at the broker while we process this one."""
-
-
 _LOOK_S = 5.0
-_OFFSET = attrgetter("offset")
-_COLUMNS = tuple(map(attrgetter, ("timestamp", "key", "value", "headers")))
-
-
-def to_columns(partition: int, records: list[Any]) -> RecordBatch:
-    """Offsets grow (``fetched`` has looked): where the first and the last are so far apart, there is none missing."""
-    first, last = records[0].offset, records[-1].offset
-    whole = last - first + 1 == len(records)
-    offsets = [*range(first, last + 1)] if whole else list(map(_OFFSET, records))
-    stamps, keys, values, headers = (list(map(get, records)) for get in _COLUMNS)
-    return RecordBatch(
-        partition=partition,
-        offsets=offsets,
-        timestamps_ms=stamps,
-        keys=keys,
-        values=values,
-        headers={row: tuple(found) for row, found in enumerate(headers) if found} if any(headers) else {},
-    )
 
 
 class Input:
@@ -126,7 +105,7 @@ class Input:
         if fetched:
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
-        return [to_columns(tp.partition, records) for tp, records in fetched.items() if records]
+        return list(fetched.values())
 
     async def position(self, partition: int) -> int:
         return int(await self._consumer.position(self._tp(partition)))

@@ -314,18 +314,19 @@ async def _nowhere(*_: Any, **__: Any) -> int:
 
 
 class Consumer(AIOKafkaConsumer):
-    """A consumer whose private facts can be asked for. ``columns``: records come as the parser made them."""
+    """A consumer whose private facts can be asked for. ``columns``: a partition's records come as one ``RecordBatch``, read
+    by ``native``, if there is such a module."""
 
-    def __init__(self, *, columns: bool = False, **options: Any) -> None:
+    def __init__(self, *, columns: bool = False, native: Any = None, **options: Any) -> None:
         super().__init__(**options)
-        self.columns = columns
+        self.columns, self._native = columns, native
         self.timeout_ms = options["request_timeout_ms"]
 
     async def start(self) -> None:
         await super().start()
         if self.columns:
             raw: dict[TopicPartition, bytes] = {}
-            self._fetcher._records = Buffers(raw)
+            self._fetcher._records = Buffers(raw, self._native)
             self._fetcher._client = Tap(self._client, raw)
 
     def fetch_position(self, tp: TopicPartition) -> int:

@@ -46,12 +46,11 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.consumer.fetcher:FetchResult", "_topic_partition", ""),
     ("aiokafka.consumer.fetcher:FetchResult", "_update_position", "(self)"),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_records", ""),
+    ("aiokafka.consumer.fetcher:PartitionRecords", "_tp", ""),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_records_iterator", ""),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_unpack_records", "(self)"),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_consumer_record", "(self, tp, record)"),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_contains_abort_marker", "(self, next_batch)"),
-    ("aiokafka.record.default_records:_DefaultRecordBatchPy", "_maybe_uncompress", "(self)"),
-    ("aiokafka.record.default_records:_DefaultRecordBatchPy", "_buffer", ""),
     ("aiokafka.client:AIOKafkaClient", "_conns", ""),
     ("aiokafka.admin.client:AIOKafkaAdminClient", "_client", ""),
 )

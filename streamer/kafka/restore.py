@@ -40,14 +40,8 @@ class Restorer:
         self._raw = self._input("read_uncommitted")
 
     def _input(self, isolation_level: str) -> Input:
-        return Input(
-            self._connection,
-            self._topic,
-            fetch_min_bytes=1,
-            fetch_max_wait_ms=20,
-            fetch_max_bytes=self._fetch_bytes,
-            max_partition_fetch_bytes=self._fetch_bytes,
-            isolation_level=isolation_level,
+        return Input.of_log(
+            self._connection, self._topic, fetch_bytes=self._fetch_bytes, isolation_level=isolation_level
         )
 
     async def __aenter__(self) -> Restorer:
@@ -170,15 +164,7 @@ async def find_record(
     connection: Connection, topic: str, partition: int, key: bytes, isolation_level: str = "read_committed"
 ) -> bytes | None:
     """The newest value of ``key`` in a changelog partition, read from its beginning (offline look-ups)."""
-    reader = Input(
-        connection,
-        topic,
-        fetch_min_bytes=1,
-        fetch_max_wait_ms=20,
-        fetch_max_bytes=8_388_608,
-        max_partition_fetch_bytes=8_388_608,
-        isolation_level=isolation_level,
-    )
+    reader = Input.of_log(connection, topic, fetch_bytes=8_388_608, isolation_level=isolation_level)
     await reader.start()
     try:
         end = (await reader.ends([partition]))[partition]

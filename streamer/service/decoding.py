@@ -42,25 +42,21 @@ class Decoding:
 
 def in_pieces(batch: RecordBatch) -> Iterator[RecordBatch]:
     """The records of a batch: some after the other, of at most ``PIECE_BYTES`` but for a larger value."""
-    sizes = [0 if value is None else len(value) for value in batch.values]
-    if sum(sizes) <= PIECE_BYTES:
+    if _bytes(batch.values) <= PIECE_BYTES:
         yield batch
         return
     first, held = 0, 0
-    for row, size in enumerate(sizes):
+    for row, value in enumerate(batch.values):
+        size = len(value or b"")
         if row > first and held + size > PIECE_BYTES:
-            yield _rows(batch, first, row)
+            yield batch.rows(first, row)
             first, held = row, 0
         held += size
-    yield _rows(batch, first, len(sizes))
+    yield batch.rows(first, len(batch))
 
 
-def _rows(batch: RecordBatch, first: int, end: int) -> RecordBatch:
-    return RecordBatch(
-        batch.partition,
-        batch.offsets[first:end],
-        batch.timestamps_ms[first:end],
-        batch.keys[first:end],
-        batch.values[first:end],
-        {row - first: headers for row, headers in batch.headers.items() if first <= row < end},
-    )
+def _bytes(values: Sequence[bytes | None]) -> int:
+    try:
+        return sum(map(len, values))  # type: ignore[arg-type]
+    except TypeError:  # one is None
+        return sum(len(value or b"") for value in values)

@@ -24,7 +24,7 @@ from streamer.modelfile.past import Past
 from streamer.records.changelog import Identity
 from streamer.records.decode import MAX_KEY_BYTES, Codec
 from streamer.records.exact import Exact
-from streamer.records.formats import FIELDED, SCHEMAS, Fields, Source, as_found
+from streamer.records.formats import FIELDED, SCHEMAS, Fields, Native, Source, as_found
 from streamer.records.meaning import refuse_different
 from streamer.records.passing import Passing
 from streamer.records.schemas.book import Book
@@ -32,6 +32,7 @@ from streamer.service.answerschemas import answer_schemas, registered
 from streamer.service.clock import Clock, SystemClock
 from streamer.settings import Settings, UtteranceSection
 from streamer.windows import WindowRule
+from streamer.words import Decoder
 
 log = logging.getLogger("streamer")
 
@@ -65,7 +66,7 @@ def connection(settings: Settings) -> Connection:
     kafka = settings.kafka
     if kafka.security_protocol == "SASL_PLAINTEXT" and kafka.sasl_mechanism == "PLAIN":
         log.warning("kafka.security_protocol = SASL_PLAINTEXT sends the password in the clear: use SASL_SSL or SCRAM")
-    return Connection(kafka, security(kafka))
+    return Connection(kafka, security(kafka), Native.load(Decoder(settings.input.decoder)).module)
 
 
 async def prepare(settings: Settings, models: Models, *, mock: bool = False, clock: Clock | None = None) -> Parts:

@@ -14,9 +14,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from decoding import contract
+from native_columns import INSTALLED, require_native
 
 from streamer.kafka.fetched import Buffers
-from streamer.kafka.input import to_columns
 from streamer.records.decode import Codec
 from streamer.words import Reason
 
@@ -44,14 +44,21 @@ def batch(base: int, records: list[tuple[bytes, list[tuple[str, bytes | None]]]]
 
 
 def read(data: bytes, first: int = 0, *, check: bool = True) -> Any:
-    """As a consumer's fetcher hands it on."""
+    """As a consumer's fetcher hands it on: alike with native code and without it."""
+    found = _read(data, first, check=check, native=None)
+    if INSTALLED:
+        assert _read(data, first, check=check, native=require_native()) == found
+    return found
+
+
+def _read(data: bytes, first: int, *, check: bool, native: Any) -> Any:
     tp = TopicPartition("in", 0)
-    buffers = Buffers({tp: data})
+    buffers = Buffers({tp: data}, native)
     came = fetcher.PartitionRecords(tp, MemoryRecords(data), [], first, None, None, check, fetcher.READ_COMMITTED)
     buffers[tp] = fetcher.FetchResult(tp, assignment=None, partition_records=came, backoff=0)
     parsed = buffers[tp]._partition_records
     assert not buffers._bytes, "what is parsed is kept once"
-    return to_columns(0, parsed.take(1 << 20)[0]), parsed.next_fetch_offset
+    return parsed.take(1 << 20)[0], parsed.next_fetch_offset
 
 
 @pytest.mark.parametrize("first", [0, 2, 4])
@@ -183,6 +190,6 @@ def test_a_poll_of_large_records_brings_fewer_of_them(monkeypatch: pytest.Monkey
     parsed, polls, ended = buffers[tp]._partition_records, [], False
     while not ended:
         found, ended = parsed.take(4 if len(polls) == 1 else 1 << 20)
-        polls.append([record.offset for record in found])
+        polls.append([] if found is None else found.offsets)
         assert parsed.next_fetch_offset == sum(map(len, polls))
     assert polls == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13, 14]]

@@ -171,6 +171,8 @@ where
 mod streamer_native {
     #[pymodule_export]
     use super::Decoder;
+    #[pymodule_export]
+    use crate::records_python::{crc32c, records};
 
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
