@@ -72,15 +72,23 @@ class _Tables:
 
 
 def answer_encoder(
-    written: AnswerFormat, contract: Contract, model_name: str, keys: Keys, *, window: bool, schema_id: int | None
+    written: AnswerFormat,
+    contract: Contract,
+    model_name: str,
+    keys: Keys,
+    *,
+    window: bool,
+    schema_id: int | None,
+    native: Any = None,
 ) -> AnswerEncoder:
-    """``window``: the model answers per window. ``schema_id``: of ``answer_schema`` in the registry; None: no frame."""
+    """``window``: the model answers per window. ``schema_id``: of ``answer_schema`` in the registry; None: no frame. ``native``:
+    the native module, if it is used."""
     frame = framing(schema_id)
     if written is AnswerFormat.FLOAT32:
         return Bare(contract)
     if written is AnswerFormat.AVRO:
         return AvroEncoder(contract, model_name, keys, window=window, frame=frame)
-    plain = Encoder(contract, model_name, keys)
+    plain = Encoder(contract, model_name, keys, native)
     return Framed(plain, frame) if frame else plain
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from streamer.modelfile.parts import Output
 from streamer.records.keys import Keys
 
 _ESCAPED = bytes(range(0x20)) + b'"\\'
+_FIELD = re.compile(rb"%(?:b|d|\.9g)")
+"""Of a template, which never holds a zero byte: it is JSON"""
 
 
 class Encoder:
@@ -23,9 +26,11 @@ class Encoder:
     A ``value`` or ``score`` of size one is a number, anything else an array; float32 survives the text exactly (9 digits).
     """
 
-    def __init__(self, contract: Contract, model_name: str, keys: Keys | None = None) -> None:
-        """``keys``: what the keys of records are, so that answers have the same."""
+    def __init__(self, contract: Contract, model_name: str, keys: Keys | None = None, native: Any = None) -> None:
+        """``keys``: what the keys of records are, so that answers have the same. ``native``: the native module, which writes
+        the same bytes or says that it is not sure."""
         self.keys = keys or Keys()
+        self._native = native
         self._outputs = contract.outputs
         # labels name classes: the largest of anything else says nothing, as of the sensors of a forecast
         self._labels_of = [_encoded(output) if output.kind == "classes" else () for output in contract.outputs]
@@ -34,6 +39,7 @@ class Encoder:
         self._names = ["y" if single else output.name for output in contract.outputs]
         self._tail = b',"model":%b}' % msgspec.json.encode(f"{model_name}@{contract.version}")
         self._templates: dict[tuple[int, ...], bytes] = {}
+        self._pieces: dict[tuple[int, ...], list[bytes]] = {}
         self._of_a_step = [
             (msgspec.json.encode(name), msgspec.json.encode(self._label_name(name)), _numbers(output, output.size))
             for name, output in zip(self._names, self._outputs, strict=True)
@@ -41,7 +47,18 @@ class Encoder:
 
     def steps(self, keys: Sequence[bytes], times_ms: I64, outputs: Sequence[F32]) -> list[bytes]:
         """One value per row of ``outputs`` (each [N, O_k], finite)."""
-        template = self._template(tuple(y.shape[1] for y in outputs))
+        sizes = tuple(y.shape[1] for y in outputs)
+        if self._native is not None:
+            columns_of = zip(outputs, sizes, self._labels_of, strict=True)
+            numbers = [
+                (y.astype(np.float32, copy=False).tobytes(), size, list(labels)) for y, size, labels in columns_of
+            ]
+            found: list[bytes] | None = self._native.answers(
+                self._between(sizes), list(keys), times_ms.tobytes(), numbers
+            )
+            if found is not None:
+                return found
+        template = self._template(sizes)
         columns: list[Sequence[Any]] = [escape(keys), times_ms.tolist()]
         for labels, y in zip(self._labels_of, outputs, strict=True):
             columns.extend(y.T.tolist())
@@ -147,6 +164,13 @@ class Encoder:
                     text += b",%b:%%b" % _quoted(self._label_name(name))
             self._templates[sizes] = text + self._tail.replace(b"%", b"%%")
         return self._templates[sizes]
+
+    def _between(self, sizes: tuple[int, ...]) -> list[bytes]:
+        """What stands in the template between its fields."""
+        if sizes not in self._pieces:
+            texts = _FIELD.split(self._template(sizes).replace(b"%%", b"\0"))
+            self._pieces[sizes] = [text.replace(b"\0", b"%") for text in texts]
+        return self._pieces[sizes]
 
     def _label_name(self, name: str) -> str:
         return "label" if name == "y" else f"{name}_label"

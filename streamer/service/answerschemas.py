@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from streamer.errors import ConfigurationError
 from streamer.kafka.registry import Registry
@@ -60,16 +61,15 @@ async def registered(settings: Settings, schemas: Mapping[str, tuple[str, Schema
 
 
 def encoders_of(
-    settings: Settings, models: Served, keys: Keys, schema_ids: Mapping[str, int]
-) -> dict[str, AnswerEncoder] | None:
-    """None: plain JSON, of which ``choices_of`` makes what is wanted where something is. ``schema_ids``: of ``registered``; a
-    model without one has no frame."""
-    written = settings.output.format
-    if written is AnswerFormat.JSON or settings.output.fields:
-        return None
+    settings: Settings, models: Served, keys: Keys, schema_ids: Mapping[str, int], native: Any = None
+) -> dict[str, AnswerEncoder]:
+    """Of each model. Plain JSON where ``choices_of`` makes of it what is wanted. ``schema_ids``: of ``registered``; a model
+    without one has no frame. ``native``: the native module, if it is used."""
+    chosen = bool(settings.output.fields)
+    written, ids = (AnswerFormat.JSON, {}) if chosen else (settings.output.format, schema_ids)
     return {
         name: answer_encoder(
-            written, model.contract, name, keys, window=rule is not None, schema_id=schema_ids.get(name)
+            written, model.contract, name, keys, window=rule is not None, schema_id=ids.get(name), native=native
         )
         for name, model, rule in models
     }

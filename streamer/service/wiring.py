@@ -72,7 +72,7 @@ def build(
         [(name, model) for name, model, _ in parts.models],
         codec.keys,
         max_bytes=min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT)),
-        encoders=encoders_of(settings, parts.models, codec.keys, parts.schema_ids),
+        encoders=encoders_of(settings, parts.models, codec.keys, parts.schema_ids, link.native),
         choices=choices_of(settings, parts.models, parts.schema_ids),
     )
     schemas = None

@@ -4,12 +4,15 @@
 //! it means. So the two can differ only in what a good record means, and tests compare them there, to the bit.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod answers;
 pub mod layout;
 pub mod records;
 pub mod rows;
 pub mod scan;
 pub mod time;
 
+#[cfg(feature = "python")]
+mod answers_python;
 #[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "python")]

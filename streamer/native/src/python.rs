@@ -172,6 +172,8 @@ mod streamer_native {
     #[pymodule_export]
     use super::Decoder;
     #[pymodule_export]
+    use crate::answers_python::answers;
+    #[pymodule_export]
     use crate::records_python::{crc32c, records};
 
     #[pymodule_export]
