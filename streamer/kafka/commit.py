@@ -72,7 +72,7 @@ class Committer:
         self._input = topic
         self._group = group
         self._reader = reader
-        self._writes = Writes(settings, topic)
+        self._writes = Writes(settings, topic, connection.native)
         self._changelog_stamps = topic.configs.get(CHANGELOG, {}).get(TIMESTAMP_TYPE) == APPEND_TIME
         self.producers = Producers(connection, settings, new_id)
         self._changelog_ends: dict[int, int] = {}

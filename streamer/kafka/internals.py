@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,15 @@ from aiokafka.producer import sender as _sender
 from aiokafka.producer import transaction_manager as _manager
 from aiokafka.structs import OffsetAndMetadata
 
+from streamer.core import Outgoing
 from streamer.kafka.fetched import Buffers, Tap
+from streamer.kafka.packed import Packed, packed
 from streamer.kafka.requests import TxnOffsetCommit, TxnOffsetCommitResponse
+from streamer.kafka.rows import Row, RowTooLarge
 
 BETWEEN_TRANSACTIONS_S = 0.002
 """The broker writes the last transaction's markers for a few ms: the client's 20 ms between two looks would be a p99."""
 _FENCED = {22: "illegal generation", 25: "unknown member", 82: "fenced instance"}
-
-Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
-"""timestamp in ms, key, value, headers"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,6 @@ class TransactionRefused(kafka_errors.ProducerFenced):
     def id_expired(self) -> bool:
         """The coordinator has forgotten an id that was idle for long: another producer can do it at once."""
         return isinstance(self.why, kafka_errors.InvalidProducerIdMapping | kafka_errors.UnknownProducerId)
-
-
-class RowTooLarge(ValueError):
-    """A row that does not fit a record batch alone."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.size = size
 
 
 def noticed(future: asyncio.Future[Any]) -> None:
@@ -258,7 +250,7 @@ class Producer(AIOKafkaProducer):
         """Rows in as few closed record batches as their size allows, in order. ``max_bytes``: what the topic takes in one
         batch; a row that is larger than the producer's batches goes alone. Raises RowTooLarge for what the topic refuses."""
         accumulator = self._message_accumulator
-        transactional = self._txn_manager is not None and self._txn_manager.transactional_id is not None
+        transactional = self._transactional
         size, compression = min(accumulator._batch_size, max_bytes), accumulator._compression_type
         builder = _accumulator.BatchBuilder(size, compression, is_transactional=transactional)
         append, count = builder._builder.append, 0
@@ -273,6 +265,20 @@ class Producer(AIOKafkaProducer):
                 raise RowTooLarge(builder.size())
         if count:
             yield _closed(builder, count)
+
+    def pack_answers(self, native: Any, parts: Sequence[Outgoing], source: bytes, max_bytes: int) -> Iterator[Packed]:
+        """As ``pack`` does, by native code; see ``packed``. Not where the producer compresses (``plain``)."""
+        size = min(self._message_accumulator._batch_size, max_bytes)
+        return packed(native, parts, source, size=size, max_bytes=max_bytes, transactional=self._transactional)
+
+    @property
+    def plain(self) -> bool:
+        """Batches are not compressed."""
+        return not self._message_accumulator._compression_type
+
+    @property
+    def _transactional(self) -> bool:
+        return self._txn_manager is not None and self._txn_manager.transactional_id is not None
 
     @property
     def last_error(self) -> kafka_errors.BrokerResponseError | None:

@@ -16,6 +16,12 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.producer.message_accumulator:MessageBatch", "_drain_waiter", ""),
     ("aiokafka.producer.message_accumulator:BatchBuilder", "_builder", ""),
     ("aiokafka.producer.message_accumulator:BatchBuilder", "_relative_offset", ""),
+    (
+        "aiokafka.producer.message_accumulator:BatchBuilder",
+        "_set_producer_state",
+        "(self, producer_id, producer_epoch, base_sequence)",
+    ),
+    ("aiokafka.producer.message_accumulator:BatchBuilder", "_build", "(self)"),
     ("aiokafka.producer.sender:Sender", "_txn_manager", ""),
     ("aiokafka.producer.sender:Sender", "_acks", ""),
     ("aiokafka.producer.sender:Sender", "_retry_backoff", ""),

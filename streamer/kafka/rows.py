@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from streamer.core import Headers, Outgoing, Reject
-from streamer.kafka.internals import Row
 
+Row = tuple[int | None, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+"""timestamp in ms, key, value, headers"""
+
+NO_TIME = -1
+"""Of a record that has none"""
 SOURCE_HEADER = "streamer-source"
 REASON_HEADER = "streamer-error"
 DETAIL_HEADER = "streamer-error-detail"
@@ -29,10 +33,23 @@ _MARKS_BYTES = 120
 _DETAIL_BYTES = 1_024
 
 
+class RowTooLarge(ValueError):
+    """A row that does not fit a record batch alone."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+def source_prefix(prefix: bytes, partition: int) -> bytes:
+    """What the sources of a partition begin with; an offset follows. ``prefix``: the input topic and a slash."""
+    return prefix + b"%d/" % partition
+
+
 def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing], *, stamped: bool = True) -> Iterable[Row]:
     """``prefix``: of the sources, the input topic and a slash. ``stamped``: with the times of their records, else of when
     they are written."""
-    source_of = (prefix.replace(b"%", b"%%") + b"%d/%%d" % partition).__mod__
+    source_of = (source_prefix(prefix, partition).replace(b"%", b"%%") + b"%d").__mod__
     for part in parts:
         sources = map(source_of, part.sources)
         headers: list[list[tuple[str, bytes | None]]]
@@ -43,8 +60,14 @@ def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing], *,
             headers = [[(SOURCE_HEADER, source), *part.common] for source in sources]
         for row, more in part.headers.items():
             headers[row] = [*headers[row], *more]
-        times: Iterable[int | None] = part.timestamps_ms if stamped else repeat(None, len(part.keys))
+        times: Iterable[int | None] = map(own_time, part.timestamps_ms) if stamped else repeat(None, len(part.keys))
         yield from zip(times, part.keys, part.values, headers, strict=True)
+
+
+def own_time(record_ms: int) -> int | None:
+    """What an answer to a record is stamped with; None: when it is written. The client never closes a batch of records that
+    have no time."""
+    return None if record_ms == NO_TIME else record_ms
 
 
 def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int, *, stamped: bool = True) -> Row:
@@ -71,7 +94,7 @@ def dead_letter_row(reject: Reject, prefix: bytes, max_bytes: int, *, stamped: b
     if value is not None and len(value) > room:
         marks.append((TRUNCATED_HEADER, b"%d" % len(value)))
         value = value[: max(room, 0)]
-    return reject.timestamp_ms if stamped else None, key, value, [*kept, *ours, *marks]
+    return own_time(reject.timestamp_ms) if stamped else None, key, value, [*kept, *ours, *marks]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from streamer.kafka.private import PRIVATE, USED
 
 STREAMER = Path(__file__).resolve().parents[2] / "streamer"
 INTERNALS = STREAMER / "kafka" / "internals.py"
-MAY = tuple(STREAMER / "kafka" / f"{name}.py" for name in ("internals", "fetched", "batches"))
+MAY = tuple(STREAMER / "kafka" / f"{name}.py" for name in ("internals", "fetched", "batches", "packed"))
 """The modules that touch private names of the client."""
 
 

@@ -26,10 +26,12 @@ from streamer.core import (
     Transaction,
     WindowAnswers,
 )
-from streamer.kafka.internals import Producer, RowTooLarge
+from streamer.kafka.internals import Producer
 from streamer.kafka.rows import (
+    NO_TIME,
     RECORD_BYTES,
     SMALLEST_BATCH_BYTES,
+    RowTooLarge,
     dead_letter_row,
     headers_bytes,
     prediction_rows,
@@ -42,7 +44,7 @@ from streamer.records.decode import MAX_CARRIED_BYTES, MAX_KEY_BYTES, carried
 from streamer.records.keys import Keys
 from streamer.service.sink import Refused, Sink
 from streamer.settings import Settings
-from streamer.words import Closed, KeyForm, Reason
+from streamer.words import Closed, KeyForm, Mode, Reason
 
 MEGABYTE = 1_048_588
 TOPIC = "t" * 249
@@ -87,7 +89,7 @@ def test_a_dead_letter_always_fits_and_says_what_is_missing(reject: Reject, limi
     same = (key, value, list(found.headers)) == (reject.key, reject.value, list(reject.headers))
     assert found.whole == same
     assert key in (reject.key, None)
-    assert timestamp == reject.timestamp_ms
+    assert timestamp == (None if reject.timestamp_ms == NO_TIME else reject.timestamp_ms)
     small = len(reject.key or b"") + len(reject.value or b"") + headers_bytes(reject.headers) + 1_900 <= limit
     assert same or not small, "what fits is kept as it is"
 
@@ -249,6 +251,17 @@ def test_the_first_batches_of_all_partitions_are_handed_over_before_the_second_o
         (b"p", b"345", []),
     ], "the first record of the transaction names it"
     assert writes.bytes_written == 5
+
+
+def test_batches_of_answers_to_records_without_a_time_are_bounded() -> None:
+    """To the client the first time says that a batch has begun, and -1 that it has not."""
+    client = object.__new__(Producer)
+    client._txn_manager = None
+    client._message_accumulator = SimpleNamespace(_batch_size=2_000, _compression_type=0)
+    answers = Outgoing(3, [b"k"] * 200, [b"v" * 50] * 200, [NO_TIME] * 200, list(range(200)), {}, Mode.STEP, ())
+    batches = list(client.pack(prediction_rows(b"in/", 3, [answers]), MEGABYTE))
+    assert sum(batch.record_count() for batch in batches) == 200
+    assert max(len(batch._build()) for batch in batches) <= 2_000
 
 
 @pytest.mark.parametrize(

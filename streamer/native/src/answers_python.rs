@@ -54,9 +54,9 @@ pub fn answers<'py>(
 }
 
 fn cells<T, const WIDTH: usize>(bytes: &[u8], from: fn([u8; WIDTH]) -> T) -> PyResult<Vec<T>> {
-    let (cells, rest) = bytes.as_chunks::<WIDTH>();
-    if !rest.is_empty() {
+    let cells = bytes.chunks_exact(WIDTH);
+    if !cells.remainder().is_empty() {
         return Err(PyValueError::new_err("a part of a number"));
     }
-    Ok(cells.iter().map(|cell| from(*cell)).collect())
+    Ok(cells.map(|cell| from(cell.try_into().unwrap_or([0; WIDTH]))).collect()) // each is of that width
 }

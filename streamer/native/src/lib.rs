@@ -6,6 +6,7 @@
 
 pub mod answers;
 pub mod layout;
+pub mod pack;
 pub mod records;
 pub mod rows;
 pub mod scan;
@@ -13,6 +14,8 @@ pub mod time;
 
 #[cfg(feature = "python")]
 mod answers_python;
+#[cfg(feature = "python")]
+mod pack_python;
 #[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "python")]

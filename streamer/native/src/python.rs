@@ -12,7 +12,7 @@ use crate::rows::{Columns, decode};
 use crate::time::Unit;
 
 /// Of what both sides say to each other; Python goes without a wheel of another.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// Bytes from which the interpreter's lock is given back: for fewer, getting it again can cost more than all the work.
 const UNLOCKED_BYTES: usize = 16_384;
@@ -173,6 +173,8 @@ mod streamer_native {
     use super::Decoder;
     #[pymodule_export]
     use crate::answers_python::answers;
+    #[pymodule_export]
+    use crate::pack_python::{Packer, sealed};
     #[pymodule_export]
     use crate::records_python::{crc32c, records};
 

@@ -25,7 +25,7 @@ from streamer.words import Decoder, TimeUnit
 
 MODULE = "streamer_native"
 WHEEL = "streamer-rnn-native"
-PROTOCOL = 1
+PROTOCOL = 2
 """Of what both sides say to each other."""
 _CAREFUL, _TIMED = 1, 2
 """Marks of a row"""
