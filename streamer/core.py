@@ -164,6 +164,12 @@ class EventBatch:
         none = np.empty(0, np.int64)
         return cls(partition, none, none, [], [], x, None, RecordBatch(partition, [], [], [], []), next_offset)
 
+    def begins(self, offset: int) -> int:
+        """Where the first record at or after ``offset`` lies, events and others; the next position where there is none."""
+        raw = self.records.offsets
+        at = bisect_left(raw, offset)
+        return raw[at] if at < len(raw) else self.next_offset
+
     def since(self, offset: int) -> EventBatch | None:
         """Without what lies before ``offset``; None when nothing is left."""
         if self.next_offset <= offset:

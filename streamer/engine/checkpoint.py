@@ -117,6 +117,14 @@ class Checkpoint:
         if self.complete.offset == offset:
             self.complete = replace(self.complete, clock_ms=clock_ms)
 
+    def pass_gap(self, first: int, end: int) -> None:
+        """No record lies between ``first`` and ``end``: markers, aborted records, what compaction removed. A replay from
+        ``first`` is one from ``end``, and retention may delete up to there."""
+        if self._round is not None and self._round.start.offset == first:
+            self._round.start = replace(self._round.start, offset=end)
+        if self.complete.offset == first:
+            self.complete = replace(self.complete, offset=end)
+
     def skip_to(self, position: int) -> None:
         """Without a changelog nothing is ever replayed."""
         self.replay_point = self.complete = replace(self.complete, offset=position)

@@ -175,6 +175,8 @@ class Partition:
         batch = fetched.since(self.next_offset)
         if batch is None:
             return None
+        if (begin := batch.begins(self.next_offset)) > self.next_offset:
+            self.checkpoint.pass_gap(self.next_offset, begin)
         news = [reject for reject in batch.rejects if reject.offset >= self.live_from]
         self.refuse(news)
         self.tally.records += len(news)

@@ -195,6 +195,7 @@ def removed_resumes() -> None:
         return {name: since if name in progress.models else 0 for name, since in regimes(self, progress).items()}
 
     Restore._regimes = resumed  # type: ignore[method-assign]
+    Collected._strand = lambda self, key: None  # type: ignore[method-assign]  # records of a removed model stay
 
 
 # 4: the delivery mode

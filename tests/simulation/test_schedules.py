@@ -31,7 +31,10 @@ def test_schedules_from_a_fresh_seed() -> None:
 
 @pytest.mark.parametrize(
     ("profile", "seed"),
-    [("writing", 20261178)],  # a commit had the turns only that slow decoder steps left it, and never came to its end
+    [
+        ("writing", 20261178),  # a commit had the turns only that slow decoder steps left it, and never came to its end
+        ("past", 101580),  # a replay began at markers that retention deleted, and that was called lost input
+    ],
 )
 def test_what_was_found_once(profile: str, seed: int) -> None:
     done = simulation("--seed", str(seed), "--schedules", "1", "--profile", profile)
