@@ -36,6 +36,9 @@ class Packed:
     def closed(self) -> bool:
         return True
 
+    def close(self) -> None:
+        """Before a commit the client closes what waits to be sent."""
+
 
 def packed(
     native: Any, parts: Sequence[Outgoing], source: bytes, *, size: int, max_bytes: int, transactional: bool

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.producer.message_accumulator import BatchBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_columns import require_native
 
 from streamer.core import Outgoing
 from streamer.kafka.internals import Producer
+from streamer.kafka.packed import Packed
 from streamer.kafka.rows import NO_TIME, RowTooLarge, prediction_rows, source_prefix
 from streamer.kafka.writes import Writes
 from streamer.words import Mode
@@ -92,6 +94,12 @@ def test_what_was_never_given_a_writer_has_none() -> None:
     (wanted,) = client.pack(prediction_rows(PREFIX, 3, answers), 1 << 20)
     (found,) = client.pack_answers(NATIVE, answers, source_prefix(PREFIX, 3), 1 << 20)
     assert bytes(found._build()) == bytes(wanted._build())
+
+
+def test_a_producer_finds_all_that_it_asks_of_a_batch() -> None:
+    """Every method of the client's builder but those that add a record."""
+    wanted = {name for name, each in vars(BatchBuilder).items() if callable(each) and not name.startswith("__")}
+    assert wanted - {"append", "_serialize"} <= set(dir(Packed))
 
 
 @pytest.mark.parametrize(
