@@ -1,8 +1,7 @@
-"""The native decoder in tests: where it is not installed, tests of it skip and say why; with cargo in CI they fail."""
+"""Native code in tests: where it is not installed, tests of it skip and say why; with cargo in CI they fail."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from typing import Any
 
@@ -10,17 +9,20 @@ import pytest
 from tooling import in_ci
 
 from streamer.records.formats import native
+from streamer.words import Decoder
 
-INSTALLED = importlib.util.find_spec(native.MODULE) is not None
+_FOUND = native.Native.load(Decoder.AUTO)
+INSTALLED = _FOUND.module is not None
 DECODERS = ["python", "native"] if INSTALLED else ["python"]
 """Settings of ``input.decoder`` that this machine can have."""
-_WHY = f"{native.WHEEL} is not installed: make native (needs cargo)"
+_WHY = f"{_FOUND.why_not}: make native (needs cargo)"
+"""Not there, or of another protocol"""
 
 
 def require_native() -> Any:
     """The module; skips without it."""
     if INSTALLED:
-        return importlib.import_module(native.MODULE)
+        return _FOUND.module
     if in_ci() and shutil.which("cargo"):
         pytest.fail(f"{_WHY} (CI=true and cargo is here: not skipped)", pytrace=False)
     pytest.skip(_WHY, allow_module_level=True)
