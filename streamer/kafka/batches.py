@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 from aiokafka import errors as kafka_errors
 from aiokafka.record.default_records import DefaultRecordBatch
-from aiokafka.record.util import calc_crc32c
 
 from streamer.core import UNREADABLE_HEADER, RecordBatch
 from streamer.kafka import careful
 from streamer.kafka.compressed import unpacked
 
-_LENGTH, _MAGIC, _CHECKSUM, _SUMMED = slice(8, 12), 16, slice(17, 21), 21
+_LENGTH, _CHECKSUM, _SUMMED = slice(8, 12), slice(17, 21), 21
 """Of a batch: what lies behind the length is as long, and what lies behind ``_SUMMED`` has the checksum."""
 _V2 = 2
 _TOLD = 500
@@ -69,7 +68,7 @@ def read(batch: Any, raw: Raw, partition: int, native: Any) -> tuple[RecordBatch
     except (kafka_errors.UnsupportedCodecError, MemoryError):
         raise
     except Exception as error:
-        if not _whole(raw.bytes):
+        if batch.magic < _V2 or not intact(batch, raw, native):
             raise kafka_errors.CorruptRecordException(f"{type(error).__name__}: {error}") from error
         with suppress(ValueError):
             _in_order(records, batch)
@@ -133,8 +132,3 @@ def _unread(rows: RecordBatch, batch: Any, why: BaseException) -> None:
     told = f"{where}: the record batch cannot be read ({type(why).__name__}: {why})"[:_TOLD]
     header = (UNREADABLE_HEADER, told.encode("utf-8", "backslashreplace"))
     rows.add(RecordBatch(rows.partition, [last], [batch.max_timestamp], [None], [None], {0: (header,)}))
-
-
-def _whole(batch: bytes) -> bool:
-    """Whether a batch (format v2) is as its producer made it: else another fetch may bring it whole."""
-    return batch[_MAGIC] == _V2 and calc_crc32c(batch[_SUMMED:]) == int.from_bytes(batch[_CHECKSUM], "big")

@@ -60,7 +60,9 @@ def prediction_rows(prefix: bytes, partition: int, parts: Sequence[Outgoing], *,
             headers = [[(SOURCE_HEADER, source), *part.common] for source in sources]
         for row, more in part.headers.items():
             headers[row] = [*headers[row], *more]
-        times: Iterable[int | None] = map(own_time, part.timestamps_ms) if stamped else repeat(None, len(part.keys))
+        times: Iterable[int | None] = part.timestamps_ms if stamped else repeat(None, len(part.keys))
+        if stamped and NO_TIME in part.timestamps_ms:
+            times = map(own_time, part.timestamps_ms)
         yield from zip(times, part.keys, part.values, headers, strict=True)
 
 

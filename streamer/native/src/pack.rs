@@ -1,7 +1,7 @@
 //! Record batches (Kafka's v2, not compressed) of answers: the bytes that the client's builder would write.
 
-const HEADER: usize = 61;
-const LENGTH_END: usize = 12;
+use crate::records::{HEADER, LENGTH_END};
+
 const SUMMED: usize = 21;
 const MAGIC: u8 = 2;
 const TRANSACTIONAL: u16 = 0x10;
@@ -117,7 +117,7 @@ pub fn seal(batch: &mut [u8], producer: i64, epoch: i16, sequence: i32) {
 }
 
 /// Zigzag, seven bits at a time.
-fn varint(out: &mut Vec<u8>, number: i64) {
+pub(crate) fn varint(out: &mut Vec<u8>, number: i64) {
     let mut left = ((number << 1) ^ (number >> 63)) as u64;
     while left >= 0x80 {
         out.push(left as u8 | 0x80);
@@ -126,7 +126,7 @@ fn varint(out: &mut Vec<u8>, number: i64) {
     out.push(left as u8);
 }
 
-fn nullable(out: &mut Vec<u8>, part: Option<&[u8]>) {
+pub(crate) fn nullable(out: &mut Vec<u8>, part: Option<&[u8]>) {
     varint(out, part.map_or(-1, |part| part.len() as i64));
     out.extend_from_slice(part.unwrap_or_default());
 }

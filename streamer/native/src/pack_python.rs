@@ -7,8 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use crate::pack::{Batch, Headers, seal};
-
-const HEADER: usize = 61;
+use crate::records::HEADER;
 
 fn mistake<T>(_: T) -> PyErr {
     PyRuntimeError::new_err("the native packer has a mistake: it panicked")

@@ -7,8 +7,9 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::str;
 
-const HEADER: usize = 61;
-const LENGTH_END: usize = 12;
+/// Bytes before the records of a batch; bytes up to which its length does not count.
+pub const HEADER: usize = 61;
+pub const LENGTH_END: usize = 12;
 /// Bits of the attributes
 const CODEC: u16 = 0x07;
 const LOG_APPEND_TIME: u16 = 0x08;
@@ -151,37 +152,24 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn varint(number: i64, out: &mut Vec<u8>) {
-        let mut left = ((number << 1) ^ (number >> 63)) as u64;
-        while left >= 0x80 {
-            out.push(left as u8 | 0x80);
-            left >>= 7;
-        }
-        out.push(left as u8);
-    }
+    use crate::pack::{nullable, varint};
 
     fn record(time: i64, offset: i64, key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header]) -> Vec<u8> {
         let mut body = vec![0];
-        varint(time, &mut body);
-        varint(offset, &mut body);
+        varint(&mut body, time);
+        varint(&mut body, offset);
         for part in [key, value] {
-            nullable(part, &mut body);
+            nullable(&mut body, part);
         }
-        varint(headers.len() as i64, &mut body);
+        varint(&mut body, headers.len() as i64);
         for (name, value) in headers {
-            nullable(Some(name.as_bytes()), &mut body);
-            nullable(*value, &mut body);
+            nullable(&mut body, Some(name.as_bytes()));
+            nullable(&mut body, *value);
         }
         let mut whole = Vec::new();
-        varint(body.len() as i64, &mut whole);
+        varint(&mut whole, body.len() as i64);
         whole.extend(body);
         whole
-    }
-
-    fn nullable(part: Option<&[u8]>, out: &mut Vec<u8>) {
-        varint(part.map_or(-1, |bytes| bytes.len() as i64), out);
-        out.extend(part.unwrap_or_default());
     }
 
     fn batch(base: i64, attributes: u16, last: i32, records: &[Vec<u8>]) -> Vec<u8> {
