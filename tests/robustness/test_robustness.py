@@ -29,6 +29,7 @@ INPUTS = {
     "steps-float32": 500_000,
     "texts": 300_000,
     "records": 1_000_000,
+    "batches": 1_000_000,
     "requests": 1_000_000,
     "contracts": 700_000,
     "sidecars": 100_000,

@@ -24,16 +24,19 @@ if ATHERIS:
     import atheris
 
 with atheris.instrument_imports(include=["streamer"]) if ATHERIS else nullcontext():
+    from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+    from aiokafka.record.util import calc_crc32c
     from decoding import NOW_MS, contract, outcomes
 
     from streamer.core import RecordBatch
     from streamer.errors import ConfigurationError, DataLossError, ModelError
     from streamer.generate.request import Refused
     from streamer.generate.rollouts import Generators, Rollouts
+    from streamer.kafka.batches import Raw, read
     from streamer.modelfile.contract import Contract, load_sidecar
     from streamer.records import changelog
     from streamer.records.decode import Codec
-    from streamer.records.formats import SCHEMAS, Source
+    from streamer.records.formats import SCHEMAS, Native, Source
     from streamer.records.keys import Keys
     from streamer.records.schemas import avro_types, protofile
     from streamer.records.schemas.avro import avro_reader
@@ -41,7 +44,7 @@ with atheris.instrument_imports(include=["streamer"]) if ATHERIS else nullcontex
     from streamer.records.times import TimeRule
     from streamer.records.unusable import Unusable
     from streamer.settings import GenerateSection, load_settings
-    from streamer.words import KeyForm, Reason, TimeUnit
+    from streamer.words import Decoder, KeyForm, Reason, TimeUnit
 
 
 Target = Callable[[bytes], int]
@@ -132,6 +135,38 @@ def schemas(data: bytes) -> int:
     with suppress(avro_types.BadSchema):
         protofile.parse(text, descriptor_pb2)
     return 1
+
+
+class _Unsure:
+    """Native code that is never sure: the definition reads."""
+
+    @staticmethod
+    def records(*_: Any) -> None:
+        return None
+
+    @staticmethod
+    def crc32c(data: bytes, begin: int, end: int) -> int:
+        return int(calc_crc32c(data[begin:end]))
+
+
+def batches() -> Target:
+    """A record batch, as the bytes behind its checksum say, that native code and the definition read alike: every offset is
+    a record's or lies in what is told."""
+    readers = [_Unsure, *filter(None, [Native.load(Decoder.AUTO).module])]
+
+    def run(data: bytes) -> int:
+        summed = data.ljust(40, b"\0")
+        if summed[1] & 0x07:
+            return 1  # compressed: unpacked first, and then the same
+        head = bytes(8) + (len(summed) + 9).to_bytes(4, "big") + b"\xff" * 4 + b"\2"
+        raw = Raw.at(head + int(calc_crc32c(summed)).to_bytes(4, "big") + summed, 0)
+        batch = DefaultRecordBatch(raw.bytes)
+        found = [read(batch, raw, 0, reader)[0] for reader in readers]
+        assert all(each == found[0] for each in found)
+        assert found[0].offsets == sorted({at for at in found[0].offsets if 0 <= at < batch.next_offset})
+        return 1
+
+    return run
 
 
 def records(data: bytes) -> int:
@@ -403,8 +438,21 @@ window = {kind = "tumbling", size_ms = 1000}
 """
 
 
+def _good_batches() -> list[bytes]:
+    """Behind their checksums."""
+    found = []
+    for headers in ([], [("a", b"1"), ("b", None)]):
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+        for row in range(3):
+            builder.append(row, 1_700_000_000_000 + row, b"key", b'{"x":[1,2]}' if row else None, headers)
+        found.append(bytes(builder.build())[21:])
+    return found
+
+
 def corpus(target: str) -> list[bytes]:
     """Where the search begins."""
+    if target == "batches":
+        return _good_batches()
     values = {
         "json": [
             b'{"x":[1.5,-2e3,16777217],"ts":1760000000}',
@@ -482,6 +530,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "steps-float32": lambda: steps_of("float32", bytes(24)),
     "texts": lambda: values_of("json-named", *(text_contract(unknown) for unknown in (None, 1)), good=b'{"q":"ab"}'),
     "records": lambda: records,
+    "batches": batches,
     "requests": requests,
     "contracts": lambda: contracts,
     "sidecars": lambda: files(load_sidecar, ModelError, "m.toml"),
