@@ -51,7 +51,7 @@ def timed(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_one_worker_at_least_once() -> None:
     document = bench(
-        "--delivery", "at-least-once", "--format", "json,float32", "--events", "2000000", "--rate", "2000",
+        "--delivery", "at-least-once", "--format", "json,float32", "--events", "1000000", "--rate", "2000",
         "--rate-s", "20",
     )  # fmt: skip
     found, naive = timed(document)
@@ -64,8 +64,8 @@ def test_one_worker_at_least_once() -> None:
 
 def test_one_worker_exactly_once_in_every_format() -> None:
     document = bench(
-        "--delivery", "exactly-once", "--format", "json,json-named,avro", "--events", "4000000", "--repeats", "5",
-        "--rate", "2000", "--rate-s", "30",
+        "--delivery", "exactly-once", "--format", "json,json-named,avro", "--events", "2000000", "--repeats", "5",
+        "--rate", "2000", "--rate-s", "20",
     )  # fmt: skip
     live, naive = timed(document)
     assert live["latency_ms"]["p99"] <= 1.5 * naive["latency_ms"]["p99"]
@@ -81,7 +81,7 @@ def test_one_worker_exactly_once_in_every_format() -> None:
 
 def test_two_workers_exactly_once() -> None:
     document = bench(
-        "--delivery", "exactly-once", "--format", "json", "--events", "6000000", "--repeats", "5", "--workers", "2",
+        "--delivery", "exactly-once", "--format", "json", "--events", "3000000", "--repeats", "5", "--workers", "2",
         "--rate", "0",
     )  # fmt: skip
     assert ratios(document)["exactly-once", "json"] >= 29
