@@ -1,7 +1,7 @@
 """``python tests/accept.py [PART ...]``: the long proofs, part by part, one line each at the end. Without a part: all of them.
 
-Several parts run two at a time (two cores), those that measure speed by themselves and last. ``--list`` tells the parts.
-Everything else is handed on to pytest.
+Several parts run three at a time (on two cores: chaos mostly waits), those that measure speed by themselves and last.
+``--list`` tells the parts. Everything else is handed on to pytest.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Part:
 # The longest first: what is left at the end is then short.
 PARTS = {
     "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
-    "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
-    "simulation": Part("seeded schedules over a simulated cluster, 30 minutes", ("tests/simulation",)),
     "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
+    "simulation": Part("seeded schedules over a simulated cluster, 30 minutes", ("tests/simulation",)),
+    "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
     "properties": Part(
         "invariants over random schedules, with many more examples",
         ("tests/property",),
@@ -83,7 +83,7 @@ def run(name: str, arguments: list[str]) -> tuple[str, bool]:
 def run_all(names: Iterable[str], arguments: list[str]) -> Iterator[tuple[str, bool]]:
     """What ``run`` gives for each: first those that may have company, then the others."""
     names = list(names)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         yield from pool.map(lambda name: run(name, arguments), [name for name in names if not PARTS[name].alone])
     yield from (run(name, arguments) for name in names if PARTS[name].alone)
 

@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schedules", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after this much real time; 0: never")
+    parser.add_argument("--at-least", type=int, default=0, help="schedules that run even when that time is over")
     parser.add_argument("--profile", help="one family of plans only")
     parser.add_argument("--mutation", help="put a fault back (see mutations.py)")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
@@ -67,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
             _tell(arguments, seed, result)
             if not arguments.keep_going:
                 break
-        if arguments.seconds and time.perf_counter() - began > arguments.seconds:
+        if arguments.seconds and done >= arguments.at_least and time.perf_counter() - began > arguments.seconds:
             break
     real = time.perf_counter() - began
     speed = f"{virtual:.0f} virtual s in {real:.1f} s, {1000 * real / done:.0f} ms each"
