@@ -46,6 +46,7 @@ async def test_where_the_time_of_a_fail_over_goes(
     load = Load(kafka, topic, 400)
     settings = make_settings(
         kafka, topic, f"{topic}.group", delivery={"mode": delivery, "checkpoint_interval_ms": 2_000},
+        input={"min_time": "2000-01-01T00:00:00Z"},  # as the other member has it
         model={"chain": {"path": str(MODEL)}},
     )  # fmt: skip
     settings = settings.model_copy(update={"model": {"lstm": settings.model["chain"]}})
