@@ -15,7 +15,8 @@ _FIRST_LOOK = 2_000
 
 
 async def read_span(reader: Input, spans: Mapping[int, tuple[int, int]]) -> AsyncIterator[RecordBatch]:
-    """The records of each partition from its first offset up to, without, its second; gaps are passed over.
+    """The records of each partition from its first offset up to, without, its second; gaps are passed over,
+    and what retention deletes meanwhile.
 
     KafkaUnavailableError when nothing comes."""
     open_ends = {partition: end for partition, (begin, end) in spans.items() if begin < end}
@@ -23,7 +24,7 @@ async def read_span(reader: Input, spans: Mapping[int, tuple[int, int]]) -> Asyn
     loop = asyncio.get_running_loop()
     moved_at, reached = loop.time(), 0
     while open_ends:
-        for batch in await reader.poll(2_000, 100):
+        for batch in await reader.poll_what_is_left(2_000, 100):
             rows = [row for row, offset in enumerate(batch.offsets) if offset < spans[batch.partition][1]]
             if rows:
                 yield batch if len(rows) == len(batch) else chosen(batch, rows)

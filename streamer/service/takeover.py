@@ -173,11 +173,11 @@ class Takeover:
         try:
             probe.assign(waiting)
             for _ in range(LOG_CHECK_MS // 100):
-                for batch in await probe.poll(len(waiting), 100):
+                for batch in await probe.poll_what_is_left(len(waiting), 100):
                     if waiting.get(batch.partition) == batch.offsets[0]:
                         found[batch.partition] = zlib.crc32(batch.values[0] or b"", zlib.crc32(batch.keys[0] or b""))
                 for number, offset in list(waiting.items()):
-                    if probe.next_fetch_offset(number) > offset:  # read, or compacted away
+                    if probe.next_fetch_offset(number) > offset:  # read, or deleted
                         del waiting[number]
                 if not waiting:
                     break

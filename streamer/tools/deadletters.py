@@ -25,13 +25,14 @@ from streamer.errors import ConfigurationError
 from streamer.kafka.client import KafkaError
 from streamer.kafka.input import Input
 from streamer.kafka.rows import DeadLetter, read_dead_letter
+from streamer.kafka.tails import read_span
 from streamer.kafka.topics import Topics
 from streamer.records.keys import Keys
 from streamer.records.unusable import Unusable
 from streamer.service.wiring import connection
 from streamer.settings import Settings, load_settings, moment_text
 from streamer.settings.times import parse_moment
-from streamer.tools.locate import input_partitions, read_range
+from streamer.tools.locate import input_partitions
 from streamer.words import KeyForm, Reason
 
 dlq_app = typer.Typer(no_args_is_help=True, help="Look at rejected records, and send them again.")
@@ -169,7 +170,7 @@ async def letters(
     await reader.start()
     try:
         begins, ends = await reader.beginnings(partitions), await reader.ends(partitions)
-        async for batch in read_range(reader, begins, ends):
+        async for batch in read_span(reader, {part: (begins[part], ends[part]) for part in partitions}):
             found = []
             for row, offset in enumerate(batch.offsets):
                 told = read_dead_letter(batch.headers.get(row, ()))

@@ -3,16 +3,15 @@ changelog, or else among the newest records of the input."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from streamer.core import RecordBatch
-from streamer.errors import ConfigurationError, KafkaUnavailableError
+from streamer.errors import ConfigurationError
 from streamer.kafka.client import Connection
 from streamer.kafka.input import Input
 from streamer.kafka.partitioners import PARTITIONERS
 from streamer.kafka.restore import Restorer
+from streamer.kafka.tails import read_span
 from streamer.kafka.topics import Topics
 from streamer.records.changelog import Kind, StreamRecord, decode_progress, decode_stream, progress_key, split_key
 from streamer.records.decode import OP_HEADER
@@ -22,7 +21,6 @@ from streamer.settings import Settings
 from streamer.words import Delivery, KeyForm
 
 _FETCH_BYTES = 8_388_608
-_STUCK_S = 60.0
 
 
 @dataclass
@@ -154,8 +152,8 @@ async def _search(settings: Settings, key: bytes, records: int) -> list[int]:
         begins, ends = await reader.beginnings(partitions), await reader.ends(partitions)
         share = -(-records // len(partitions))
         found: set[int] = set()
-        async for batch in read_range(
-            reader, {part: max(begins[part], ends[part] - share) for part in partitions}, ends
+        async for batch in read_span(
+            reader, {part: (max(begins[part], ends[part] - share), ends[part]) for part in partitions}
         ):
             for row, each in enumerate(batch.keys):
                 if each == key and not any(name == OP_HEADER for name, _ in batch.headers.get(row, ())):
@@ -163,41 +161,3 @@ async def _search(settings: Settings, key: bytes, records: int) -> list[int]:
         return sorted(found)
     finally:
         await reader.stop()
-
-
-async def read_range(reader: Input, begins: dict[int, int], ends: dict[int, int]) -> AsyncIterator[RecordBatch]:
-    """Records from ``begins`` up to ``ends``, by partition. Raises KafkaUnavailableError where nothing comes any more."""
-    positions = {part: begin for part, begin in begins.items() if begin < ends[part]}
-    if not positions:
-        return
-    reader.assign(positions)
-    loop = asyncio.get_running_loop()
-    moved_at = loop.time()
-    while positions:
-        batches = await reader.poll(2_000, 100)
-        for batch in batches:
-            yield _before(batch, ends[batch.partition])
-        for part in list(positions):
-            position = reader.next_fetch_offset(part)
-            if position > positions[part]:
-                positions[part], moved_at = position, loop.time()
-            if position >= ends[part]:
-                del positions[part]
-                reader.pause([part])
-        if positions and loop.time() - moved_at > _STUCK_S:
-            raise KafkaUnavailableError(f"topic {reader.topic!r}: no records for {_STUCK_S:.0f} s at {positions}")
-
-
-def _before(batch: RecordBatch, end: int) -> RecordBatch:
-    """Without what came after the look at the ends."""
-    keep = sum(offset < end for offset in batch.offsets)
-    if keep == len(batch):
-        return batch
-    return RecordBatch(
-        batch.partition,
-        batch.offsets[:keep],
-        batch.timestamps_ms[:keep],
-        batch.keys[:keep],
-        batch.values[:keep],
-        {row: headers for row, headers in batch.headers.items() if row < keep},
-    )

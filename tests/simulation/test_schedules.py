@@ -34,6 +34,10 @@ def test_schedules_from_a_fresh_seed() -> None:
     [
         ("writing", 20261178),  # a commit had the turns only that slow decoder steps left it, and never came to its end
         ("past", 101580),  # a replay began at markers that retention deleted, and that was called lost input
+        (
+            "models",
+            103658,
+        ),  # a record that only the checksum of a restore asked for was deleted meanwhile: called lost input
     ],
 )
 def test_what_was_found_once(profile: str, seed: int) -> None:
