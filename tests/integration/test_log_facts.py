@@ -16,6 +16,7 @@ from serving import make_settings, open_transaction, produce
 from streamer.core import LogFacts
 from streamer.errors import DataLossError
 from streamer.kafka.input import Input
+from streamer.kafka.tails import read_span
 from streamer.service.wiring import connection
 
 
@@ -30,12 +31,13 @@ async def reading(kafka: str, topic: str, isolation: str = "read_committed") -> 
         await reader.stop()
 
 
-async def read_until(reader: Input, partition: int, position: int) -> list[int]:
+async def read_until(reader: Input, partition: int, position: int, *, looking: bool = False) -> list[int]:
     """Offsets of what is read until the position is there."""
+    poll = reader.poll_what_is_left if looking else reader.poll
     found: list[int] = []
     async with asyncio.timeout(30):
         while reader.next_fetch_offset(partition) < position:
-            for batch in await reader.poll(1_000, 50):
+            for batch in await poll(1_000, 50):
                 found += batch.offsets
     return found
 
@@ -109,6 +111,26 @@ async def test_the_begin_is_where_the_log_starts(kafka, topic_name, create_topic
         (facts,) = (await reader.facts([0])).values()
         assert (facts.begin, facts.end, facts.stable) == (3, 5, 5)
         assert await reader.facts([]) == {}
+
+
+async def test_who_only_looks_passes_what_retention_deletes_meanwhile(kafka, topic_name, create_topics) -> None:
+    topic = topic_name("in")
+    await create_topics(kafka, {topic: 3})
+    await produce(kafka, topic, [(number % 3, b"a", b"v", []) for number in range(15)])
+    async with reading(kafka, topic) as reader, administrator(kafka) as admin:
+        begins, ends = await reader.beginnings(range(3)), await reader.ends(range(3))
+        gone = {TopicPartition(topic, 0): RecordsToDelete(3), TopicPartition(topic, 1): RecordsToDelete(5)}
+        await admin.delete_records(gone)
+        found: dict[int, list[int]] = {}
+        async for batch in read_span(reader, {part: (begins[part], ends[part]) for part in range(3)}):
+            found.setdefault(batch.partition, []).extend(batch.offsets)
+        assert found == {0: [3, 4], 2: [0, 1, 2, 3, 4]}
+        reader.assign({0: 0})
+        with pytest.raises(DataLossError, match="a position is no longer in the log"):
+            await read_until(reader, 0, 5)
+        reader.assign({0: 9})  # as of another topic of this name
+        with pytest.raises(DataLossError, match="a position is no longer in the log"):
+            await read_until(reader, 0, 10, looking=True)
 
 
 async def test_a_topic_that_is_made_again_has_another_identity(kafka, topic_name, create_topics) -> None:
