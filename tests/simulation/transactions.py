@@ -174,6 +174,10 @@ class Transactions:
                 self._fence(found)
         loop.after(self.check_every_s, self._check_timeouts)
 
+    def undecided(self) -> list[str]:
+        """Ids whose transaction is open: what lies behind its records is invisible until it ends, or times out."""
+        return [found.name for found in self.known.values() if found.state in (ONGOING, PREPARE_COMMIT, PREPARE_ABORT)]
+
     def expire(self, prefix: str = "") -> int:
         """Forgets ids that are not in a transaction (transactional.id.expiration.ms). Returns how many."""
         gone = [
