@@ -69,6 +69,8 @@ class Plan:
     allowed_exits: set[int] = field(default_factory=lambda: {4})
     refusal_ends_it: bool = False
     """An exit that is allowed is an honest end: nothing more is asked for"""
+    each_regime_is_lived: bool = False
+    """The next one comes when somebody had every partition, whatever died meanwhile"""
     cost_s: tuple[float, float] = (0.0, 0.0)
     """Of a model call: per call, per event"""
     ttl_ms: int = 0

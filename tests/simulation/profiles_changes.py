@@ -29,7 +29,8 @@ def models(draw: Draw) -> None:
         draw.regime({"m": "D" if story == "keep" else "C"}, delivery={"model_changed": story.split("-")[0]})
         if story.endswith("refuse"):
             draw.regime({"m": "C"}, delivery={"model_changed": "refuse"})
-    length = 8.0 if story == "reset-refuse" else 2.5  # a stop may take 5 s: each regime has to be lived in
+            draw.plan.each_regime_is_lived = True
+    length = 8.0 if story == "reset-refuse" else 2.5  # a stop may take 5 s
     draw.start_members()
     streams = rng.choice([4, 10])
     for number in range(len(draw.plan.regimes)):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.simulation import product
 from tests.simulation.loop import Deadlock, Exhausted, real_time, simulated
 from tests.simulation.oracle import Judge, quiet_enough_s
 from tests.simulation.plans import Act, Item, Plan, partition_of
@@ -68,7 +67,7 @@ async def _tell(world: World, findings: list[str]) -> None:
     if await _settled(world, findings) and plan.probe:
         await _probe(world, findings)
     quiet = quiet_enough_s(plan) + 0.5
-    if not findings and quiet < 10 and await _owned(world):
+    if not findings and quiet < 10 and await world.owned():
         await asyncio.sleep(quiet)
         world.quiet_s = quiet
     stuck = await world.stop_all()
@@ -84,21 +83,6 @@ async def _decided(world: World) -> None:
     await asyncio.sleep(1.0)
     while world.cluster.transactions.undecided() and world.loop.time() < deadline:  # noqa: ASYNC110 - virtual time
         await asyncio.sleep(0.5)
-
-
-async def _owned(world: World) -> bool:
-    """Waits until somebody has every partition: all may be answered while the session of a dead member still lasts, and who
-    comes next is not there yet."""
-    deadline = world.loop.time() + world.plan.live_within_s
-    while world.alive() and world.loop.time() < deadline:
-        owned = [
-            any(product.settled_offset(member.handle, number) is not None for member in world.alive())
-            for number in range(world.plan.partitions)
-        ]
-        if all(owned):
-            return True
-        await asyncio.sleep(0.1)
-    return False
 
 
 async def _settled(world: World, findings: list[str]) -> bool:

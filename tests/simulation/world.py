@@ -291,7 +291,21 @@ class World:
     def _do_expire(self) -> None:
         self.loop.note(f"{self.cluster.transactions.expire()} transactional ids expire", "cluster")
 
+    async def owned(self) -> bool:
+        """Waits until somebody has every partition: all may be answered while the session of a dead member still lasts, and
+        who comes next is not there yet."""
+        deadline = self.loop.time() + self.plan.live_within_s
+        while self.loop.time() < deadline and not all(member.given_up for member in self.members.values()):
+            handles = [member.handle for member in self.alive()]
+            numbers = range(self.plan.partitions)
+            if all(any(product.settled_offset(each, number) is not None for each in handles) for number in numbers):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
     async def _do_regime(self, number: int) -> None:
+        if self.plan.each_regime_is_lived:
+            await self.owned()
         stuck = await self.stop_all()
         for id_ in stuck:
             self.ends.append(End(id_, None, "does not stop", self.loop.time(), self.regime))
