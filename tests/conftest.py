@@ -23,7 +23,7 @@ settings.register_profile(
     "ci", derandomize=True, max_examples=100, deadline=None, database=None, suppress_health_check=_SLOW_IS_FINE
 )
 settings.register_profile(
-    "accept", max_examples=2_000, deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE
+    "accept", max_examples=600, deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
