@@ -283,9 +283,10 @@ class Talk:
     async def committed(self, group: str, topic: str) -> int:
         while True:
             answer = await self.ask(OffsetFetchRequest(group, [(topic, [0])]), coordinator=(GROUP, group))
-            _, offset, _, code = answer.topics[0][1][0]
-            if code not in TRANSIENT and answer.error_code not in TRANSIENT:
-                return int(offset)
+            if answer.topics:  # none: a coordinator that is not there yet
+                _, offset, _, code = answer.topics[0][1][0]
+                if code not in TRANSIENT and answer.error_code not in TRANSIENT:
+                    return int(offset)
             await asyncio.sleep(0.05)
 
 
