@@ -41,7 +41,7 @@ test: export OMP_NUM_THREADS ?= 1
 test: $(DEVELOP) $(NATIVE_IF_CARGO) ## All tests that fit in 30 minutes on two cores
 	@$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-accept: $(DEVELOP) $(NATIVE_IF_CARGO) ## The long proofs, in at most two hours; PART=chaos for one of them (parts are below)
+accept: $(DEVELOP) $(NATIVE_IF_CARGO) ## The long proofs, some hours on two cores; PART=chaos for one of them (parts are below)
 	@$(PY) tests/accept.py $(PART) $(ARGS)
 
 simulate: $(DEVELOP) ## Seeded schedules over a simulated cluster (ARGS="--seed 7 --schedules 200")

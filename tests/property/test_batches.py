@@ -9,21 +9,11 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_columns import require_native
+from unsure import Unsure
 
 from streamer.kafka.batches import Raw, intact, read
 
 NATIVE = require_native()
-
-
-class Unsure:
-    """Native code that is never sure: the definition reads."""
-
-    crc32c = staticmethod(NATIVE.crc32c)
-
-    @staticmethod
-    def records(data: bytes, begin: int, end: int) -> None:
-        return None
-
 
 LOG_APPEND_TIME = 0x08
 BYTES = st.none() | st.binary(max_size=300)

@@ -27,6 +27,7 @@ with atheris.instrument_imports(include=["streamer"]) if ATHERIS else nullcontex
     from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
     from aiokafka.record.util import calc_crc32c
     from decoding import NOW_MS, contract, outcomes
+    from unsure import Unsure
 
     from streamer.core import RecordBatch
     from streamer.errors import ConfigurationError, DataLossError, ModelError
@@ -137,22 +138,10 @@ def schemas(data: bytes) -> int:
     return 1
 
 
-class _Unsure:
-    """Native code that is never sure: the definition reads."""
-
-    @staticmethod
-    def records(*_: Any) -> None:
-        return None
-
-    @staticmethod
-    def crc32c(data: bytes, begin: int, end: int) -> int:
-        return int(calc_crc32c(data[begin:end]))
-
-
 def batches() -> Target:
     """A record batch, as the bytes behind its checksum say, that native code and the definition read alike: every offset is
     a record's or lies in what is told."""
-    readers = [_Unsure, *filter(None, [Native.load(Decoder.AUTO).module])]
+    readers: list[Any] = [Unsure, *filter(None, [Native.load(Decoder.AUTO).module])]
 
     def run(data: bytes) -> int:
         summed = data.ljust(40, b"\0")
