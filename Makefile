@@ -35,7 +35,7 @@ help: ## Show this list
 demo: $(SERVICE) ## Synthetic telemetry through the service, with an in-process broker: no Java, no torch
 	@$(STREAMER) demo $(ARGS)
 
-native: $(NATIVE) ## Build the native decoder of JSON and install it into .venv (needs cargo; optional)
+native: $(NATIVE) ## Build the native decoder of records and install it into .venv (needs cargo; optional)
 
 test: export OMP_NUM_THREADS ?= 1
 test: $(DEVELOP) $(NATIVE_IF_CARGO) ## All tests that fit in 30 minutes on two cores

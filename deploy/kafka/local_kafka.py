@@ -228,8 +228,10 @@ class LocalKafka:
         self._reap(node, time.monotonic() + STOP_TIMEOUT_S)
 
     def pause_node(self, node: int) -> None:
-        """SIGSTOP: connections stay open and nothing answers, as in a long pause of the machine."""
+        """SIGSTOP: connections stay open and nothing answers, as in a long pause of the machine. Returns when it has stopped:
+        a broker's many threads do so one after the other, and until then they answer."""
         self._signal(node, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._processes[node].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume_node(self, node: int) -> None:
         """SIGCONT after ``pause_node``."""

@@ -136,7 +136,7 @@ class InputSection(Section):
     message: str = Field(default="", description="protobuf with schema_file: full name of the message")
     decoder: Literal["auto", "python", "native"] = Field(
         default="auto",
-        description="Code that reads batches and JSON, and writes answers: native (the wheel streamer-rnn-native), python, or "
+        description="Code that reads batches, JSON and flat Avro, and writes answers: native (the wheel streamer-rnn-native), python, or "
         "auto: native where it is installed. What records mean is the same",
     )
     key: Literal["utf8", "int32", "int64", "uuid", "hex", "base64"] = Field(

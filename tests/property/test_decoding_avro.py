@@ -8,10 +8,12 @@ from typing import Any
 from uuid import UUID
 
 import fastavro
+import numpy as np
 import pytest
-from decoding import NOW_MS, assert_each_record_means_what_it_means, records
+from decoding import NOW_MS, assert_each_record_means_what_it_means, outcomes, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native_columns import require_native
 from tables import WORDS, contract
 
 from streamer.records.decode import Codec
@@ -201,10 +203,23 @@ LATER = {
         {"name": "w", "type": "double"},
     ],
 }  # fmt: skip
+PLAIN = {
+    "type": "record", "name": "E", "fields": [
+        {"name": "u", "type": ["null", "double"]},
+        {"name": "skipped", "type": ["string", "null", "bytes"]},
+        {"name": "v", "type": ["float", "null"]},
+        {"name": "w", "type": ["string", "null", "long", "boolean", "double",
+                               {"type": "enum", "name": "S", "symbols": ["run", "idle", "odd"]}]},
+        {"name": "in", "type": {"type": "record", "name": "In", "fields": [
+            {"name": "u", "type": "double"}, {"name": "f", "type": {"type": "fixed", "name": "F", "size": 2}}]}},
+        {"name": "ts", "type": ["null", {"type": "long", "logicalType": "timestamp-micros"}]},
+    ],
+}  # fmt: skip
 GUID = UUID("5f0c3c1e-0000-4000-8000-000000000007")
 ABSENT = str(UUID(bytes=b"\1" * 16))
 KNOWN = (
-    {7: Schema("AVRO", json.dumps(FLAT)), 8: Schema("AVRO", json.dumps(LATER)), 9: None, 10: Schema("JSON", "{}"),
+    {7: Schema("AVRO", json.dumps(FLAT)), 8: Schema("AVRO", json.dumps(LATER)),
+     6: Schema("AVRO", json.dumps(PLAIN)), 9: None, 10: Schema("JSON", "{}"),
      11: Schema("AVRO", "{"), 12: Schema("AVRO", '"long"'), str(GUID): Schema("AVRO", json.dumps(FLAT)), ABSENT: None}
 )  # fmt: skip
 number = st.sampled_from([0.0, 1.5, 7.0, float("nan"), 1e300, float(2**24 + 1)]) | st.floats()
@@ -218,6 +233,16 @@ flat = st.fixed_dictionaries(
         "ts": st.sampled_from([NOW_MS, NOW_MS + 3, 5, 2**62]),
     }
 )
+plain_values = st.fixed_dictionaries(
+    {
+        "u": st.none() | number,
+        "skipped": st.none() | st.text(max_size=4) | st.binary(max_size=4),
+        "v": st.none() | st.floats(width=32),
+        "w": st.none() | st.sampled_from([*WORDS, 7, -(2**63), 2**24 + 1, True, False, 0.5, 1.0, "idle", "odd"]),
+        "in": st.fixed_dictionaries({"u": number, "f": st.binary(min_size=2, max_size=2)}),
+        "ts": st.sampled_from([None, NOW_MS * 1000 + 999, 5, -1, 2**62]),
+    }
+)
 later = st.fixed_dictionaries(
     {
         "ts": st.sampled_from([NOW_MS * 1000 + 7, 5]), "more": st.binary(max_size=4), "u": st.integers(-9, 9),
@@ -225,11 +250,12 @@ later = st.fixed_dictionaries(
     }
 )  # fmt: skip
 FRAMES = (b"\1", b"\0\0\0\0\7", b"\1" + GUID.bytes, b"\0\0\0\0\x09")
-READY = {7: fastavro.parse_schema(FLAT), 8: fastavro.parse_schema(LATER)}
+READY = {7: fastavro.parse_schema(FLAT), 8: fastavro.parse_schema(LATER), 6: fastavro.parse_schema(PLAIN)}
 framed = st.one_of(
     flat.map(lambda each: b"\0\0\0\0\7" + encoded(READY[7], each)),
     flat.map(lambda each: b"\1" + GUID.bytes + encoded(READY[7], each)),
     flat.map(lambda each: encoded(READY[7], each)),
+    plain_values.map(lambda each: b"\0\0\0\0\6" + encoded(READY[6], each)),
     later.map(lambda each: b"\0\0\0\0\x08" + encoded(READY[8], each)),
     st.sampled_from([b"\0\0\0\0\x09x", b"\0\0\0\0\x0ax", b"\0\0\0\0\x0bx", b"\0\0\0\0\x0cx", b"\1" * 30, b"\0\0", b"{}", b"\0\xff\xff\xff\xffx"]),
     st.binary(max_size=20).map(lambda each: b"\0\0\0\0\7" + each),
@@ -271,6 +297,66 @@ def test_any_cut_gives_the_same_and_the_fast_path_is_the_definition(data: st.Dat
     assert_each_record_means_what_it_means(
         codec, careful, log, data.draw(st.lists(st.integers(0, len(log)), max_size=4))
     )
+
+
+@settings(max_examples=max(300, settings.default.max_examples), suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_native_columns_of_flat_records_are_the_definition(data: st.DataObject) -> None:
+    """Without a registry, so that most values are of the one schema, and native code decides most of them."""
+    require_native()
+    dtype = data.draw(st.sampled_from(["float32", "float64", "int32", "int64"]))
+    tables = [
+        {"name": f"f{at}", **each} for at, each in enumerate(data.draw(st.lists(feature, min_size=1, max_size=4)))
+    ]
+    tables = [{**each, "source": "f0"} if each.get("kind") == "present" else each for each in tables]
+    if dtype.startswith("int"):
+        tables = [{name: each for name, each in table.items() if name != "missing"} for table in tables]
+    where = st.sampled_from(["u", "v", "w", "in.u", "ts", "nowhere", "in.nowhere"])
+    options: dict[str, Any] = {
+        "missing": data.draw(st.sampled_from([None, 2.0])),
+        "time_unit": data.draw(st.sampled_from([TimeUnit.MS, TimeUnit.S, TimeUnit.ISO8601])),
+        "fields": Fields(
+            {each["name"]: parse_place(data.draw(where)) for each in tables},
+            parse_place(data.draw(st.sampled_from(["ts", "u", "w", "nowhere"]))),
+        ),
+        "source": Source(document=json.dumps(PLAIN).encode()),
+    }
+    values: list[bytes | None] = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        good = encoded(READY[6], data.draw(plain_values))
+        spoiled = bytearray(good)
+        for _ in range(data.draw(st.integers(0, 2))):
+            at = data.draw(st.integers(0, len(spoiled)))
+            spoiled[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+        values += [bytes(spoiled), *[good] * data.draw(st.sampled_from([0, 6]))]
+    declared, log = contract(*tables, dtype=dtype), records(values)
+    fast = Codec(declared, "avro", decoder="native", **options)
+    assert fast.decoder.startswith("native")
+    found = outcomes(fast.decode(log))
+    assert found == outcomes(Codec(declared, "avro", careful=True, **options).decode(log))
+    assert found == outcomes(Codec(declared, "avro", decoder="python", **options).decode(log))
+
+
+@given(st.lists(st.fixed_dictionaries({"u": st.floats(-1e9, 1e9), "w": st.sampled_from(WORDS[1:])}), min_size=1))
+def test_plain_good_flat_records_are_sure(given_: list[dict[str, Any]]) -> None:
+    """Otherwise equality would be easy: nothing would be native."""
+    native = require_native()
+    fields = [
+        (["null", "double"], True, [("number", 0, None)]),
+        (["string"], False, [("category", 1, None, None, None, {word.encode(): 1.0 for word in WORDS}, None)]),
+        (["long"], False, [("time",)]),
+    ]
+    schema = {"type": "record", "name": "E", "fields": [
+        {"name": "u", "type": ["null", "double"]}, {"name": "w", "type": "string"}, {"name": "ts", "type": "long"}]}  # fmt: skip
+    ready = fastavro.parse_schema(schema)
+    values = [b"frame" + encoded(ready, {**each, "ts": NOW_MS}) for each in given_]
+    decoder = native.Decoder.avro("float32", "ms", 2, [], fields, b"frame")
+    x, times, marks, careful, timed = decoder.decode([*values, *(value[1:] for value in values)])
+    assert (careful, timed) == (len(values), len(values)), "those without the frame are of another schema"
+    assert set(marks[: len(values)]) == {2}
+    found = np.frombuffer(x, np.float32).reshape(-1, 2)[: len(values)]
+    assert found.tobytes() == np.array([[each["u"], 1.0] for each in given_], np.float32).tobytes()
+    assert set(np.frombuffer(times, np.int64)[: len(values)].tolist()) == {NOW_MS}
 
 
 def test_the_kinds_of_the_registry_are_those_of_the_formats() -> None:

@@ -21,6 +21,7 @@ INPUTS = {
     "float32": 600_000,
     "user": 400_000,
     "avro": 300_000,
+    "avro-flat": 300_000,
     "protobuf": 300_000,
     "json-schema": 400_000,
     "schemas": 100_000,

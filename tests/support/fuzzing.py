@@ -39,7 +39,7 @@ with atheris.instrument_imports(include=["streamer"]) if ATHERIS else nullcontex
     from streamer.records.decode import Codec
     from streamer.records.formats import SCHEMAS, Native, Source
     from streamer.records.keys import Keys
-    from streamer.records.schemas import avro_types, protofile
+    from streamer.records.schemas import avro_flat, avro_types, protofile
     from streamer.records.schemas.avro import avro_reader
     from streamer.records.schemas.book import Book, Schema
     from streamer.records.times import TimeRule
@@ -69,7 +69,15 @@ def values_of(value_format: str, *contracts: Contract, good: bytes | None = None
     source = None
     if value_format in SCHEMAS:
         source = Source(Book())
-        source.book.learn({1: Schema("AVRO", AVRO), 2: Schema("PROTOBUF", PROTO), 3: Schema("JSON", "{}"), 4: None})
+        source.book.learn(
+            {
+                1: Schema("AVRO", AVRO),
+                2: Schema("PROTOBUF", PROTO),
+                3: Schema("JSON", "{}"),
+                4: None,
+                5: Schema("AVRO", FLAT),
+            }
+        )
     codecs = [
         (
             Codec(declared, value_format, careful=False, decoder=decoder, source=source, **options),
@@ -128,9 +136,12 @@ def schemas(data: bytes) -> int:
     document, _, value = data.partition(BREAK)
     text = document.decode("utf-8", "backslashreplace")
     with suppress(avro_types.BadSchema):
-        reader = avro_reader(avro_types.parse(text), None, [("a",), ("c", 0), ("n", "n", "a")], 0, TimeUnit.MS)
-        with suppress(Unusable):
-            reader.cells(value, 0)
+        paths: list[tuple[str | int, ...]] = [("a",), ("c", 0), ("n", "n", "a")]
+        for asked in (paths, paths[:1]):
+            reader = avro_reader(avro_types.parse(text), None, asked, 0, TimeUnit.MS)
+            avro_flat.flat(avro_types.parse(text), asked, 0, TimeUnit.MS)
+            with suppress(Unusable):
+                reader.cells(value, 0)
     from google.protobuf import descriptor_pb2
 
     with suppress(avro_types.BadSchema):
@@ -379,12 +390,26 @@ AVRO = json.dumps(
         ],
     }
 )  # fmt: skip
+FLAT = json.dumps(
+    {
+        "type": "record", "name": "E", "fields": [
+            {"name": "a", "type": ["null", "double"]},
+            {"name": "b", "type": ["int", "string", {"type": "enum", "name": "S", "symbols": ["x", "y"]}, "null", "boolean"]},
+            {"name": "s", "type": "string"},
+            {"name": "in", "type": {"type": "record", "name": "In", "fields": [
+                {"name": "f", "type": {"type": "fixed", "name": "F", "size": 2}}, {"name": "more", "type": ["null", "bytes"]}]}},
+            {"name": "c", "type": "float"},
+            {"name": "ts", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        ],
+    }
+)  # fmt: skip
 PROTO = """syntax = "proto3"; // comment
 message E { optional double a = 1; oneof kind { int32 b = 2; string d = 5; } float c = 3; int64 ts = 4;
   repeated E more = 6; map<string, E> n = 7; reserved 8; enum S { X = 0; } S s = 9 [deprecated = true]; }
 """
 GOOD = {
     "avro": b"\0\0\0\0\1\2" + bytes(8) + b"\0\2\0\0" + bytes(4) + b"\x80\xe0\x90\xdd\xc3\xb3\xa0\x06",
+    "avro-flat": b"\0\0\0\0\5\2" + bytes(8) + b"\0\2\2s\0\0\2\2m" + bytes(4) + b"\x80\xe0\x90\xdd\xc3\xb3\xa0\x06",
     "protobuf": b"\0\0\0\0\2\0\x09" + bytes(8) + b"\x10\x02\x1d" + bytes(4) + b"\x20\x81\xa0\xb8\xbb\x9c\x33",
     "json-schema": b'\0\0\0\0\3{"a":1,"b":2,"c":3,"ts":1760000000001}',
     "json": b'{"x":[1,2,3],"ts":1760000000001}',
@@ -460,6 +485,12 @@ def corpus(target: str) -> list[bytes]:
             b"\1" * 20,
             b"\0\xff\xff\xff\xff",
         ],
+        "avro-flat": [
+            GOOD["avro-flat"],
+            b"\0\0\0\0\5\2" + bytes(6) + b"\xf8\x3f\4\2\0\1\1\0" + bytes(4) + b"\x80\xe0\x90\xdd\xc3\xb3\xa0\x06",
+            b"\0\0\0\0\5\0\2\2x" + b"\0" * 9,
+            GOOD["avro"],
+        ],
         "protobuf": [b"\0\0\0\0\2\2\0\x2a\1a", b"\0\0\0\0\2\0" + b"\x32\x02" * 8, b"\0\0\0\0\2\4\0\2\x2a\2\xff\xff"],
         "json-schema": [b"\0\0\0\0\3{", b"\0\0\0\0\4{}", b"{}"],
         "schemas": [AVRO.encode() + BREAK + GOOD["avro"][5:], PROTO.encode(), b'"long"' + BREAK + b"\2"],
@@ -511,6 +542,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "float32": lambda: values_of("float32"),
     "user": lambda: values_of(USER),
     "avro": lambda: values_of("avro"),
+    "avro-flat": lambda: values_of("avro", good=GOOD["avro-flat"]),
     "protobuf": lambda: values_of("protobuf"),
     "json-schema": lambda: values_of("json-schema"),
     "schemas": lambda: schemas,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import struct
 import sys
 import threading
 import types
@@ -16,7 +18,8 @@ from tables import contract as with_tables
 
 from streamer.errors import ConfigurationError
 from streamer.records.decode import Codec
-from streamer.records.formats import Fields, native
+from streamer.records.formats import Fields, Source, native
+from streamer.records.schemas.book import Book, Schema
 from streamer.service.check import Report, examine
 from streamer.service.wiring import facts, load_models
 from streamer.settings import Settings
@@ -72,6 +75,53 @@ def test_other_formats_are_read_in_python(value_format: str) -> None:
 def test_json_is_read_natively_where_the_wheel_is(value_format: str) -> None:
     require_native()
     assert Codec(contract(), value_format).decoder.startswith("native (streamer-rnn-native ")
+
+
+RECORD = b'{"type":"record","name":"E","fields":[{"name":"a","type":"double"},{"name":"b","type":%s}]}'
+
+
+def test_flat_avro_is_read_natively_where_the_wheel_is() -> None:
+    require_native()
+    for source in (Source(document=RECORD % b'"float"'), Source(Book())):  # of a registry it is not known before
+        assert Codec(contract(), "avro", source=source, decoder="native").decoder.startswith(
+            "native (streamer-rnn-native "
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (
+            Source(document=RECORD % b'{"type":"array","items":"double"}'),
+            r"records that are not flat \(input.schema_file\)",
+        ),
+        (Source(Book(), RECORD % b'"double"'), "values are read as input.schema_file says"),
+    ],
+)
+def test_other_avro_is_not(source: Source, why: str) -> None:
+    require_native()
+    fields = Fields({"b": parse_place("b[0]")}) if source.book is None else Fields()
+    assert re.search(why, Codec(contract(), "avro", source=source, fields=fields).decoder)
+    with pytest.raises(ConfigurationError, match=f'{why}.*set input.decoder = "auto"'):
+        Codec(contract(), "avro", source=source, fields=fields, decoder="native")
+
+
+def test_avro_that_only_python_reads_comes_from_a_registry_too() -> None:
+    """Whatever schemas come, flat or not, of one fetch, and one that no native code takes."""
+    require_native()
+    schemas = {
+        1: RECORD % b'"double"',
+        2: RECORD % b'["null",{"type":"record","name":"In","fields":[{"name":"x","type":"double"}]}]',
+        3: RECORD % b'"float"',
+    }
+    book = Book()
+    book.learn({number: Schema("AVRO", text.decode()) for number, text in schemas.items()})
+    places = {"a": parse_place("a"), "b": parse_place("a")}
+    codec = Codec(contract(), "avro", source=Source(book), fields=Fields(places), decoder="native")
+    a = struct.pack("<d", 2.5)
+    values = [bytes(4) + b"\1" + a + a, bytes(4) + b"\2" + a + b"\0", bytes(4) + b"\3" + a + bytes(4)]
+    for log in (values, values[1:], values[2:] * 4 + values[:1]):
+        assert codec.decode(records(log)).x.tolist() == [[2.5, 2.5]] * len(log)
 
 
 def test_fields_that_one_type_cannot_read_are_read_natively() -> None:

@@ -8,37 +8,73 @@ use crate::scan::Number;
 pub trait Cell: Copy + Default + Send + Sync {
     /// None: it may not be finite, or not exact.
     fn of(number: &Number) -> Option<Self>;
+
+    /// As `of`.
+    fn whole(number: i64) -> Option<Self>;
+
+    /// As `of`.
+    fn real(number: f64) -> Option<Self>;
 }
 
 impl Cell for f32 {
     #[inline(always)]
     fn of(number: &Number) -> Option<Self> {
-        if number.is_integer() {
-            return number.integer().filter(|whole| whole.unsigned_abs() <= 1 << 24).map(|whole| whole as f32);
-        }
-        number.single()
+        if number.is_integer() { Self::whole(number.integer()?) } else { number.single() }
+    }
+
+    #[inline(always)]
+    fn whole(number: i64) -> Option<Self> {
+        (number.unsigned_abs() <= 1 << 24).then_some(number as f32)
+    }
+
+    #[inline(always)]
+    fn real(number: f64) -> Option<Self> {
+        Some(number as f32).filter(|held| held.is_finite())
     }
 }
 
 impl Cell for f64 {
     #[inline(always)]
     fn of(number: &Number) -> Option<Self> {
-        if number.is_integer() {
-            return number.integer().filter(|whole| whole.unsigned_abs() <= 1 << 53).map(|whole| whole as f64);
-        }
-        number.float()
+        if number.is_integer() { Self::whole(number.integer()?) } else { number.float() }
+    }
+
+    #[inline(always)]
+    fn whole(number: i64) -> Option<Self> {
+        (number.unsigned_abs() <= 1 << 53).then_some(number as f64)
+    }
+
+    #[inline(always)]
+    fn real(number: f64) -> Option<Self> {
+        Some(number).filter(|held| held.is_finite())
     }
 }
 
 impl Cell for i32 {
     fn of(number: &Number) -> Option<Self> {
-        i32::try_from(number.integer()?).ok()
+        Self::whole(number.integer()?)
+    }
+
+    fn whole(number: i64) -> Option<Self> {
+        number.try_into().ok()
+    }
+
+    fn real(_: f64) -> Option<Self> {
+        None
     }
 }
 
 impl Cell for i64 {
     fn of(number: &Number) -> Option<Self> {
         number.integer()
+    }
+
+    fn whole(number: i64) -> Option<Self> {
+        Some(number)
+    }
+
+    fn real(_: f64) -> Option<Self> {
+        None
     }
 }
 
@@ -71,7 +107,7 @@ pub enum Action<T> {
 }
 
 impl<T: Cell> Action<T> {
-    fn absent(&self) -> Option<(usize, Option<T>)> {
+    pub fn absent(&self) -> Option<(usize, Option<T>)> {
         match self {
             Self::Number { at, null } | Self::Flag { at, null, .. } | Self::Category { at, null, .. } => {
                 Some((*at, *null))
@@ -139,16 +175,14 @@ const MAX_STEPS: usize = 32;
 impl<T: Cell> Layout<T> {
     /// Err: the sentence that says what cannot be read so.
     pub fn new(columns: usize, constants: &[(usize, T)], fields: Vec<(Vec<Step>, Read<T>)>) -> Result<Self, String> {
-        let mut layout = Layout { root: Object::empty(), template: vec![T::default(); columns], required: 0, slots: 0 };
-        for (at, number) in constants {
-            layout.set(*at, *number)?;
-        }
+        let template = template(columns, constants)?;
+        let mut layout = Layout { root: Object::empty(), template, required: 0, slots: 0 };
         for (path, read) in fields {
             let leaf = match read {
                 Read::Field(actions) => {
                     let mut required = false;
                     for (at, null) in actions.iter().filter_map(Action::absent) {
-                        layout.set(at, null.unwrap_or_default())?;
+                        set(&mut layout.template, at, null.unwrap_or_default())?;
                         required |= null.is_none();
                     }
                     layout.required += usize::from(required);
@@ -175,12 +209,21 @@ impl<T: Cell> Layout<T> {
         layout.slots = layout.root.number(0);
         Ok(layout)
     }
+}
 
-    fn set(&mut self, at: usize, number: T) -> Result<(), String> {
-        let columns = self.template.len();
-        *self.template.get_mut(at).ok_or(format!("column {at} of {columns}"))? = number;
-        Ok(())
+/// A row of constants alone.
+pub fn template<T: Cell>(columns: usize, constants: &[(usize, T)]) -> Result<Vec<T>, String> {
+    let mut row = vec![T::default(); columns];
+    for (at, number) in constants {
+        set(&mut row, *at, *number)?;
     }
+    Ok(row)
+}
+
+pub fn set<T>(row: &mut [T], at: usize, number: T) -> Result<(), String> {
+    let columns = row.len();
+    *row.get_mut(at).ok_or(format!("column {at} of {columns}"))? = number;
+    Ok(())
 }
 
 impl<T> Object<T> {

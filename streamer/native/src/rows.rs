@@ -19,26 +19,37 @@ pub struct Columns<T> {
     pub timed: usize,
 }
 
+impl<T: Copy> Columns<T> {
+    pub fn with_capacity(rows: usize, columns: usize) -> Self {
+        Columns {
+            x: Vec::with_capacity(rows * columns),
+            times: Vec::with_capacity(rows),
+            marks: Vec::with_capacity(rows),
+            careful: 0,
+            timed: 0,
+        }
+    }
+
+    /// One more row: `template`, as far as `fill` puts nothing else into it. `fill` says what time the record gives.
+    #[inline(always)]
+    pub fn push(&mut self, template: &[T], fill: impl FnOnce(&mut [T]) -> Sure<Option<i64>>) {
+        let start = self.x.len();
+        self.x.extend_from_slice(template);
+        let found = fill(&mut self.x[start..]);
+        let (sure, time) = (found.is_ok(), found.unwrap_or(None));
+        self.careful += usize::from(!sure);
+        self.timed += usize::from(time.is_some());
+        self.times.push(time.unwrap_or(0));
+        self.marks.push(if sure { 0 } else { CAREFUL } | if time.is_some() { TIMED } else { 0 });
+    }
+}
+
 pub fn decode<T: Cell>(layout: &Layout<T>, unit: Unit, values: &[&[u8]]) -> Columns<T> {
-    let width = layout.template.len();
-    let mut found = Columns {
-        x: Vec::with_capacity(values.len() * width),
-        times: Vec::with_capacity(values.len()),
-        marks: Vec::with_capacity(values.len()),
-        careful: 0,
-        timed: 0,
-    };
+    let mut found = Columns::with_capacity(values.len(), layout.template.len());
     let mut rows =
         Rows { unit, seen: vec![0; layout.slots], next: vec![0; layout.slots], row: 0, there: 0, time: None };
     for value in values {
-        let start = found.x.len();
-        found.x.extend_from_slice(&layout.template);
-        let sure = rows.row(layout, value, &mut found.x[start..]).is_ok();
-        let timed = sure && rows.time.is_some();
-        found.careful += usize::from(!sure);
-        found.timed += usize::from(timed);
-        found.times.push(if timed { rows.time.unwrap_or_default() } else { 0 });
-        found.marks.push(if sure { 0 } else { CAREFUL } | if timed { TIMED } else { 0 });
+        found.push(&layout.template, |x| rows.row(layout, value, x));
     }
     found
 }
@@ -57,13 +68,13 @@ struct Rows {
 }
 
 impl Rows {
-    fn row<T: Cell>(&mut self, layout: &Layout<T>, value: &[u8], x: &mut [T]) -> Sure<()> {
+    fn row<T: Cell>(&mut self, layout: &Layout<T>, value: &[u8], x: &mut [T]) -> Sure<Option<i64>> {
         (self.row, self.there, self.time) = (self.row + 1, 0, None);
         let mut scan = Scan::new(value);
         scan.blank();
         self.object(&layout.root, &mut scan, x)?;
         scan.end()?;
-        if self.there == layout.required { Ok(()) } else { Err(Unsure) }
+        if self.there == layout.required { Ok(self.time) } else { Err(Unsure) }
     }
 
     fn object<T: Cell>(&mut self, object: &Object<T>, scan: &mut Scan, x: &mut [T]) -> Sure<()> {
@@ -166,56 +177,65 @@ impl Rows {
         }
         let token = scan.token()?;
         for action in &leaf.actions {
-            self.act(action, token, x)?;
+            act(action, self.unit, token, x, &mut self.time)?;
         }
         Ok(())
     }
+}
 
-    fn act<T: Cell>(&mut self, action: &Action<T>, token: Token, x: &mut [T]) -> Sure<()> {
-        let (at, number) = match action {
-            Action::Time => {
-                self.time = self.unit.milliseconds(token)?;
-                return Ok(());
-            }
-            Action::Present { at, no, yes } => (at, Some(if token == Token::Null { *no } else { *yes })),
-            Action::Number { at, null } => {
-                let number = match token {
-                    Token::Null => *null,
-                    Token::Number(number) => T::of(&number),
-                    _ => None,
-                };
-                (at, number)
-            }
-            Action::Flag { at, null, no, yes } => {
-                let number = match token {
-                    Token::Null => *null,
-                    Token::False => Some(*no),
-                    Token::True => Some(*yes),
-                    Token::Number(number) => match f64::of(&number) {
-                        Some(0.0) => Some(*no),
-                        Some(1.0) => Some(*yes),
-                        _ => None,
-                    },
-                    Token::Text(_) => None,
-                };
-                (at, number)
-            }
-            Action::Category { at, null, no, yes, words, other } => {
-                let number = match token {
-                    Token::Null => *null,
-                    Token::False => *no,
-                    Token::True => *yes,
-                    Token::Text(text) => words.get(text).copied().or(*other),
-                    // An integer is the word that it is written as.
-                    Token::Number(number) if number.is_integer() => words.get(number.text).copied().or(*other),
-                    Token::Number(_) => None,
-                };
-                (at, number)
-            }
-        };
-        x[*at] = number.ok_or(Unsure)?;
-        Ok(())
-    }
+/// What a cell means to one action: a number for its column of `x`, or the `time` of the record.
+#[inline(always)]
+pub fn act<T: Cell>(action: &Action<T>, unit: Unit, token: Token, x: &mut [T], time: &mut Option<i64>) -> Sure<()> {
+    let (at, number) = match action {
+        Action::Number { at, null } => {
+            let number = match token {
+                Token::Float(number) => T::real(number),
+                Token::Integer(number) => T::whole(number),
+                Token::Number(number) => T::of(&number),
+                Token::Null => *null,
+                _ => None,
+            };
+            (at, number)
+        }
+        Action::Time => {
+            *time = unit.milliseconds(token)?;
+            return Ok(());
+        }
+        Action::Present { at, no, yes } => (at, Some(if token == Token::Null { *no } else { *yes })),
+        Action::Flag { at, null, no, yes } => {
+            let truth = |number| match number {
+                Some(0.0) => Some(*no),
+                Some(1.0) => Some(*yes),
+                _ => None,
+            };
+            let number = match token {
+                Token::Null => *null,
+                Token::False => Some(*no),
+                Token::True => Some(*yes),
+                Token::Number(number) => truth(f64::of(&number)),
+                Token::Integer(number) => truth(f64::whole(number)),
+                Token::Float(number) => truth(Some(number)),
+                Token::Text(_) => None,
+            };
+            (at, number)
+        }
+        Action::Category { at, null, no, yes, words, other } => {
+            let word = |text: &[u8]| words.get(text).copied().or(*other);
+            let number = match token {
+                Token::Null => *null,
+                Token::False => *no,
+                Token::True => *yes,
+                Token::Text(text) => word(text),
+                // An integer is the word that it is written as.
+                Token::Number(number) if number.is_integer() => word(number.text),
+                Token::Integer(number) => word(number.to_string().as_bytes()),
+                Token::Number(_) | Token::Float(_) => None,
+            };
+            (at, number)
+        }
+    };
+    x[*at] = number.ok_or(Unsure)?;
+    Ok(())
 }
 
 /// A list of as many numbers as `x` has places.

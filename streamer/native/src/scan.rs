@@ -84,7 +84,11 @@ pub enum Token<'a> {
     Null,
     True,
     False,
+    /// As JSON writes it.
     Number(Number<'a>),
+    Integer(i64),
+    /// May be NaN or infinite.
+    Float(f64),
     /// Without escapes, and UTF-8: the bytes are the text.
     Text(&'a [u8]),
 }

@@ -36,6 +36,8 @@ impl Unit {
                 self.integer(number.integer().ok_or(Unsure)?).map(Some)
             }
             (_, Token::Number(number)) => self.float(number.float().ok_or(Unsure)?).map(Some),
+            (_, Token::Integer(number)) => self.integer(number).map(Some),
+            (_, Token::Float(number)) if number.is_finite() => self.float(number).map(Some),
             _ => Err(Unsure),
         }
     }

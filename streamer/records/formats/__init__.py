@@ -73,7 +73,7 @@ def format_of(
     if max_steps is not None:
         native.without("records of several steps are read in Python")
         return several(name, features, exact, missing, unit, fields, max_steps)
-    if name not in ("json", "json-named", "json-schema"):
+    if name not in ("json", "json-named", "json-schema", "avro"):
         native = native.without(f'input.format = "{name}" is read in Python')
     if name in SCHEMAS:
         return _by_schema(name, features, exact, missing, unit, fields, native, source or Source())

@@ -19,13 +19,14 @@ from streamer.errors import ConfigurationError
 from streamer.records.exact import Exact
 from streamer.records.formats.base import Columns
 from streamer.records.meaning import Cell, Meaning
+from streamer.records.schemas.reader import Flat, FlatKind
 from streamer.records.times import Given
 from streamer.records.unusable import Unusable
 from streamer.words import Decoder, TimeUnit
 
 MODULE = "streamer_native"
 WHEEL = "streamer-rnn-native"
-PROTOCOL = 2
+PROTOCOL = 3
 """Of what both sides say to each other."""
 _CAREFUL, _TIMED = 1, 2
 """Marks of a row"""
@@ -99,17 +100,30 @@ class Native:
         if self.module is None:
             return pure
         try:
-            decoder = self.module.Decoder(
-                str(layout.exact.dtype),
-                str(layout.unit),
-                layout.columns,
-                list(layout.constants.items()),
-                _fields(layout),
-            )
-        except (ValueError, UnicodeEncodeError, OverflowError) as error:
+            decoder = self.module.Decoder(*_head(layout, layout.unit), _fields(layout))
+        except (ValueError, OverflowError) as error:
             self.without(f"it does not read these fields: {error}")
             return pure
         self.used = True
+        return NativeRows(decoder, pure, layout)
+
+    def flat(self, layout: Layout, paths: Sequence[Path], written: Flat, frame: bytes, pure: Rows) -> Rows:
+        """As ``first``, for Avro values that are ``written`` so behind ``frame``. ``paths``: those of its leaves."""
+        try:
+            fields = [
+                (
+                    [_kind(each) for each in field.branches],
+                    field.union,
+                    [] if field.leaf is None else _actions(layout, paths[field.leaf]),
+                )
+                for field in written.fields
+            ]
+            decoder = self.module.Decoder.avro(*_head(layout, written.unit), fields, frame)
+        except (
+            ValueError,
+            OverflowError,
+        ):  # a symbol that no record can have, a kind of feature that only Python knows
+            return pure
         return NativeRows(decoder, pure, layout)
 
     @property
@@ -150,12 +164,21 @@ def _fields(layout: Layout) -> list[tuple[list[bytes | int], list[tuple[Any, ...
         path, nulls = layout.numbers
         found.append((_steps(path), [("numbers", 0, [_plain(null) for null in nulls])]))
     paths = dict.fromkeys([*layout.fields, *([] if layout.time is None else [layout.time])])
-    for path in paths:
-        actions = [_action(at, meaning) for at, meaning in layout.fields.get(path, ())]
-        if path == layout.time:
-            actions.append(("time",))
-        found.append((_steps(path), actions))
-    return found
+    return found + [(_steps(path), _actions(layout, path)) for path in paths]
+
+
+def _head(layout: Layout, unit: TimeUnit) -> tuple[str, str, int, list[tuple[int, Number]]]:
+    return str(layout.exact.dtype), str(unit), layout.columns, list(layout.constants.items())
+
+
+def _kind(written: FlatKind) -> str | int | list[bytes]:
+    return [each.encode() for each in written] if isinstance(written, tuple) else written
+
+
+def _actions(layout: Layout, path: Path) -> list[tuple[Any, ...]]:
+    """What becomes of the field at ``path``."""
+    found = [_action(at, meaning) for at, meaning in layout.fields.get(path, ())]
+    return [*found, ("time",)] if path == layout.time else found
 
 
 def _steps(path: Path) -> list[bytes | int]:

@@ -16,7 +16,7 @@ from streamer.core import Headers
 from streamer.records.exact import Exact
 from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.named import Named, _Column, is_number
-from streamer.records.formats.native import Native
+from streamer.records.formats.native import Layout, Native, Path, Rows
 from streamer.records.formats.typed import Packed, each_get
 from streamer.records.meaning import NO_CELL, Cell, Meaning
 from streamer.records.schemas.book import GUID_FRAME, Book, SchemaKind, frame_bytes, framed, framed_id, with_frames
@@ -88,6 +88,10 @@ class Registered(Named):
         users = [(meaning, leaf) for meaning, _, leaf in self._plan if leaf is not None]
         self._written = values
         self._rows = _Rows(values, column, users, time, exact)
+        if native.module is not None and (why := values.never_flat):
+            native.without(why)
+        if native.module is not None:
+            self._rows = _Flat(values, native, self._layout(exact), self._paths, self._rows)
 
     @property
     def schemas(self) -> Book | None:
@@ -166,6 +170,33 @@ class _Rows:
             meaning.kind == "present" or reader.kinds[leaf] <= _LOOKED_UP.get(meaning.kind, numbers)
             for meaning, leaf in self._users
         )
+
+
+class _Flat:
+    """Native code first, where the schema of a fetch's first value is one that it reads; it decides values of that schema."""
+
+    def __init__(self, values: Values, native: Native, layout: Layout, paths: Sequence[Path], pure: Rows) -> None:
+        self._values, self._native, self._layout, self._paths, self._pure = values, native, layout, paths, pure
+        self._known: dict[bytes, Rows] = {}
+        """Frame of a value -> what reads a fetch that begins with it"""
+        native.used = True
+
+    def columns(self, values: Sequence[bytes]) -> Columns:
+        try:
+            reader, begin = self._values.find(values[0])
+        except Unusable:
+            return self._pure.columns(values)
+        frame = values[0][:begin]
+        if frame not in self._known:
+            if len(self._known) >= Values.MAX_READERS:
+                self._known.clear()
+            self._known[frame] = self._rows(reader, frame)
+        return self._known[frame].columns(values)
+
+    def _rows(self, reader: Reader, frame: bytes) -> Rows:
+        if reader.flat is None:
+            return self._pure
+        return self._native.flat(self._layout, self._paths, reader.flat, frame, self._pure)
 
 
 class JsonSchema:

@@ -20,13 +20,14 @@ from streamer.records.schemas.reader import Kinds, Reader
 from streamer.records.times import Moment
 from streamer.words import TimeUnit
 
+TIMES = {
+    "timestamp-millis": TimeUnit.MS, "timestamp-micros": TimeUnit.US, "timestamp-nanos": TimeUnit.NS,
+    "local-timestamp-millis": TimeUnit.MS, "local-timestamp-micros": TimeUnit.US, "local-timestamp-nanos": TimeUnit.NS,
+}  # fmt: skip
+"""Logical types of integers -> the unit that they say"""
 _PROMOTED = {
     ("int", "long"), ("int", "float"), ("int", "double"), ("long", "float"), ("long", "double"), ("float", "double"),
     ("string", "bytes"), ("bytes", "string"),
-}  # fmt: skip
-_TIMES = {
-    "timestamp-millis": TimeUnit.MS, "timestamp-micros": TimeUnit.US, "timestamp-nanos": TimeUnit.NS,
-    "local-timestamp-millis": TimeUnit.MS, "local-timestamp-micros": TimeUnit.US, "local-timestamp-nanos": TimeUnit.NS,
 }  # fmt: skip
 _DAY_MS = 86_400_000
 
@@ -191,7 +192,7 @@ class _Compiler:
         """What makes an event's time of an integer. None: it is one already."""
         if logical == "date":
             return lambda days: Moment.of(days * _DAY_MS, TimeUnit.MS)
-        unit = _TIMES.get(logical)
+        unit = TIMES.get(logical)
         return None if unit is None or unit is self._unit else lambda number: Moment.of(number, unit)
 
     def _may_be(self, leaf: int, *kinds: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamer.errors import ConfigurationError
 from streamer.records.formats.layout import Steps
 from streamer.records.schemas.avro import avro_reader
+from streamer.records.schemas.avro_flat import flat
 from streamer.records.schemas.avro_types import BadSchema, Type, parse
 from streamer.records.schemas.book import (
     FRAME_BYTES,
@@ -72,9 +73,23 @@ class Values:
             self._own = protobuf_reader(Messages.of_set(document).named(message), self._paths, self._time, self._unit)
             return
         self._as = parse(document.decode("utf-8-sig", "backslashreplace"))
-        own = avro_reader(self._as, None, self._paths, self._time, self._unit)
+        own = self._avro(self._as, None)
         if self._book is None:
             self._own = own
+
+    def _avro(self, writer: Type, reader: Type | None) -> Reader:
+        made = avro_reader(writer, reader, self._paths, self._time, self._unit)
+        return made if reader else replace(made, flat=flat(writer, self._paths, self._time, self._unit))
+
+    @property
+    def never_flat(self) -> str:
+        """Why native code can read none of the values; empty: it reads those whose schema is flat."""
+        if self._kind is not SchemaKind.AVRO:
+            return f"{self._kind.capitalize()} is read in Python"
+        if self._book is not None:
+            return "" if self._as is None else "values are read as input.schema_file says, and that is done in Python"
+        assert self._own is not None
+        return "" if self._own.flat else "records that are not flat (input.schema_file) are read in Python"
 
     def read(self, value: bytes, found: list[Any]) -> None:
         """Puts the cells of the paths into ``found``. Unusable: the value is not what its schema says, or has none."""
@@ -116,7 +131,7 @@ class Values:
             try:
                 if self._kind is SchemaKind.AVRO:
                     writer = parse(schema.text, schema.references)
-                    return avro_reader(writer, self._as, self._paths, self._time, self._unit)
+                    return self._avro(writer, self._as)
                 return protobuf_reader(Messages.of(schema).at(indexes), self._paths, self._time, self._unit)
             except BadSchema as misfit:
                 if len(self._misfits) >= self.MAX_READERS:
