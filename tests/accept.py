@@ -59,6 +59,7 @@ def run(name: str, arguments: list[str]) -> tuple[str, bool]:
     marks = "" if part.everything else "accept"
     # a dump of all stacks, which tells where a short test hangs, can crash a training that is at work
     command = [sys.executable, "-m", "pytest", "-m", marks, "-o", "faulthandler_timeout=3600", *part.paths, *arguments]
+    command += ["-s"] if part.alone else []  # what was measured is seen
     threads = {} if part.alone else {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         command,
