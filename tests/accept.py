@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs together. ``everything``: also what is not marked as a long proof, with more examples. ``alone``: it
-    measures speed, so nothing runs beside it."""
+    """What belongs together. ``everything``: also what is not marked as a long proof, with more examples. ``alone``: what
+    measures speed there, so nothing runs beside it; else what does not."""
 
     text: str
     paths: tuple[str, ...]
@@ -36,6 +36,7 @@ PARTS = {
     "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
     "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
     "simulation": Part("seeded schedules over a simulated cluster, 30 minutes", ("tests/simulation",)),
+    "served": Part("real data: trained in full, then served, on real Kafka", ("tests/integration",)),
     "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
     "properties": Part(
         "invariants over random schedules, with many more examples",
@@ -44,7 +45,7 @@ PARTS = {
         environment={"HYPOTHESIS_PROFILE": "accept"},
     ),
     "kafka": Part(
-        "gates of the benchmark, generation at load, live sound, queries, the demo, real data, on real Kafka",
+        "gates of the benchmark, generation at load, live sound, queries, windows, on real Kafka",
         ("tests/integration",),
         alone=True,
     ),
@@ -56,7 +57,7 @@ def run(name: str, arguments: list[str]) -> tuple[str, bool]:
     """The line that a part ends with, and whether it is good."""
     part, began = PARTS[name], time.monotonic()
     print(f"accept: {name}: {part.text}", flush=True)
-    marks = "" if part.everything else "accept"
+    marks = "" if part.everything else "accept and alone" if part.alone else "accept and not alone"
     # a dump of all stacks, which tells where a short test hangs, can crash a training that is at work
     command = [sys.executable, "-m", "pytest", "-m", marks, "-o", "faulthandler_timeout=3600", *part.paths, *arguments]
     command += ["-s"] if part.alone else []  # what was measured is seen

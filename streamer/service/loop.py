@@ -35,12 +35,17 @@ from streamer.settings import Settings
 
 _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
+_SLOW_S = 0.02
+"""A model call that a commit would notice, which then has as much time as the call had"""
 _HAND_OVER_S = 1.0
 """When a hand-over waits for so long, work that is still running is given up: who comes next does it again."""
 _ROLLING_POLL_MS = 1
 """While sequences are generated: between their steps live records are looked for, and not waited for."""
 _ROLL_S = 0.004
 """So long steps of sequences are made in a turn, and then the one that is under way: live records wait no longer."""
+_ROLL_WAITS = 4
+"""So many times as long the next turn waits while a commit is under way: answers to live records may be in it, and each of
+its requests needs turns of the event loop. Sequences come to their ends all the same, at a fifth of their speed at least."""
 _RETRY_MS = 500
 
 
@@ -185,7 +190,7 @@ class Service:
             seconds.append(now - last)
             if now - begun > _YIELD_S:
                 times.end("run", now)
-                await self._commits.let_go_on(seconds[-1])
+                await self._commits.let_go_on(seconds[-1] if seconds[-1] > _SLOW_S else 0.0)
                 if self._membership.leaving_s > _HAND_OVER_S:
                     self.processor.abandon()
                     break
@@ -210,7 +215,7 @@ class Service:
         self._commits.times.end("run", last)
         self._observer.ran(seconds)
         await self._commits.publish()
-        await self._commits.let_go_on(max(seconds, default=0.0))
+        await self._commits.let_go_on(_ROLL_WAITS * (last - began))
 
     # rebalance and recovery
 

@@ -15,7 +15,7 @@ from observing import Process, Prometheus, eventually, get, process, prometheus,
 
 from streamer.modelfile.model import Model
 
-pytestmark = [pytest.mark.accept, pytest.mark.slow]
+pytestmark = [pytest.mark.accept, pytest.mark.alone, pytest.mark.slow]
 
 FEATURES, STREAMS, PARTITIONS, ROWS = 16, 1_000, 4, 512
 WANTED_US = 85.0

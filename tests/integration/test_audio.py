@@ -107,7 +107,7 @@ def pauses(kills: int) -> Iterator[float]:
 
 @pytest.mark.parametrize(
     ("streams", "seconds", "kills"),
-    [(8, 4, 1), pytest.param(200, 60, 8, marks=pytest.mark.accept)],
+    [(8, 4, 1), pytest.param(200, 60, 8, marks=[pytest.mark.accept, pytest.mark.alone])],
 )
 async def test_live_sound_is_written_once_and_also_over_kills(
     kafka, topic_name, create_topics, tmp_path: Path, streams: int, seconds: float, kills: int

@@ -12,7 +12,7 @@ import pytest
 from local_kafka import LocalKafka
 from tooling import require_tool
 
-pytestmark = [pytest.mark.accept, pytest.mark.slow]
+pytestmark = [pytest.mark.accept, pytest.mark.alone, pytest.mark.slow]
 
 
 def bench(*arguments: str) -> dict[str, Any]:

@@ -86,6 +86,7 @@ async def test_queries_are_answered_once_and_equal_through_kills(
 
 
 @pytest.mark.accept
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(("rate", "seconds"), [(200, 30)])
 async def test_two_hundred_queries_a_second(

@@ -115,6 +115,7 @@ def test_the_bench_of_windows_verifies_what_it_measures(kafka: str) -> None:
 
 
 @pytest.mark.accept
+@pytest.mark.alone
 def test_buckets_are_worth_their_sorting(kafka: str) -> None:
     document = bench_windows(kafka, 1_000_000, 5)
     print(json.dumps(document))

@@ -304,16 +304,18 @@ def sending(bootstrap: str, topic: str, plan: Plan, rate: int) -> subprocess.Pop
 
 
 @pytest.mark.accept
+@pytest.mark.alone
 @pytest.mark.slow
 async def test_live_streams_hardly_notice_fifty_rollouts(
     kafka: str, topic_name: Any, create_topics: Any, tmp_path: Path
 ) -> None:
-    """50 rollouts of 200 steps at a time beside 2,000 live events/s, in turns with none, in one run."""
+    """50 rollouts of 200 steps at a time beside 2,000 live events/s, in turns with none, in one run. In the first turns a
+    broker that has just started is slow: they are left out."""
     torch.manual_seed(0)
     module = build(ModelConfig(features=16, hidden=64, outputs=16)).eval()
     feedback = {"output": "y", "mode": "value"}
     export_model(module, tmp_path / "m.onnx", name="m", features=None, feedback=feedback)
-    topic, rate, turn_s, turns = topic_name("in"), 2_000, 6, 12
+    topic, rate, turn_s, turns, first = topic_name("in"), 2_000, 6, 16, 4
     await create_topics(kafka, {topic: 4, f"{topic}.out": 4})
     plan = Plan(events=rate * turn_s * turns, streams=1_000)
     arrivals, rounds, marks = Arrivals(kafka, f"{topic}.out"), 0, []
@@ -354,7 +356,7 @@ async def test_live_streams_hardly_notice_fifty_rollouts(
     due, latency = np.array(arrivals.live).T
     turn_of = np.searchsorted(marks, due) - 1
     settled = due - np.array(marks)[np.maximum(turn_of, 0)] > 1_000  # the first second of a turn belongs to both
-    quiet, beside = (latency[settled & (turn_of >= 0) & (turn_of % 2 == odd)] for odd in (0, 1))
+    quiet, beside = (latency[settled & (turn_of >= first) & (turn_of % 2 == odd)] for odd in (0, 1))
     figures = {
         name: {f"p{q}": round(float(np.percentile(part, q)), 1) for q in (50, 95, 99)}
         for name, part in (("without", quiet), ("with", beside))

@@ -1,4 +1,5 @@
-"""Training by the command on real data: servers' metrics and spoken vowels. Short here, the full proof in `accept`."""
+"""Training by the command on real data: servers' metrics and spoken vowels. In full they are trained where they are also
+served, in ``tests/integration``."""
 
 from __future__ import annotations
 
@@ -24,32 +25,12 @@ def test_a_forecaster_of_real_servers_finds_anomalies(tmp_path: Path, data_dir: 
     assert figures["auc_mean_of_streams"] >= 0.75
 
 
-@pytest.mark.accept
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_mean_auc_of_the_residual_score_on_real_servers(tmp_path: Path, data_dir: Path, kind: str) -> None:
-    figures = servers(tmp_path, data_dir, kind, epochs=12)["best"]["figures"]["test"]
-    assert figures["auc_mean_of_streams"] >= 0.80
-
-
 def test_a_bidirectional_model_learns_real_utterances(tmp_path: Path, data_dir: Path) -> None:
     folder = data_dir / "japanese-vowels"
     text = VOWELS.format(folder=folder, seeds=[0], kind="gru", directions=2, epochs=15)
     figures = run(tmp_path, text)["best"]["figures"]["test"]
     assert figures["accuracy"] >= 0.90
     assert figures["baseline_accuracy"] < 0.2
-
-
-@pytest.mark.accept
-def test_accuracy_on_real_utterances_over_three_seeds(tmp_path: Path, data_dir: Path) -> None:
-    found = {}
-    for kind, directions in (("lstm", 2), ("lstm", 1), ("gru", 1), ("rnn", 1)):
-        text = VOWELS.format(
-            folder=data_dir / "japanese-vowels", seeds=[0, 1, 2], kind=kind, directions=directions, epochs=60
-        )
-        found[kind, directions] = run(tmp_path, text)["summary"]["test_accuracy"]["mean"]
-    print(found)
-    assert found["lstm", 2] >= 0.96
-    assert found["lstm", 1] > 0.8
 
 
 def memory_loss(task: str, length: int, model: ModelSection, training: TrainSection, count: int) -> float:

@@ -119,11 +119,8 @@ class Native:
                 for field in written.fields
             ]
             decoder = self.module.Decoder.avro(*_head(layout, written.unit), fields, frame)
-        except (
-            ValueError,
-            OverflowError,
-        ):  # a symbol that no record can have, a kind of feature that only Python knows
-            return pure
+        except (ValueError, OverflowError):
+            return pure  # a symbol that no record can have, a kind of feature that only Python knows
         return NativeRows(decoder, pure, layout)
 
     @property
