@@ -92,7 +92,25 @@ async def test_a_commit_under_way_wakes_nobody_when_nothing_waits_for_its_end() 
     assert processor.partitions[0].changelog_end == 7
 
 
-async def _written() -> dict[int, int]:
+async def test_who_lets_a_commit_go_on_waits_for_its_end_and_no_longer() -> None:
+    commits, processor, clock = make()
+    feed(processor, 0)
+    epoch = processor.seal(clock.now_ms())
+    assert epoch is not None
+    commits._flight = _Flight(epoch, asyncio.create_task(_written(turns=50)))
+    await commits.let_go_on(0.0)
+    assert not commits._flight.task.done(), "one turn of the event loop"
+    await commits.let_go_on(60.0)
+    assert commits._flight.task.done()
+    commits._flight = _Flight(epoch, asyncio.create_task(_written(turns=10**9)))
+    await commits.let_go_on(0.01)
+    assert not commits._flight.task.done()
+    commits._flight.task.cancel()
+
+
+async def _written(turns: int = 0) -> dict[int, int]:
+    for _ in range(turns):
+        await asyncio.sleep(0)
     return {0: 7}
 
 
