@@ -36,16 +36,16 @@ from streamer.settings import Settings
 _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
 _SLOW_S = 0.02
-"""A model call that a commit would notice, which then has as much time as the call had"""
+"""A model call that a commit would notice: it needs some turns of the event loop for each of its requests"""
 _HAND_OVER_S = 1.0
 """When a hand-over waits for so long, work that is still running is given up: who comes next does it again."""
 _ROLLING_POLL_MS = 1
 """While sequences are generated: between their steps live records are looked for, and not waited for."""
 _ROLL_S = 0.004
 """So long steps of sequences are made in a turn, and then the one that is under way: live records wait no longer."""
-_ROLL_WAITS = 4
-"""So many times as long the next turn waits while a commit is under way: answers to live records may be in it, and each of
-its requests needs turns of the event loop. Sequences come to their ends all the same, at a fifth of their speed at least."""
+_ROLL_WAIT_S = 0.016
+"""So long they wait for a commit under way: answers to live records are in it, and each of its requests needs turns of the
+event loop. Sequences come to their ends all the same, at a fifth of their speed at least."""
 _RETRY_MS = 500
 
 
@@ -159,9 +159,9 @@ class Service:
             return
         await self._process(batches, events)
         await self._watch_idle()
+        await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
         if self.processor.rolling:
             await self._roll()
-        await commits.maybe(ownership, drained=sum(map(len, batches)) < asked)
 
     async def _process(self, batches: Sequence[RecordBatch], events: Sequence[EventBatch]) -> None:
         held = set() if self._schemas is None else self._schemas.held
@@ -190,7 +190,7 @@ class Service:
             seconds.append(now - last)
             if now - begun > _YIELD_S:
                 times.end("run", now)
-                await self._commits.let_go_on(seconds[-1] if seconds[-1] > _SLOW_S else 0.0)
+                await self._pause(seconds[-1])
                 if self._membership.leaving_s > _HAND_OVER_S:
                     self.processor.abandon()
                     break
@@ -203,8 +203,11 @@ class Service:
         return sum(seconds)
 
     async def _roll(self) -> None:
-        """Steps of what is being generated. How many fall into a turn has no effect on what is written."""
+        """Steps of what is being generated, behind the commit that has just begun. How many fall into a turn has no effect
+        on what is written."""
+        await self._commits.let_go_on(_ROLL_WAIT_S)
         began = last = self._clock.monotonic()
+        self._commits.times.end("wait", began)
         seconds: list[float] = []
         while self.processor.roll():
             now = self._clock.monotonic()
@@ -215,7 +218,11 @@ class Service:
         self._commits.times.end("run", last)
         self._observer.ran(seconds)
         await self._commits.publish()
-        await self._commits.let_go_on(_ROLL_WAITS * (last - began))
+        await self._pause(max(seconds, default=0.0))
+
+    async def _pause(self, call_s: float) -> None:
+        """Between model calls: other tasks get a turn, and a commit under way as much time as a slow call took."""
+        await self._commits.let_go_on(call_s if call_s > _SLOW_S else 0.0)
 
     # rebalance and recovery
 
