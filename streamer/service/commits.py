@@ -22,6 +22,8 @@ from streamer.words import Delivery, Outcome
 _PUBLISHING = 4
 """Polls whose predictions are in flight ahead of their commit."""
 _POLL_TIMEOUT_MS = 50
+_SLOW_S = 0.02
+"""A model call that a commit would notice: it needs some turns of the event loop for each of its requests"""
 
 
 class CommitObserver(Protocol):
@@ -187,13 +189,19 @@ class Commits:
             self._observer.published(transaction.outgoing, self._clock.now_ms())
         return ends
 
-    async def let_go_on(self, wait_s: float) -> None:
-        """Other tasks get a turn, and the commit under way up to ``wait_s``. Else all of its time would pass in the turns
-        that it waits for."""
-        if self._flight is not None and wait_s:
-            await asyncio.wait({self._flight.task}, timeout=wait_s)
+    async def let_go_on(self, spent_s: float) -> None:
+        """After a model call of ``spent_s``: other tasks get a turn, and the commit under way as much time as a slow model
+        took. Else all of its time would pass in the turns that it waits for."""
+        await self.go_first(spent_s if spent_s > _SLOW_S else 0.0)
+
+    async def go_first(self, most_s: float) -> None:
+        """Before work that can wait: other tasks get a turn, and the commit under way the time that it needs, up to
+        ``most_s``."""
+        if self._flight is not None and most_s:
+            await asyncio.wait({self._flight.task}, timeout=most_s)
         else:
             await asyncio.sleep(0)
+        self._open.times.end("wait", self._clock.monotonic())
 
     async def finish(self) -> bool:
         """Awaits the commit under way; whether there was one. Raises what it failed with: its partitions are gone then."""

@@ -35,8 +35,6 @@ from streamer.settings import Settings
 
 _YIELD_S = 0.02
 """Longest stretch of model calls before other tasks (heartbeats, the commit) get a turn."""
-_SLOW_S = 0.02
-"""A model call that a commit would notice: it needs some turns of the event loop for each of its requests"""
 _HAND_OVER_S = 1.0
 """When a hand-over waits for so long, work that is still running is given up: who comes next does it again."""
 _ROLLING_POLL_MS = 1
@@ -190,12 +188,11 @@ class Service:
             seconds.append(now - last)
             if now - begun > _YIELD_S:
                 times.end("run", now)
-                await self._pause(seconds[-1])
+                await self._commits.let_go_on(seconds[-1])
                 if self._membership.leaving_s > _HAND_OVER_S:
                     self.processor.abandon()
                     break
                 begun = now = clock.monotonic()
-                times.end("wait", begun)
             last = now
         times.end("run", clock.monotonic())
         self._observer.ran(seconds)
@@ -203,11 +200,9 @@ class Service:
         return sum(seconds)
 
     async def _roll(self) -> None:
-        """Steps of what is being generated, behind the commit that has just begun. How many fall into a turn has no effect
-        on what is written."""
-        await self._commits.let_go_on(_ROLL_WAIT_S)
+        """Steps of what is being generated, behind the commit that has just begun. How many changes no answer."""
+        await self._commits.go_first(_ROLL_WAIT_S)
         began = last = self._clock.monotonic()
-        self._commits.times.end("wait", began)
         seconds: list[float] = []
         while self.processor.roll():
             now = self._clock.monotonic()
@@ -218,11 +213,7 @@ class Service:
         self._commits.times.end("run", last)
         self._observer.ran(seconds)
         await self._commits.publish()
-        await self._pause(max(seconds, default=0.0))
-
-    async def _pause(self, call_s: float) -> None:
-        """Between model calls: other tasks get a turn, and a commit under way as much time as a slow call took."""
-        await self._commits.let_go_on(call_s if call_s > _SLOW_S else 0.0)
+        await self._commits.let_go_on(max(seconds, default=0.0))
 
     # rebalance and recovery
 

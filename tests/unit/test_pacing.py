@@ -98,12 +98,12 @@ async def test_who_lets_a_commit_go_on_waits_for_its_end_and_no_longer() -> None
     epoch = processor.seal(clock.now_ms())
     assert epoch is not None
     commits._flight = _Flight(epoch, asyncio.create_task(_written(turns=50)))
-    await commits.let_go_on(0.0)
+    await commits.let_go_on(0.01)
     assert not commits._flight.task.done(), "one turn of the event loop"
-    await commits.let_go_on(60.0)
+    await commits.go_first(60.0)
     assert commits._flight.task.done()
     commits._flight = _Flight(epoch, asyncio.create_task(_written(turns=10**9)))
-    await commits.let_go_on(0.01)
+    await commits.go_first(0.01)
     assert not commits._flight.task.done()
     commits._flight.task.cancel()
 
