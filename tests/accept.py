@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @dataclass(frozen=True)
 class Part:
     """What belongs together. ``everything``: also what is not marked as a long proof, with more examples. ``alone``: what
-    measures speed there, so nothing runs beside it; else what does not."""
+    measures speed there, so nothing runs beside it; else what does not. ``figures``: what was measured is shown."""
 
     text: str
     paths: tuple[str, ...]
     everything: bool = False
     alone: bool = False
+    figures: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -36,7 +37,7 @@ PARTS = {
     "training": Part("trainings and comparisons of the learning side", ("tests/unit", "tests/contract")),
     "chaos": Part("kills, storms, broker outages, a crash at each step, on real Kafka", ("tests/chaos",)),
     "simulation": Part("seeded schedules over a simulated cluster, 30 minutes", ("tests/simulation",)),
-    "served": Part("real data: trained in full, then served, on real Kafka", ("tests/integration",)),
+    "served": Part("real data: trained in full, then served, on real Kafka", ("tests/integration",), figures=True),
     "robustness": Part("ten million inputs for every parser of foreign bytes", ("tests/robustness",)),
     "properties": Part(
         "invariants over random schedules, with many more examples",
@@ -48,8 +49,9 @@ PARTS = {
         "gates of the benchmark, generation at load, live sound, queries, windows, on real Kafka",
         ("tests/integration",),
         alone=True,
+        figures=True,
     ),
-    "deploy": Part("overload and recovery of a deployment", ("tests/deploy",), alone=True),
+    "deploy": Part("overload and recovery of a deployment", ("tests/deploy",), alone=True, figures=True),
 }
 
 
@@ -60,7 +62,7 @@ def run(name: str, arguments: list[str]) -> tuple[str, bool]:
     marks = "" if part.everything else "accept and alone" if part.alone else "accept and not alone"
     # a dump of all stacks, which tells where a short test hangs, can crash a training that is at work
     command = [sys.executable, "-m", "pytest", "-m", marks, "-o", "faulthandler_timeout=3600", *part.paths, *arguments]
-    command += ["-s"] if part.alone else []  # what was measured is seen
+    command += ["-s"] if part.figures else []
     threads = {} if part.alone else {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         command,

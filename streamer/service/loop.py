@@ -43,7 +43,7 @@ _ROLL_S = 0.004
 """So long steps of sequences are made in a turn, and then the one that is under way: live records wait no longer."""
 _ROLL_WAIT_S = 0.016
 """So long they wait for a commit under way: answers to live records are in it, and each of its requests needs turns of the
-event loop. Sequences come to their ends all the same, at a fifth of their speed at least."""
+event loop. Sequences come to their ends all the same, at about a fifth of their speed or more."""
 _RETRY_MS = 500
 
 
@@ -200,7 +200,7 @@ class Service:
         return sum(seconds)
 
     async def _roll(self) -> None:
-        """Steps of what is being generated, behind the commit that has just begun. How many changes no answer."""
+        """Steps of what is being generated, after the commit that has just begun. Their number changes no answer."""
         await self._commits.go_first(_ROLL_WAIT_S)
         began = last = self._clock.monotonic()
         seconds: list[float] = []

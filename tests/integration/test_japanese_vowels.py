@@ -33,10 +33,14 @@ pytestmark = pytest.mark.torch
 PARTITIONS = 4
 
 
-def trained(out: Path, folder: Path, kind: str, directions: int, seed: int, epochs: int) -> tuple[Model, SequenceModel]:
+def trained(
+    out: Path, folder: Path, kind: str, directions: int, seed: int, epochs: int
+) -> tuple[Model, SequenceModel, float]:
+    """And the accuracy that the training tells, of the same test file."""
     out.mkdir()
-    run(out, VOWELS.format(seeds=[seed], folder=folder, kind=kind, directions=directions, epochs=epochs))
-    return Model.load(out / "out" / "model.onnx"), load_module(out / "out" / "model.pt")
+    metrics = run(out, VOWELS.format(seeds=[seed], folder=folder, kind=kind, directions=directions, epochs=epochs))
+    told = metrics["best"]["figures"]["test"]["accuracy"]
+    return Model.load(out / "out" / "model.onnx"), load_module(out / "out" / "model.pt"), told
 
 
 def interleaved(utterances: Streams, seed: int) -> list[tuple[int, bytes, bytes, list[tuple[str, bytes]]]]:
@@ -97,10 +101,12 @@ async def accuracy(
     epochs: int,
 ) -> float:  # fmt: skip
     folder = data_dir / "japanese-vowels"
-    model, module = trained(tmp_path / f"{kind}-{directions}-{seed}", folder, kind, directions, seed, epochs)
+    model, module, told = trained(tmp_path / f"{kind}-{directions}-{seed}", folder, kind, directions, seed, epochs)
     utterances = load_data(folder / "JapaneseVowels_TEST.ts", classes=module.labels)
     await create_topics(kafka, {topic: PARTITIONS})
-    return judge(await served(kafka, topic, model, utterances, seed), utterances, module)
+    found = judge(await served(kafka, topic, model, utterances, seed), utterances, module)
+    assert found == pytest.approx(told, abs=1.5 / len(utterances)), "more than one verdict differs from the training's"
+    return found
 
 
 async def test_a_bidirectional_model_tells_speakers_apart(

@@ -60,7 +60,7 @@ async def serve(kafka, topic: str, group: str, model_path: Path, streams: dict[s
 async def test_real_servers_are_scored_as_pytorch_scores_them(
     kafka, topic_name, create_topics, tmp_path: Path, data_dir: Path, kind, epochs, least, steps
 ) -> None:
-    servers(tmp_path, data_dir, kind, epochs)
+    told = servers(tmp_path, data_dir, kind, epochs)["best"]["figures"]["test"]["auc_mean_of_streams"]
     with np.load(data_dir / "asd" / "asd.npz") as archive:
         streams = {f"omi-{i}": archive[f"omi-{i}_test"][:steps].astype(np.float32) for i in range(1, STREAMS + 1)}
         labels = {f"omi-{i}": archive[f"omi-{i}_label"][:steps] for i in range(1, STREAMS + 1)}
@@ -83,5 +83,5 @@ async def test_real_servers_are_scored_as_pytorch_scores_them(
         if 0 < labels[name].sum() < len(labels[name]):
             score = next(output.name for output in outputs if output.kind == "score")
             areas.append(roc_auc_score(labels[name], [answer[score] for answer in answers[name]]))
-    print(f"{kind}: mean area under the curve of {len(areas)} servers {np.mean(areas):.4f}")
-    assert np.mean(areas) >= least
+    print(f"{kind}: mean area under the curve of {len(areas)} servers {np.mean(areas):.4f}, by the training {told:.4f}")
+    assert min(told, np.mean(areas)) >= least

@@ -12,7 +12,7 @@ from pathlib import Path
 import fuzzing
 import pytest
 
-GUIDED_S = 8
+GUIDED_S = 20
 """Of each target, with atheris"""
 INPUTS = {
     "json": 1_000_000,
