@@ -13,8 +13,9 @@ from streamer.words import Decoder
 
 _FOUND = native.Native.load(Decoder.AUTO)
 INSTALLED = _FOUND.module is not None
-DECODERS = ["python", "native"] if INSTALLED else ["python"]
-"""Settings of ``input.decoder`` that this machine can have."""
+DECODERS = ["python", "auto"] if INSTALLED else ["python"]
+"""Settings of ``input.decoder`` with which this machine reads records in different ways. ``native`` refuses what native code
+does not read."""
 _WHY = f"{_FOUND.why_not}: make native (needs cargo)"
 """Not there, or of another protocol"""
 

@@ -19,7 +19,7 @@ from streamer.records.decode import Codec
 from streamer.records.formats import Fields
 from streamer.records.formats.msgpack_depth import deeper
 from streamer.records.meaning import refuse_different
-from streamer.settings.fields import parse_place
+from streamer.settings.fields import FieldPath, parse_place
 
 FLAG = {"name": "f", "kind": "flag"}
 GAP = {"name": "n", "missing": 2.5}
@@ -360,3 +360,15 @@ def test_a_field_wanted_as_two_kinds_is_read_by_the_definition() -> None:
     assert {reject.reason for reject in batch.rejects} == {"undecodable"}
     assert outcomes(batch)[0][0] == "event"
     assert WORDS[3] == "7"
+
+
+@pytest.mark.parametrize("value_format", ["json-named", "msgpack"])
+@pytest.mark.parametrize("name", ['a"b', "a\\", "a\nb", "\x1f", "a\ud800"])
+def test_a_name_that_no_parser_looks_for_is_refused(value_format: str, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"no field of a \S+ record can be named .*Say in input.fields where"):
+        Codec(contract({"name": name}), value_format)
+    with pytest.raises(ConfigurationError, match="can be named"):
+        Codec(contract({"name": "a"}), value_format, fields=Fields({}, FieldPath(("in", name))))
+    codec = Codec(contract({"name": name}), value_format, fields=Fields({name: FieldPath(("a",))}))
+    write = msgspec.json.encode if value_format == "json-named" else msgspec.msgpack.encode
+    assert codec.decode(records([write({"a": 2})])).x.tolist() == [[2.0]]

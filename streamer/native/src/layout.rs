@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::scan::Number;
+use crate::scan::{Key, Number};
 
 /// A number of the contract's dtype, and what is certainly one.
 pub trait Cell: Copy + Default + Send + Sync {
@@ -145,7 +145,7 @@ pub enum Node<T> {
 }
 
 pub struct Object<T> {
-    pub names: Vec<Box<[u8]>>,
+    pub keys: Vec<Key>,
     pub nodes: Vec<Node<T>>,
     pub index: HashMap<Box<[u8]>, usize>,
     /// Of its fields, which have successive slots, in `Rows`.
@@ -228,16 +228,21 @@ pub fn set<T>(row: &mut [T], at: usize, number: T) -> Result<(), String> {
 
 impl<T> Object<T> {
     fn empty() -> Self {
-        Object { names: Vec::new(), nodes: Vec::new(), index: HashMap::new(), first_slot: 0 }
+        Object { keys: Vec::new(), nodes: Vec::new(), index: HashMap::new(), first_slot: 0 }
     }
 
     fn insert(&mut self, name: Box<[u8]>, steps: impl Iterator<Item = Step>, leaf: Node<T>) -> Result<(), String> {
         if let Some(at) = self.index.get(&name) {
             return self.nodes[*at].insert(steps, leaf);
         }
-        self.index.insert(name.clone(), self.nodes.len());
-        self.names.push(name);
-        self.nodes.push(Node::grown(steps, leaf)?);
+        let node = Node::grown(steps, leaf)?;
+        self.push(name, node)
+    }
+
+    fn push(&mut self, name: Box<[u8]>, node: Node<T>) -> Result<(), String> {
+        self.keys.push(Key::of(&name).ok_or("a field's name is written with escapes")?);
+        self.index.insert(name, self.nodes.len());
+        self.nodes.push(node);
         Ok(())
     }
 
@@ -253,16 +258,14 @@ impl<T> Node<T> {
     fn grown(mut steps: impl Iterator<Item = Step>, leaf: Node<T>) -> Result<Self, String> {
         // Not by recursion over the iterator, whose type would grow with it.
         let path: Vec<Step> = steps.by_ref().collect();
-        Ok(path.into_iter().rev().fold(leaf, |inner, step| match step {
+        path.into_iter().rev().try_fold(leaf, |inner, step| match step {
             Step::Name(name) => {
                 let mut object = Object::empty();
-                object.index.insert(name.clone(), 0);
-                object.names.push(name);
-                object.nodes.push(inner);
-                Node::Object(object)
+                object.push(name, inner)?;
+                Ok(Node::Object(object))
             }
-            Step::Place(place) => Node::List(vec![(place, inner)]),
-        }))
+            Step::Place(place) => Ok(Node::List(vec![(place, inner)])),
+        })
     }
 
     fn insert(&mut self, mut steps: impl Iterator<Item = Step>, leaf: Node<T>) -> Result<(), String> {

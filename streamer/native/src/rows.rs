@@ -86,18 +86,19 @@ impl Rows {
         }
         let mut before = object.first_slot;
         loop {
-            scan.expect(b'"')?;
             let guess = self.next[before] as usize;
-            let field = if object.names.get(guess).is_some_and(|name| scan.is_name(name)) {
+            let field = if object.keys.get(guess).is_some_and(|key| scan.is_key(key)) {
                 Some(guess)
             } else {
-                object.index.get(scan.plain_text()?).copied()
+                let found = object.index.get(scan.name()?).copied();
+                if let Some(field) = found {
+                    self.next[before] = field as u32;
+                }
+                found
             };
-            scan.colon()?;
             scan.blank();
             match field {
                 Some(field) => {
-                    self.next[before] = field as u32;
                     before = object.first_slot + 1 + field;
                     if self.seen[before] == self.row {
                         return Err(Unsure);

@@ -93,6 +93,32 @@ pub enum Token<'a> {
     Text(&'a [u8]),
 }
 
+/// A field's name as records mostly write it: in quotes, with the colon. Its first bytes are compared as one number.
+pub struct Key {
+    text: Box<[u8]>,
+    head: u128,
+    /// Of the bits of `head` that count
+    mask: u128,
+}
+
+impl Key {
+    const HEAD: usize = 16;
+
+    /// None: JSON writes `name` with escapes, in more than one way.
+    pub fn of(name: &[u8]) -> Option<Self> {
+        if name.iter().any(|byte| matches!(byte, ..0x20 | b'"' | b'\\')) {
+            return None;
+        }
+        let text = [b"\"", name, b"\":"].concat();
+        let mut head = [0; Self::HEAD];
+        let mut mask = [0; Self::HEAD];
+        let size = text.len().min(Self::HEAD);
+        head[..size].copy_from_slice(&text[..size]);
+        mask[..size].fill(0xff);
+        Some(Key { text: text.into(), head: u128::from_le_bytes(head), mask: u128::from_le_bytes(mask) })
+    }
+}
+
 pub struct Scan<'a> {
     text: &'a [u8],
     at: usize,
@@ -137,19 +163,27 @@ impl<'a> Scan<'a> {
         if self.at == self.text.len() { Ok(()) } else { Err(Unsure) }
     }
 
-    /// Passes over `name` and its closing quote, if they are next; an opening quote was passed over.
+    /// Passes over `key`, if it is next and written without blanks.
     #[inline(always)]
-    pub fn is_name(&mut self, name: &[u8]) -> bool {
-        let end = self.at + name.len();
-        if self.text.get(self.at..end) == Some(name) && self.text.get(end) == Some(&b'"') {
-            self.at = end + 1;
-            return true;
+    pub fn is_key(&mut self, key: &Key) -> bool {
+        let end = self.at + key.text.len();
+        let found = match self.text.get(self.at..self.at + Key::HEAD) {
+            Some(head) => {
+                let head = u128::from_le_bytes(head.try_into().expect("as many bytes"));
+                (head ^ key.head) & key.mask == 0
+                    && (key.text.len() <= Key::HEAD
+                        || self.text.get(self.at + Key::HEAD..end) == Some(&key.text[Key::HEAD..]))
+            }
+            None => self.text.get(self.at..end) == Some(&key.text[..]),
+        };
+        if found {
+            self.at = end;
         }
-        false
+        found
     }
 
     /// After an opening quote: the text up to the closing one. Unsure: escapes.
-    pub fn plain_text(&mut self) -> Sure<&'a [u8]> {
+    fn plain_text(&mut self) -> Sure<&'a [u8]> {
         let start = self.at;
         let mut ascii = true;
         loop {
@@ -293,6 +327,11 @@ impl<'a> Scan<'a> {
         if negative {
             self.at += 1;
         }
+        if let Some((size, length, decimals)) = short(self.text, self.at) {
+            self.at += length;
+            let text = &self.text[start..self.at];
+            return Ok(Number { text, negative, integer: false, whole: true, size, exponent: -decimals });
+        }
         let first = self.peek();
         let whole = self.at;
         let (mut number, mut significant) = (0_u64, 0_u32);
@@ -397,6 +436,14 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// A field's name, and its colon. Unsure: escapes.
+    pub fn name(&mut self) -> Sure<&'a [u8]> {
+        self.expect(b'"')?;
+        let found = self.plain_text()?;
+        self.colon()?;
+        Ok(found)
+    }
+
     fn skip_name(&mut self) -> Sure<()> {
         self.expect(b'"')?;
         self.skip_text()?;
@@ -404,7 +451,7 @@ impl<'a> Scan<'a> {
     }
 
     #[inline(always)]
-    pub fn colon(&mut self) -> Sure<()> {
+    fn colon(&mut self) -> Sure<()> {
         self.blank();
         self.expect(b':')
     }
@@ -438,18 +485,46 @@ fn special(text: &[u8], mut at: usize) -> usize {
     at
 }
 
+/// Of a number with one digit before its point and at most five behind it, no exponent: its digits as one number, how many bytes
+/// it has, and how many digits are behind the point.
+#[inline(always)]
+fn short(text: &[u8], at: usize) -> Option<(u64, usize, i64)> {
+    let word = u64::from_le_bytes(text.get(at..at + 8)?.try_into().expect("eight bytes"));
+    let digits = word ^ ZEROS;
+    // The lowest byte that is no digit, and the one after a point, are surely found: carries go upwards.
+    let others = (digits.wrapping_add(0x7676_7676_7676_7676) | digits) & 0x8080_8080_8080_8080;
+    if others & 0xffff != 0x8000 || word >> 8 & 0xff != u64::from(b'.') {
+        return None;
+    }
+    let behind = others >> 16;
+    let decimals = behind.trailing_zeros() / 8;
+    if behind == 0 || decimals == 0 || (word >> (16 + 8 * decimals)) as u8 | 0x20 == b'e' {
+        return None;
+    }
+    let digits = digits & 0xff | digits >> 16 << 8;
+    Some((joined(digits << (56 - 8 * decimals)), decimals as usize + 2, i64::from(decimals)))
+}
+
+const ZEROS: u64 = 0x3030_3030_3030_3030;
+
 /// The number that the next eight bytes are, if all are digits.
 #[inline(always)]
 fn eight_digits(text: &[u8], at: usize) -> Option<u64> {
     let word = u64::from_le_bytes(text.get(at..at + 8)?.try_into().expect("eight bytes"));
-    let low = word.wrapping_sub(0x3030_3030_3030_3030);
+    let low = word.wrapping_sub(ZEROS);
     if (word.wrapping_add(0x4646_4646_4646_4646) | low) & 0x8080_8080_8080_8080 != 0 {
         return None;
     }
+    Some(joined(low))
+}
+
+/// Eight digits, the first in the lowest byte, as one number.
+#[inline(always)]
+fn joined(low: u64) -> u64 {
     let pairs = low.wrapping_mul(10).wrapping_add(low >> 8);
     let fours = (pairs & 0x0000_00FF_0000_00FF).wrapping_mul(100 + (1_000_000 << 32));
     let others = ((pairs >> 16) & 0x0000_00FF_0000_00FF).wrapping_mul(1 + (10_000 << 32));
-    Some(fours.wrapping_add(others) >> 32)
+    fours.wrapping_add(others) >> 32
 }
 
 /// Powers of ten that are exact.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use streamer_native::layout::{Action, Layout, Read, Step};
+use streamer_native::layout::{Action, Cell, Layout, Read, Step};
 use streamer_native::rows::{CAREFUL, TIMED, decode};
 use streamer_native::time::Unit;
 
@@ -175,4 +175,93 @@ fn a_layout_that_contradicts_itself_is_refused() {
     }
     assert!(Layout::new(1, &[], vec![(path(&["a"]), number(1))]).is_err());
     assert!(Layout::new(1, &[(1, 0.0)], vec![]).is_err());
+}
+
+#[test]
+fn a_name_that_is_written_with_escapes_is_refused() {
+    for name in ["a\"b", "a\\", "\n", "a\u{1}"] {
+        assert!(Layout::new(1, &[], vec![(path(&[name]), number(0))]).is_err(), "{name:?}");
+        assert!(Layout::new(1, &[], vec![(path(&["in", name]), number(0))]).is_err(), "{name:?}");
+    }
+}
+
+/// One column for each of `names`, which is null where the field is absent.
+fn columns(names: &[&str]) -> Layout<f64> {
+    let fields = names.iter().enumerate().map(|(at, name)| (path(&[name]), number(at)));
+    Layout::new(names.len(), &[], fields.collect()).unwrap()
+}
+
+#[test]
+fn names_of_any_length_in_any_order_and_between_blanks_are_told_apart() {
+    let long = "a name that is longer than sixteen bytes";
+    let names = ["", "a", "ab", "\u{e9}", ":", "thirteenbytes", "fourteen_bytes", "fifteenth_bytes", long, &long[..39]];
+    let layout = columns(&names);
+    let mut chance = Chance(7);
+    let values: Vec<String> = (0..2_000)
+        .map(|_| {
+            let mut order: Vec<usize> = (0..names.len()).collect();
+            (1..names.len()).rev().for_each(|at| order.swap(at, chance.below(at + 1)));
+            order.truncate(chance.below(names.len() + 1));
+            let blank = ["", "", " "][chance.below(3)];
+            let fields = order.iter().map(|at| format!("\"{}\"{blank}:{at}", names[*at]));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join([",", ", "][chance.below(2)]))
+        })
+        .collect();
+    let texts: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
+    let found = decode(&layout, Unit::Milliseconds, &texts);
+    assert_eq!(found.careful, 0);
+    for (row, value) in values.iter().enumerate() {
+        let known: Value = serde_json::from_str(value).unwrap();
+        for (at, name) in names.iter().enumerate() {
+            let there = known.get(name).map_or(-1.0, |each| each.as_f64().unwrap());
+            assert_eq!(found.x[row * names.len() + at], there, "{name:?} of {value}");
+        }
+    }
+}
+
+#[test]
+fn short_numbers_are_what_the_standard_library_reads() {
+    fn both(text: &str) -> (Option<f64>, Option<f32>) {
+        fn one<T: Cell>(text: &str) -> Option<T> {
+            // Once with many bytes behind it, once with few: it is read in two ways.
+            let values = [format!("{{\"v\":{text},\"after it\":null}}"), format!("{{\"v\":{text}}}")];
+            let texts = values.each_ref().map(|value| value.as_bytes());
+            let layout =
+                Layout::new(1, &[], vec![(path(&["v"]), Read::Field(vec![Action::Number { at: 0, null: None }]))]);
+            let found = decode::<T>(&layout.unwrap(), Unit::Milliseconds, &texts);
+            assert_eq!(found.marks[0], found.marks[1], "{text}");
+            (found.careful == 0).then(|| found.x[0])
+        }
+        (one(text), one(text))
+    }
+    for number in 0..100_000_u32 {
+        let (first, decimals) = (number / 10_000, number % 10_000);
+        let digits = [1, 2, 3, 4, 5][number as usize % 5];
+        let sign = ["", "-"][number as usize / 7 % 2];
+        let text = format!("{sign}{first}.{:.digits$}", format!("{decimals:04}{first}"));
+        let (double, single) = both(&text);
+        assert_eq!(double.map(f64::to_bits), Some(text.parse::<f64>().unwrap().to_bits()), "{text}");
+        assert_eq!(single.map(f32::to_bits), Some((text.parse::<f64>().unwrap() as f32).to_bits()), "{text}");
+    }
+    for good in ["1.5e3", "0.5E-2", "1.25e0", "0.00001", "9.99999", "1.123456", "0.1234567891"] {
+        assert_eq!(both(good).0, Some(good.parse().unwrap()), "{good}");
+    }
+    for bad in [
+        "1.",
+        "1.e5",
+        "1.5e",
+        "1.5.2",
+        ".5",
+        "00.5",
+        "1:5",
+        "1.5/",
+        "1.5:",
+        "-.5",
+        "--1.5",
+        "1.\u{b2}",
+        "1.5\u{2e}",
+        "1/5",
+    ] {
+        assert_eq!(both(bad), (None, None), "{bad}");
+    }
 }

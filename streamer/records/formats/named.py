@@ -31,6 +31,7 @@ from streamer.words import Reason, TimeUnit
 
 TIME = FieldPath(("ts",))
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_ODD = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')
 _TRUTHS = {"true": True, "false": False}
 _LOOKED_UP: dict[str, Any] = {"category": str | int | float | None, "flag": bool | int | float | None}
 """Kinds whose numbers stand in a table, and what their cells are read as"""
@@ -69,7 +70,7 @@ def as_placed(
     name: str, features: Sequence[Feature], exact: Exact, missing: int | float | None, fields: Fields
 ) -> tuple[list[Meaning], list[Place]]:
     """What each feature is made of, and where that is found. ConfigurationError: a feature that no record of format
-    ``name`` has, or a field of no feature."""
+    ``name`` has, a field of no feature, or a field whose name is not read."""
     known = {each for feature in features for each in (feature.name, feature.field)}
     for each in (*fields.places, *fields.missing):
         if each not in known:
@@ -79,7 +80,20 @@ def as_placed(
     features = as_read(features, fields.places, fields.missing)
     refuse_past(features, exact, name)
     complete = [each for each, rule in fields.missing.items() if rule == "reject"]
-    return meanings(features, exact, missing, complete), places_of(features, fields)
+    places = places_of(features, fields)
+    for place in (*places, *([] if fields.time is None else [fields.time])):
+        _refuse_odd(name, place)
+    return meanings(features, exact, missing, complete), places
+
+
+def _refuse_odd(name: str, place: Place) -> None:
+    """ConfigurationError: a field's name is written with escapes, in several ways: no parser here looks for it."""
+    for step in place.steps if isinstance(place, FieldPath) else ():
+        if isinstance(step, str) and _ODD.search(step):
+            raise ConfigurationError(
+                f"no field of a {name} record can be named {step!r}: quotes, backslashes, control characters and halves of "
+                "surrogates are not read. Say in input.fields where the feature is found"
+            )
 
 
 def places_of(features: Sequence[Feature], fields: Fields) -> list[Place]:
