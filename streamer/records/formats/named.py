@@ -92,7 +92,7 @@ def _refuse_odd(name: str, place: Place) -> None:
         if isinstance(step, str) and _ODD.search(step):
             raise ConfigurationError(
                 f"no field of a {name} record can be named {step!r}: quotes, backslashes, control characters and halves of "
-                "surrogates are not read. Say in input.fields where the feature is found"
+                "surrogates are not read. Rename it in the records, or name another field in input.fields or input.time"
             )
 
 
