@@ -6,12 +6,13 @@ Every row of the module runs alone and unpadded; the file runs ragged batches. S
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from streamer.core import F32, I32, I64
 from streamer.generate.search import decode
@@ -35,12 +36,17 @@ Results = list[tuple[str, Sequence[tuple[F32, F32]], str]]
 
 
 class EagerSteps:
-    """The decoder of the module, one row and its own memory at a time, in the place of the decoder's graph."""
+    """The decoder of the module, one row and its own memory at a time, in the place of the decoder's graph.
+
+    It computes in double precision, so that a difference is the file's own rounding and not that of two: sharp attention
+    enlarges both, and how much depends on the processor. A decoder that insists on single precision has it.
+    """
 
     def __init__(self, module: nn.Module, model: Model) -> None:
         graph = model.decoder
         assert graph is not None, "the model has no decoder"
-        self._decoder, self._graph = parts_of(module)[1], graph
+        self._single, self._graph = parts_of(module)[1], graph
+        self._double: nn.Module | None = deepcopy(self._single).double()
         shapes = {output.name: output.shape for output in model.contract.outputs}
         declared = graph.declared
         self._memory = [shapes[each.output] for each in declared.memory]
@@ -56,12 +62,20 @@ class EagerSteps:
                 for each, shape in zip(memory, self._memory, strict=True)
             ]
             before = [_shaped(each[row], shape) for each, shape in zip(states, self._states, strict=True)]
-            with torch.no_grad():
-                given = torch.tensor(symbols[row : row + 1]), tuple(before), tuple(looked_at), torch.tensor([length])
-                log_probabilities, after = self._decoder(*given)
-            rows.append(log_probabilities.numpy()[0])
-            nexts.append([_row(each, shape) for each, shape in zip(after, self._states, strict=True)])
+            log_probabilities, after = self._call(torch.tensor(symbols[row : row + 1]), before, looked_at, length)
+            rows.append(log_probabilities.float().numpy()[0])
+            nexts.append([_row(each.float(), shape) for each, shape in zip(after, self._states, strict=True)])
         return np.stack(rows), [np.stack(each) for each in zip(*nexts, strict=True)]
+
+    @torch.no_grad()
+    def _call(self, symbol: Tensor, states: Sequence[Tensor], memory: Sequence[Tensor], length: int) -> Any:
+        if self._double is not None:
+            try:
+                given = (tuple(each.double() for each in tensors) for tensors in (states, memory))
+                return self._double(symbol, *given, torch.tensor([length]))
+            except RuntimeError:  # "expected ... to have the same dtype": it makes tensors of float32 itself
+                self._double = None
+        return self._single(symbol, tuple(states), tuple(memory), torch.tensor([length]))
 
 
 def pair_results(model: Model, module: nn.Module, draw: Batches) -> Results:
@@ -84,7 +98,7 @@ def pair_results(model: Model, module: nn.Module, draw: Batches) -> Results:
     differ = np.array([float(differing)], np.float32)
     free = "sequences that the served search writes with the file, against those with the module: how many differ"
     return [
-        ("teacher_forced", forced, "log-probabilities with given symbols: file in padded batches, module row by row"),
+        ("teacher_forced", forced, "log-probabilities with given symbols: file in padded batches, module row by row, in double"),
         ("free_running", [(np.zeros(1, np.float32), differ), *scores], free),
     ]
 
