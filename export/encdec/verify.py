@@ -98,7 +98,11 @@ def pair_results(model: Model, module: nn.Module, draw: Batches) -> Results:
     differ = np.array([float(differing)], np.float32)
     free = "sequences that the served search writes with the file, against those with the module: how many differ"
     return [
-        ("teacher_forced", forced, "log-probabilities with given symbols: file in padded batches, module row by row, in double"),
+        (
+            "teacher_forced",
+            forced,
+            "log-probabilities with given symbols: file in padded batches, module row by row, in double",
+        ),
         ("free_running", [(np.zeros(1, np.float32), differ), *scores], free),
     ]
 

@@ -16,6 +16,7 @@ from aiokafka.consumer import fetcher as _fetcher
 
 from streamer.core import RecordBatch
 from streamer.kafka.batches import Raw, intact, read
+from streamer.kafka.received import Reader
 
 _FETCH = 1
 """API key"""
@@ -173,6 +174,8 @@ class Tap:
     async def send(self, *args: Any, **options: Any) -> Any:
         response = await self._client.send(*args, **options)
         if response.API_KEY == _FETCH:
+            for connection in self._client._conns.values():
+                Reader.become(connection._reader)  # now idle, and large answers come
             for topic, partitions in response.topics:
                 self._raw.update({TopicPartition(topic, part[0]): part[-1] for part in partitions if part[-1]})
         return response

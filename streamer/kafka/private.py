@@ -1,5 +1,6 @@
-"""Every name of the client that is touched beside its documented interface. A contract test fails by name when a new version
-of the client has one no more, or with other parameters: then ``internals`` has to be read again."""
+"""Every name of the client that is touched beside its documented interface, and of the reader that it takes from the standard
+library. A contract test fails by name when a new version has one no more, or with other parameters: then ``internals`` has to
+be read again, or ``received``."""
 
 from __future__ import annotations
 
@@ -58,7 +59,13 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.consumer.fetcher:PartitionRecords", "_consumer_record", "(self, tp, record)"),
     ("aiokafka.consumer.fetcher:PartitionRecords", "_contains_abort_marker", "(self, next_batch)"),
     ("aiokafka.client:AIOKafkaClient", "_conns", ""),
+    ("aiokafka.conn:AIOKafkaConnection", "_reader", ""),
     ("aiokafka.admin.client:AIOKafkaAdminClient", "_client", ""),
+    ("asyncio.streams:StreamReader", "_buffer", ""),
+    ("asyncio.streams:StreamReader", "_eof", ""),
+    ("asyncio.streams:StreamReader", "_exception", ""),
+    ("asyncio.streams:StreamReader", "_wait_for_data", "(self, func_name)"),
+    ("asyncio.streams:StreamReader", "_wakeup_waiter", "(self)"),
 )
 """Every private name of the client that is touched."""
 

@@ -91,7 +91,9 @@ class Page:
 
     def holds(self, parts: dict[str, str]) -> bool:
         """Whether each selector's text holds its part, all at one moment."""
-        script = "return arguments[0].every(([where, part]) => document.querySelector(where).textContent.includes(part))"
+        script = (
+            "return arguments[0].every(([where, part]) => document.querySelector(where).textContent.includes(part))"
+        )
         return bool(self._window.run(script, list(parts.items())))
 
     def until(self, part: str, seconds: float = 60) -> str:

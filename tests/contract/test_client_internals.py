@@ -19,7 +19,7 @@ from streamer.kafka.private import PRIVATE, USED
 
 STREAMER = Path(__file__).resolve().parents[2] / "streamer"
 INTERNALS = STREAMER / "kafka" / "internals.py"
-MAY = tuple(STREAMER / "kafka" / f"{name}.py" for name in ("internals", "fetched", "batches", "packed"))
+MAY = tuple(STREAMER / "kafka" / f"{name}.py" for name in ("internals", "fetched", "received", "batches", "packed"))
 """The modules that touch private names of the client."""
 
 
@@ -31,7 +31,8 @@ def _class(where: str) -> type:
 def _own_names(owner: type) -> set[str]:
     """Names that a class or its bases define: in the body, or as ``self.name`` in a method."""
     names: set[str] = set()
-    for each in (each for each in owner.__mro__ if each.__module__.startswith("aiokafka")):
+    package = owner.__module__.partition(".")[0]
+    for each in (each for each in owner.__mro__ if each.__module__.partition(".")[0] == package):
         names |= set(vars(each))
         tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
         names |= {

@@ -163,8 +163,8 @@ class Bench:
         if delivery != "naive" or verified["lost"] or verified["repeated"]:
             self.say(
                 f"{delivery} {value_format}: {span.events_per_second:,.0f} events/s over {span.seconds:.1f} s, "
-                f"{span.service_cpu_us_per_event:.2f} us CPU per event, lost {verified['lost']}, "
-                f"repeated {verified['repeated']}, largest error {verified['error']:.1e}"
+                f"{span.service_cpu_us_per_event:.2f} us CPU per event (broker {span.broker_cpu_us_per_event:.2f}), "
+                f"lost {verified['lost']}, repeated {verified['repeated']}, largest error {verified['error']:.1e}"
             )
         changelog = exported.get("streamer_checkpoint_bytes_total", 0.0)
         stages = {
