@@ -3,7 +3,7 @@
 //! As with JSON a row is sure, or it is marked and Python decides it.
 
 use crate::layout::{Action, Cell, set, template};
-use crate::rows::{Columns, act};
+use crate::rows::{Columns, act, with_foresight};
 use crate::scan::{Sure, Token, Unsure};
 use crate::time::Unit;
 
@@ -52,7 +52,7 @@ impl<T: Cell> Flat<T> {
 
     pub fn decode(&self, unit: Unit, values: &[&[u8]]) -> Columns<T> {
         let mut found = Columns::with_capacity(values.len(), self.template.len());
-        for value in values {
+        for value in with_foresight(values) {
             found.push(&self.template, |x| self.row(unit, value, x));
         }
         found

@@ -1,5 +1,8 @@
 //! The records of a fetch become columns. A row is sure, or it is marked and Python decides it.
 
+use std::hint::black_box;
+use std::mem::replace;
+
 use crate::layout::{Action, Cell, Layout, Leaf, Node, Object};
 use crate::scan::{Scan, Sure, Token, Unsure};
 use crate::time::Unit;
@@ -8,6 +11,12 @@ use crate::time::Unit;
 pub const CAREFUL: u8 = 1;
 /// The record itself says when it was.
 pub const TIMED: u8 = 2;
+
+/// Of values, how far ahead of the work their memory is looked for.
+const AHEAD: usize = 2;
+/// Bytes of a line of the processor's caches; lines of a value that are looked for.
+const LINE: usize = 64;
+const LINES: usize = 16;
 
 pub struct Columns<T> {
     /// [rows, columns]
@@ -46,21 +55,36 @@ impl<T: Copy> Columns<T> {
 
 pub fn decode<T: Cell>(layout: &Layout<T>, unit: Unit, values: &[&[u8]]) -> Columns<T> {
     let mut found = Columns::with_capacity(values.len(), layout.template.len());
-    let mut rows =
-        Rows { unit, seen: vec![0; layout.slots], next: vec![0; layout.slots], row: 0, there: 0, time: None };
-    for value in values {
+    let mut rows = Rows { unit, slots: vec![Slot { seen: 0, next: 0 }; layout.slots], row: 0, there: 0, time: None };
+    for value in with_foresight(values) {
         found.push(&layout.template, |x| rows.row(layout, value, x));
     }
     found
 }
 
+/// Each of `values`. The memory of a later one comes nearer while this one is worked on: each is an object of its own, somewhere.
+pub fn with_foresight<'a>(values: &'a [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> {
+    values.iter().enumerate().map(|(at, value)| {
+        if let Some(later) = values.get(at + AHEAD) {
+            black_box(later.chunks(LINE).take(LINES).fold(0, |all, line| all ^ line[0]));
+        }
+        *value
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    /// The last row that had it: a second time is a repetition.
+    seen: u32,
+    /// The field that came next in the record before; most records have their fields in one order.
+    next: u32,
+}
+
 /// What is remembered from field to field, and from record to record.
 struct Rows {
     unit: Unit,
-    /// Slot of a field -> the last row that had it: a second time is a repetition.
-    seen: Vec<u32>,
-    /// Slot -> the field that came next in the record before; most records have their fields in one order.
-    next: Vec<u32>,
+    /// Of each field, and of the place before an object's first
+    slots: Vec<Slot>,
     row: u32,
     /// Required leaves of this row.
     there: usize,
@@ -86,13 +110,13 @@ impl Rows {
         }
         let mut before = object.first_slot;
         loop {
-            let guess = self.next[before] as usize;
+            let guess = self.slots[before].next as usize;
             let field = if object.keys.get(guess).is_some_and(|key| scan.is_key(key)) {
                 Some(guess)
             } else {
                 let found = object.index.get(scan.name()?).copied();
                 if let Some(field) = found {
-                    self.next[before] = field as u32;
+                    self.slots[before].next = field as u32;
                 }
                 found
             };
@@ -100,11 +124,13 @@ impl Rows {
             match field {
                 Some(field) => {
                     before = object.first_slot + 1 + field;
-                    if self.seen[before] == self.row {
+                    if replace(&mut self.slots[before].seen, self.row) == self.row {
                         return Err(Unsure);
                     }
-                    self.seen[before] = self.row;
-                    self.node(&object.nodes[field], scan, x)?;
+                    match &object.nodes[field] {
+                        Node::Leaf(leaf) => self.leaf(leaf, scan, x)?,
+                        node => self.node(node, scan, x)?,
+                    }
                 }
                 None => scan.skip()?,
             }
