@@ -14,7 +14,7 @@ class Reader(asyncio.StreamReader):
     """A connection's reader. An answer of 8 MB costs half of what it costs the standard library's: that grows one buffer
     piece by piece, copies it whole, and stops and starts the socket and wakes its reader for every piece."""
 
-    _pieces: list[bytes]
+    _pieces: list[bytes] = []  # noqa: RUF012 - empty while no answer is waited for, and then replaced
     _left = 0
     """Bytes that an answer still waits for; what comes behind them is the base's"""
 
@@ -31,6 +31,10 @@ class Reader(asyncio.StreamReader):
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = cls
 
+    def at_eof(self) -> bool:
+        """Not yet, while what came is still to be read."""
+        return not self._pieces and super().at_eof()
+
     def feed_data(self, data: Any) -> None:
         """``data``: bytes."""
         if self._left:
@@ -42,7 +46,8 @@ class Reader(asyncio.StreamReader):
         super().feed_data(data)
 
     async def readexactly(self, n: int) -> bytes:
-        if n < LARGE_BYTES or n <= len(self._buffer) or self._eof or self._exception is not None:
+        small = n < LARGE_BYTES or n <= len(self._buffer)
+        if small or self._left or self._eof or self._exception is not None:  # the base has the errors too
             return await super().readexactly(n)
         self._pieces, self._left = [bytes(self._buffer)], n - len(self._buffer)
         self._buffer.clear()

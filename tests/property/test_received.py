@@ -129,6 +129,31 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_there_for_the_next() 
     assert await reader.readexactly(3 * LARGE) == b"a" * LARGE + b"b" * 2 * LARGE
 
 
+async def test_what_came_at_the_end_is_read_before_the_end() -> None:
+    """The client takes a connection at its end for closed, and drops what was asked of it."""
+    reader = asyncio.StreamReader(limit=LARGE)
+    Reader.become(reader)
+    task = asyncio.create_task(reader.readexactly(LARGE))
+    await asyncio.sleep(0)
+    reader.feed_data(b"a" * LARGE)
+    reader.feed_eof()
+    assert not reader.at_eof()
+    assert await task == b"a" * LARGE
+    assert reader.at_eof()
+
+
+async def test_two_cannot_read_at_once_and_the_first_goes_on() -> None:
+    reader = asyncio.StreamReader(limit=LARGE)
+    Reader.become(reader)
+    task = asyncio.create_task(reader.readexactly(2 * LARGE))
+    await asyncio.sleep(0)
+    reader.feed_data(b"a" * LARGE)
+    with pytest.raises(RuntimeError, match="another coroutine"):
+        await reader.readexactly(3 * LARGE)
+    reader.feed_data(b"a" * LARGE)
+    assert await task == b"a" * 2 * LARGE
+
+
 def test_only_the_standard_librarys_own_becomes_ours() -> None:
     async def readers() -> list[asyncio.StreamReader | None]:
         class Other(asyncio.StreamReader):
