@@ -126,10 +126,8 @@ def as_word(cell: Cell) -> str:
 def meanings(
     features: Sequence[Feature], exact: Exact, missing: Number | None, complete: Container[str] = ()
 ) -> list[Meaning]:
-    """``complete``: features, or fields, for which nothing may stand."""
-    return [
-        Meaning(each, exact, missing, complete=each.name in complete or each.field in complete) for each in features
-    ]
+    """``complete``: names of features for which nothing may stand."""
+    return [Meaning(each, exact, missing, complete=each.name in complete) for each in features]
 
 
 def as_read(
@@ -146,13 +144,18 @@ def as_read(
             feature = msgspec.structs.replace(feature, kind="number")
         elif feature.name in mapped and feature.kind in _CELLS:
             feature = msgspec.structs.replace(feature, lag=0, source=None)
-        rule = rules.get(declared.name, rules.get(declared.field))
+        rule = rule_of(declared, rules)
         if rule is not None and feature.kind in _CELLS:
             feature = msgspec.structs.replace(feature, missing=None if rule == "reject" else rule)
             if (problem := feature.problem()) is not None:
                 raise ConfigurationError(f"input.fields.{feature.name}: missing = {rule!r}: the feature {problem}")
         found.append(feature)
     return tuple(found)
+
+
+def rule_of(feature: Feature, rules: Mapping[str, MissingRule]) -> MissingRule | None:
+    """What the settings say of a missing one: of the feature itself, else of its field. ``feature``: as declared."""
+    return rules.get(feature.name, rules.get(feature.field))
 
 
 def as_listed(features: Sequence[Feature], exact: Exact) -> tuple[Feature, ...]:

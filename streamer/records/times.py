@@ -160,7 +160,11 @@ class TimeRule:
             return np.asarray(numbers, np.int64)
         if scale > 1_000:
             return np.asarray(numbers // (scale // 1_000), np.int64)
-        return None if (np.abs(numbers) > MAX_TIME_MS).any() else np.asarray(numbers * (1_000 // scale), np.int64)
+        return (
+            None
+            if (np.abs(numbers.astype(np.float64)) > MAX_TIME_MS).any()
+            else np.asarray(numbers * (1_000 // scale), np.int64)
+        )
 
     def _milliseconds(self, given: object) -> int | None:
         """``given`` in the unit that is set or its own, None if it is not a time in it."""

@@ -49,7 +49,9 @@ def mapping(settings: Settings, models: Models) -> list[Mapped]:
     if section.format not in FIELDED:
         return []
     contract = models[0][1].contract
-    features = as_found(section.format, contract.feature_tables, Exact(contract.input.dtype), fields)
+    features = as_found(
+        section.format, contract.feature_tables, Exact(contract.input.dtype), fields, several=contract.many_steps
+    )
     places = zip(features, places_of(features, fields), strict=True)
     return [_mapped(settings, feature, told(place)) for feature, place in places]
 

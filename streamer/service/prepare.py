@@ -113,7 +113,10 @@ def pasts(settings: Settings, models: Models) -> dict[str, Past]:
     section, found = settings.input, {}
     for name, model, _ in models:
         declared = model.contract.input.dtype
-        features = as_found(section.format, model.contract.feature_tables, Exact(declared), fields_of(settings))
+        features = as_found(
+            section.format, model.contract.feature_tables, Exact(declared), fields_of(settings),
+            several=model.contract.many_steps,
+        )  # fmt: skip
         if (past := Past.of(features, declared)) is not None:
             found[name] = past
     return found

@@ -107,7 +107,7 @@ def test_what_training_saw_is_what_the_graph_gets(tmp_path: Path) -> None:
         None,
         {name: rule for name, (_, rule) in found.items() if rule is not None},
     )
-    past = Past.of(as_found("json-named", tables, Exact("float32"), fields), "float32")
+    past = Past.of(as_found("json-named", tables, Exact("float32"), fields, several=False), "float32")
     assert past is not None
     assert past.name.startswith("past(float32: newest_ms, ")
     keys: list[bytes | None] = [row["pump"].encode() for row in rows]

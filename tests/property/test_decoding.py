@@ -50,6 +50,7 @@ sys.modules["users_own_cut"] = module
 token = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
     st.floats(width=32, allow_nan=False, allow_infinity=False).map(repr),
+    st.floats(allow_nan=False, allow_infinity=False).map("{:f}".format),
     st.integers(-5, 5).map(str),
     st.integers(-(2**65), 2**65).map(str),
     st.sampled_from([2**24, 2**31, 2**53, 2**63, 2**64]).flatmap(lambda b: st.integers(b - 2, b + 2)).map(str),

@@ -53,6 +53,7 @@ borders = single.map(np.float32).map(lambda each: between(each, np.nextafter(eac
 digits = st.text("0123456789", min_size=1, max_size=25)
 number = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.floats(allow_nan=False, allow_infinity=False).map("{:f}".format),  # from 2^116 on multiples of 2^64
     single.map(repr),
     single.map(lambda each: str(np.float32(each))),
     borders,

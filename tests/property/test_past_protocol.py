@@ -40,7 +40,7 @@ Log = list[tuple[str, Event | Op, int]]
 
 def past_of(model: Any, value_format: str = "json-named") -> Past:
     contract = model.contract
-    found = as_found(value_format, contract.feature_tables, Exact(contract.input.dtype), Fields())
+    found = as_found(value_format, contract.feature_tables, Exact(contract.input.dtype), Fields(), several=False)
     past = Past.of(found, contract.input.dtype)
     assert past is not None
     return past

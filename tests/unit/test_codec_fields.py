@@ -110,6 +110,22 @@ def test_the_setting_stands_where_the_contract_has_no_rule() -> None:
     assert [reject.reason for reject in batch.rejects] == ["missing_feature"], "a number is no word"
 
 
+def test_a_features_own_rule_comes_before_that_of_its_field() -> None:
+    features = ({"name": "cpu"}, {"name": "filled", "source": "cpu"}, {"name": "old", "source": "cpu", "lag": 1})
+    event = records([b'{"b":1}'])
+
+    def decoded(*names: int, **rules: Any) -> Any:
+        chosen = [features[each] for each in names]
+        batch = Codec(contract("b", *chosen), "json-named", fields=Fields({}, None, rules)).decode(event)
+        return batch.x.tolist() or batch.rejects[0].detail
+
+    assert decoded(1, cpu="reject", filled=0.5) == [[1, 0.5]]
+    assert decoded(1, cpu="reject") == "feature 'filled' is null or missing"
+    assert decoded(2, cpu="reject", old=3.0) == [[1, 3]]
+    assert decoded(0, 1, cpu="reject", filled=0.5) == "feature 'cpu' is null or missing"
+    assert decoded(0, 1, cpu=0.25, filled="reject") == "feature 'filled' is null or missing"
+
+
 def test_what_stands_for_a_missing_one_must_fit() -> None:
     with pytest.raises(ConfigurationError, match=r"feature 'n' has missing = 2.5, which is no int64"):
         Codec(contract(GAP, dtype="int64"), "json-named")

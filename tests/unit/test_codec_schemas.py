@@ -36,6 +36,9 @@ ABSENT = str(UUID(bytes=b"\1" * 16))
 ROOT = Path(__file__).resolve().parents[2]
 
 
+DECODERS = ["python", "auto"]
+
+
 def avro(schema: Any, datum: Any) -> bytes:
     out = io.BytesIO()
     fastavro.schemaless_writer(out, fastavro.parse_schema(json.loads(json.dumps(schema))), datum)
@@ -192,6 +195,42 @@ def test_a_readers_schema_says_what_old_values_are() -> None:
     assert reason == "undecodable"
     assert "schema id 2 does not fit" in detail
     assert "'s'" in detail
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (["null", "double"], "double"),
+        (["double", "null"], "double"),
+        (["null", "string", "double"], "double"),
+        (["null", "double"], ["double"]),
+        (["null", "float"], "double"),
+        (["null", "long"], ["string", "double"]),
+    ],
+)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_may_be_null_is_read_where_it_is_not(written: Any, read: Any, decoder: str) -> None:
+    schema = record(a=written)
+    codec = registered(schema, reader=record(a=read), decoder=decoder)
+    assert one(codec, b"\0\0\0\0\1" + avro(schema, {"a": 2.0 if "long" not in written else 2}))[0] == [2.0]
+    reason, detail = one(codec, b"\0\0\0\0\1" + avro(schema, {"a": None}))
+    assert reason == "undecodable"
+    assert "a was written as null, which the reader's schema does not take" in detail
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+def test_a_record_that_was_renamed_is_found_by_its_alias(nullable: bool) -> None:
+    def nested(name: str, *aliases: str) -> dict[str, Any]:
+        kind = {"type": "record", "name": name, "fields": [{"name": "x", "type": "double"}], "aliases": list(aliases)}
+        return record(r=["null", kind] if nullable else kind)
+
+    value = b"\0\0\0\0\1" + avro(nested("Old"), {"r": {"x": 2.0}})
+    fields = Fields({"a": parse_place("r.x")})
+    for alias in ("Old", "of.another.space.Old"):
+        assert one(registered(nested("Old"), reader=nested("New", alias), fields=fields), value)[0] == [2.0]
+    if nullable:
+        reason, detail = one(registered(nested("Old"), reader=nested("New", "Older"), fields=fields), value)
+        assert (reason, "r was written as record Old" in detail) == ("undecodable", True)
 
 
 def test_each_value_is_read_by_the_schema_that_wrote_it() -> None:

@@ -39,6 +39,18 @@ def test_units(unit: str, ts: Any, time_ms: int) -> None:
     assert decode(ts, time_unit=unit) == time_ms
 
 
+@pytest.mark.parametrize("ts", [-(2**63), 2**63 - 1, -(2**63) + 1])
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_time_at_the_end_of_64_bits_is_the_same_alone_and_in_company(unit: str, ts: int) -> None:
+    good, value = b'{"x":[1,2]}', msgspec.json.encode({"x": [1, 2], "ts": ts})
+    alone, together = (
+        Codec(contract(), "json", time_unit=unit, min_time_ms=-(2**62)).decode(records(each))
+        for each in ([value], [good] * 200 + [value])
+    )
+    assert [each.reason for each in alone.rejects] == [each.reason for each in together.rejects]
+    assert unit in ("us", "ns") or alone.rejects
+
+
 @pytest.mark.parametrize(
     ("unit", "ts", "looks_like"),
     [

@@ -22,9 +22,11 @@ from streamer.core import EventBatch, Op, RecordBatch, StepAnswers
 from streamer.errors import ConfigurationError
 from streamer.library import Runner
 from streamer.modelfile.contract import Contract
+from streamer.modelfile.past import Past
 from streamer.records.decode import Codec
 from streamer.records.encode import Encoder
-from streamer.records.formats import Fields
+from streamer.records.exact import Exact
+from streamer.records.formats import Fields, as_found
 from streamer.records.keys import Keys
 from streamer.records.spelling import Spelling
 from streamer.service.prepare import codec_of, fingerprint
@@ -490,3 +492,53 @@ def test_a_text_that_is_too_long_is_not_spelled_to_its_end(vocabulary: list[str]
     assert len(spelling.places(text + between + "?", 5)) == 6, "what has no place lies behind"
     with pytest.raises(KeyError):
         spelling.places(text + between + "?", 11)
+
+
+def test_numbers_of_several_steps_are_what_the_graph_gets_in_every_format() -> None:
+    """Also where the contract could make them of the stream's past: they are there."""
+    declared = Contract.from_fields(
+        {
+            "name": "m", "mode": "step", "lengths": "l",
+            "input": {
+                "name": "x", "shape": ["batch", "time", 3], "steps": "many",
+                "features": ["a", {"name": "a1", "source": "a", "lag": 1}, {"name": "gap", "kind": "since_last"}],
+            },
+            "outputs": [{"name": "y", "shape": ["batch", "time", 1]}],
+        }
+    )  # fmt: skip
+    x = [[1, 10, 5], [2, 20, 6]]
+    exact = Exact(declared.input.dtype)
+    for value_format, encode in (("json", msgspec.json.encode), ("msgpack", msgspec.msgpack.encode)):
+        batch = Codec(declared, value_format).decode(records([encode({"x": x})]))
+        assert batch.x.tolist() == x
+        found = as_found(value_format, declared.feature_tables, exact, Fields(), several=True)
+        assert Past.of(found, "float32") is None
+
+
+def test_a_null_in_a_step_of_integers_has_the_rule_of_the_setting_or_is_rejected() -> None:
+    features = [{"name": "a", "missing": "last"}, "b"]
+    for steps, value, found in (("one", b'{"x":[null,1]}', [[0, 1]]), ("many", b'{"x":[[null,1]]}', [[0, 1]])):
+        fields = {"name": "x", "shape": ["batch", "time", 2], "features": features, "dtype": "int64", "steps": steps}
+        outputs = [{"name": "y", "shape": ["batch", "time", 1]}]
+        declared = Contract.from_fields(
+            {"name": "m", "mode": "step", "lengths": "l", "input": fields, "outputs": outputs}
+        )
+        assert Codec(declared, "json", missing=0).decode(records([value])).x.tolist() == found
+        assert [each.reason for each in Codec(declared, "json").decode(records([value])).rejects] == ["missing_feature"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ({"nonsense": 5.0}, "input.fields.nonsense: the contract has no such feature"),
+        ({"text": 5.0}, "nothing stands for a missing text"),
+        ({"text": "last"}, "nothing stands for a missing text"),
+    ],
+)
+def test_nothing_stands_for_a_missing_text(rules: dict[str, Any], told: str) -> None:
+    known = text_contract(["a", "b"])
+    name = known.feature_tables[0].name
+    given = {name if each == "text" else each: rule for each, rule in rules.items()}
+    with pytest.raises(ConfigurationError, match=told):
+        Codec(known, "json-named", fields=Fields({}, None, given))
+    Codec(known, "json-named", fields=Fields({}, None, {name: "reject"}))

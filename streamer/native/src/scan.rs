@@ -9,6 +9,9 @@ pub struct Unsure;
 
 pub type Sure<T> = Result<T, Unsure>;
 
+/// A number of so many digits is surely in 64 bits; one of more may come round to 0, and is no number that begins with zeros.
+const EXACT_DIGITS: u32 = 19;
+
 /// Levels of what is passed over: the bits of a `u64`, so nothing recurses.
 const MAX_DEPTH: u32 = 64;
 
@@ -298,7 +301,7 @@ impl<'a> Scan<'a> {
     #[inline(always)]
     fn digits(&mut self, number: &mut u64, significant: &mut u32) {
         while let Some(eight) = eight_digits(self.text, self.at) {
-            if *number == 0 {
+            if *number == 0 && *significant <= EXACT_DIGITS {
                 *significant = 0;
             }
             *number = number.wrapping_mul(100_000_000).wrapping_add(eight);
@@ -310,7 +313,7 @@ impl<'a> Scan<'a> {
             if digit > 9 {
                 return;
             }
-            if *number == 0 {
+            if *number == 0 && *significant <= EXACT_DIGITS {
                 *significant = 0;
             }
             *number = number.wrapping_mul(10).wrapping_add(u64::from(digit));
@@ -363,7 +366,7 @@ impl<'a> Scan<'a> {
             exponent += self.exponent()?;
         }
         let text = &self.text[start..self.at];
-        Ok(Number { text, negative, integer: false, whole: significant <= 19, size: number, exponent })
+        Ok(Number { text, negative, integer: false, whole: significant <= EXACT_DIGITS, size: number, exponent })
     }
 
     /// After the e. At most four digits.

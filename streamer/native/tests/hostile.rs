@@ -243,6 +243,25 @@ fn short_numbers_are_what_the_standard_library_reads() {
         assert_eq!(double.map(f64::to_bits), Some(text.parse::<f64>().unwrap().to_bits()), "{text}");
         assert_eq!(single.map(f32::to_bits), Some((text.parse::<f64>().unwrap() as f32).to_bits()), "{text}");
     }
+    // Multiples of 2^64, which 64 bits take for 0, and numbers that begin with zeros.
+    for times in (1..2_000_u128).chain([1 << 63, u128::MAX >> 64]) {
+        let digits = times << 64;
+        for text in [
+            format!("{digits}.0"),
+            format!("{digits}.000000"),
+            format!("-{digits}.5"),
+            format!("{digits}e0"),
+            format!("{digits}7.25"),
+        ] {
+            let double: f64 = text.parse().unwrap();
+            let single = Some(double as f32).filter(|found| found.is_finite());
+            assert_eq!(both(&text), (Some(double), single), "{text}");
+        }
+    }
+    for zeros in 1..60 {
+        let text = format!("0.{}18446744073709551616", "0".repeat(zeros));
+        assert_eq!(both(&text).0, Some(text.parse().unwrap()), "{text}");
+    }
     for good in ["1.5e3", "0.5E-2", "1.25e0", "0.00001", "9.99999", "1.123456", "0.1234567891"] {
         assert_eq!(both(good).0, Some(good.parse().unwrap()), "{good}");
     }

@@ -115,8 +115,11 @@ def _by_schema(
     return Registered(SCHEMAS[name], source, wanted, places, fields.time or TIME, exact, unit, native)
 
 
-def as_found(name: str, features: Sequence[Feature], exact: Exact, fields: Fields) -> tuple[Feature, ...]:
-    """What the format ``name`` leaves of ``features`` for the stream's past to make (``streamer.modelfile.past``)."""
-    if name in FIELDED:
-        return as_read(features, fields.places, fields.missing)
-    return as_listed(features, exact) if name == "json" else ()
+def as_found(
+    name: str, features: Sequence[Feature], exact: Exact, fields: Fields, *, several: bool
+) -> tuple[Feature, ...]:
+    """What the format ``name`` leaves of ``features`` for the stream's past to make (``streamer.modelfile.past``).
+    ``several``: a record holds several steps, whose numbers are found by their place, also in ``msgpack``."""
+    if name == "json" or (several and name == "msgpack"):
+        return as_listed(features, exact)
+    return as_read(features, fields.places, fields.missing) if name in FIELDED else ()

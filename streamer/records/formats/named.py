@@ -24,7 +24,7 @@ from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, 
 from streamer.records.formats.native import Layout, Native, Rows
 from streamer.records.formats.typed import Packed, Reader, TypedRows, fields_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
-from streamer.records.meaning import Cell, Meaning, MissingRule, as_read, meanings, refuse_past
+from streamer.records.meaning import Cell, Meaning, MissingRule, as_read, meanings, refuse_past, rule_of
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, Place
 from streamer.words import Reason, TimeUnit
@@ -77,9 +77,9 @@ def as_placed(
             raise ConfigurationError(
                 f"input.fields.{each}: the contract has no such feature, it has {', '.join(f.name for f in features)}"
             )
+    complete = {each.name for each in features if rule_of(each, fields.missing) == "reject"}
     features = as_read(features, fields.places, fields.missing)
     refuse_past(features, exact, name)
-    complete = [each for each, rule in fields.missing.items() if rule == "reject"]
     places = places_of(features, fields)
     for place in (*places, *([] if fields.time is None else [fields.time])):
         _refuse_odd(name, place)

@@ -24,7 +24,7 @@ from streamer.records.formats.text import TextRecords
 from streamer.records.formats.typed import Packed, TypedRows, number_type, time_type
 from streamer.records.formats.user import User
 from streamer.records.formats.wire import Json, Msgpack, Wire
-from streamer.records.meaning import Meaning, meanings
+from streamer.records.meaning import Meaning, as_listed, meanings
 from streamer.records.unusable import Unusable, unforeseen
 from streamer.words import Reason, TimeUnit
 
@@ -49,7 +49,7 @@ def several(
             "[input.fields] and input.time"
         )
     if name in _WIRES:
-        return Steps(_WIRES[name](), meanings(features, exact, missing), exact, unit, most)
+        return Steps(_WIRES[name](), meanings(as_listed(features, exact), exact, missing), exact, unit, most)
     if name == "json-named":
         raise ConfigurationError(
             'input.format = "json-named": a record of the model\'s input holds several steps, which are a list of lists of '

@@ -34,10 +34,16 @@ class TextRecords:
                 'input.format = "json" has no fields with names: leave out [input.fields] and input.time, or set '
                 'input.format to "json-named"'
             )
-        for each in fields.places:
+        for each in (*fields.places, *fields.missing):
             if each not in (feature.name, feature.field):
                 raise ConfigurationError(
                     f"input.fields.{each}: the contract has no such feature, it has {feature.name}"
+                )
+        for each, rule in fields.missing.items():
+            if rule != "reject":
+                raise ConfigurationError(
+                    f"input.fields.{each}: missing = {rule!r}: nothing stands for a missing text; leave the rule out, and "
+                    "such a record is rejected"
                 )
         default = FieldPath(("x" if name == "json" else feature.field,))
         self._place: Place = fields.places.get(feature.name, fields.places.get(feature.field, default))

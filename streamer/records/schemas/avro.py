@@ -118,9 +118,10 @@ class _Compiler:
             try:
                 reads.append(self.value(branch, reader, node, where))
             except BadSchema as why:
-                misfits.append(why)
+                if branch.kind != "null":
+                    misfits.append(why)
                 reads.append(steps.refusing(str(why)))
-        if misfits and len(misfits) >= len([each for each in writer.inner if each.kind != "null"]):
+        if misfits and len(misfits) == len([each for each in writer.inner if each.kind != "null"]):
             raise misfits[0]
         return steps.branches(reads, where)
 
@@ -282,7 +283,8 @@ def _chosen(writer: Type, reader: Type | None, where: str) -> Type | None:
         return None
     among = reader.inner if reader.kind == "union" else [reader]
     for each in among:
-        if each.kind == writer.kind and (len(among) == 1 or _short(each) in (_short(writer), "")):
+        names = map(_short, (each.name, *each.aliases))
+        if each.kind == writer.kind and (len(among) == 1 or not each.name or _short(writer.name) in names):
             return each
     for each in among:
         if (writer.kind, each.kind) in _PROMOTED:
@@ -306,8 +308,8 @@ def _plain_number(writer: Type, reader: Type | None, node: Node) -> tuple[str, i
     return (writer.kind, branch) if writer.kind in SIZES and fits else None
 
 
-def _short(kind: Type) -> str:
-    return kind.name.rpartition(".")[2]
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _dotted(where: str, step: str | int) -> str:
