@@ -549,6 +549,12 @@ def test_protobuf_nested_deeper_than_its_library_reads_is_a_dead_letter(event: A
     assert one(protobuf("cpu", cpu="readings.cpu"), b"\0\0\0\0\1\2\2" + value)[0] == "undecodable"
 
 
+@pytest.mark.parametrize("name", ["api", "type", "source_context", "field_mask", "any"])
+def test_what_google_ships_with_the_library_may_be_imported(name: str) -> None:
+    text = f'syntax = "proto3"; import "google/protobuf/{name}.proto"; message M {{ double a = 1; }}'
+    assert one(registered(text, kind="PROTOBUF"), b"\0\0\0\0\1\0" + b"\x09" + struct.pack("<d", 1.5))[0] == [1.5]
+
+
 def test_message_indexes_are_as_confluent_writes_them() -> None:
     assert message_indexes(b"\0x", 0) == ((0,), 1)
     assert message_indexes(b"\2\0x", 0) == ((0,), 2)

@@ -25,7 +25,9 @@ from streamer.records.times import Moment
 from streamer.records.unusable import Unusable, plain
 from streamer.words import Reason, TimeUnit
 
-_WELL_KNOWN = ("timestamp", "wrappers", "duration", "struct", "any", "empty", "field_mask", "descriptor")
+_WELL_KNOWN = (
+    "timestamp", "wrappers", "duration", "struct", "any", "empty", "field_mask", "descriptor", "source_context", "type", "api",
+)  # fmt: skip
 _TIMESTAMP = "google.protobuf.Timestamp"
 _WRAPPERS = frozenset(
     f"google.protobuf.{name}Value" for name in
@@ -110,6 +112,8 @@ class Messages:
             return
         file = _library("descriptor_pb2").FileDescriptorProto()
         _library(f"{short}_pb2").DESCRIPTOR.CopyToProto(file)
+        for needed in file.dependency:
+            self._well_known(needed, added)
         self._pool.Add(file)
         added.add(name)
 
