@@ -162,8 +162,18 @@ class _Batch(_accumulator.MessageBatch):
         noticed(self._drain_waiter)
 
 
+class _Pending(set[Any]):
+    """Batches under way. The client takes one that it tried again out of it once for each try."""
+
+    remove = set.discard
+
+
 class _Accumulator(_accumulator.MessageAccumulator):
     """Its batches are ours."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pending_batches = _Pending()
 
     def _append_batch(self, builder: Any, tp: TopicPartition) -> Any:
         batch = super()._append_batch(builder, tp)

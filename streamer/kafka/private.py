@@ -14,6 +14,7 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.producer.message_accumulator:MessageAccumulator", "_batch_size", ""),
     ("aiokafka.producer.message_accumulator:MessageAccumulator", "_compression_type", ""),
     ("aiokafka.producer.message_accumulator:MessageAccumulator", "_batch_ttl", ""),
+    ("aiokafka.producer.message_accumulator:MessageAccumulator", "_pending_batches", ""),
     ("aiokafka.producer.message_accumulator:MessageBatch", "_drain_waiter", ""),
     ("aiokafka.producer.message_accumulator:BatchBuilder", "_builder", ""),
     ("aiokafka.producer.message_accumulator:BatchBuilder", "_relative_offset", ""),
