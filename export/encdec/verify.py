@@ -5,14 +5,14 @@ Every row of the module runs alone and unpadded; the file runs ragged batches. S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from streamer.core import F32, I32, I64
 from streamer.generate.search import decode
@@ -31,22 +31,33 @@ class Batches(Protocol):
     def batch(self) -> tuple[F32, I32]: ...
 
 
-Results = list[tuple[str, Sequence[tuple[F32, F32]], str]]
-"""Name of a check, pairs of what was expected and what came, and what was compared"""
+Pairs = Sequence[tuple[F32, F32]]
+
+
+@dataclass
+class Compared:
+    """Pairs of what was expected and what came, and what was compared."""
+
+    name: str
+    pairs: Pairs
+    detail: str
+
+
+@dataclass
+class PairResults:
+    """The comparisons, and by how much the module itself differs where its inputs are off by one rounding."""
+
+    compared: list[Compared]
+    rounding: Pairs
 
 
 class EagerSteps:
-    """The decoder of the module, one row and its own memory at a time, in the place of the decoder's graph.
-
-    It computes in double precision, so that a difference is the file's own rounding and not that of two: sharp attention
-    enlarges both, and how much depends on the processor. A decoder that insists on single precision has it.
-    """
+    """The decoder of the module, one row and its own memory at a time, in the place of the decoder's graph."""
 
     def __init__(self, module: nn.Module, model: Model) -> None:
         graph = model.decoder
         assert graph is not None, "the model has no decoder"
-        self._single, self._graph = parts_of(module)[1], graph
-        self._double: nn.Module | None = deepcopy(self._single).double()
+        self._decoder, self._graph = parts_of(module)[1], graph
         shapes = {output.name: output.shape for output in model.contract.outputs}
         declared = graph.declared
         self._memory = [shapes[each.output] for each in declared.memory]
@@ -62,71 +73,75 @@ class EagerSteps:
                 for each, shape in zip(memory, self._memory, strict=True)
             ]
             before = [_shaped(each[row], shape) for each, shape in zip(states, self._states, strict=True)]
-            log_probabilities, after = self._call(torch.tensor(symbols[row : row + 1]), before, looked_at, length)
-            rows.append(log_probabilities.float().numpy()[0])
-            nexts.append([_row(each.float(), shape) for each, shape in zip(after, self._states, strict=True)])
+            with torch.no_grad():
+                given = torch.tensor(symbols[row : row + 1]), tuple(before), tuple(looked_at), torch.tensor([length])
+                log_probabilities, after = self._decoder(*given)
+            rows.append(log_probabilities.numpy()[0])
+            nexts.append([_row(each, shape) for each, shape in zip(after, self._states, strict=True)])
         return np.stack(rows), [np.stack(each) for each in zip(*nexts, strict=True)]
 
-    @torch.no_grad()
-    def _call(self, symbol: Tensor, states: Sequence[Tensor], memory: Sequence[Tensor], length: int) -> Any:
-        if self._double is not None:
-            try:
-                given = (tuple(each.double() for each in tensors) for tensors in (states, memory))
-                return self._double(symbol, *given, torch.tensor([length]))
-            except RuntimeError:  # "expected ... to have the same dtype": it makes tensors of float32 itself
-                self._double = None
-        return self._single(symbol, tuple(states), tuple(memory), torch.tensor([length]))
 
-
-def pair_results(model: Model, module: nn.Module, draw: Batches) -> Results:
+def pair_results(model: Model, module: nn.Module, draw: Batches) -> PairResults:
     """What is compared beside the encoder's own outputs: forced decoding, and the sequences that are written."""
     graph = model.decoder
     assert graph is not None, "the model has no decoder"
     eager = EagerSteps(module, model)
     forced: list[tuple[F32, F32]] = []
+    rounding: list[tuple[F32, F32]] = []
     scores: list[tuple[F32, F32]] = []
     differing = 0
     for trial in range(_TRIALS):
         x, lengths = draw.batch()
         windows = [x[row, :length] for row, length in enumerate(lengths.tolist())]
         expected = _encoded_alone(module, model, windows)
-        forced += _forced(model, eager, windows, expected, trial)
+        for file, nudged in _forced(model, eager, windows, expected, trial):
+            forced += file
+            rounding += nudged
         served, alone = decode(model, windows), decode(model, windows, eager)
         for one, other in zip(served, alone, strict=True):
             differing += one.symbols != other.symbols
             scores.append((np.array([other.score], np.float32), np.array([one.score], np.float32)))
     differ = np.array([float(differing)], np.float32)
+    given = "log-probabilities with given symbols: file in padded batches, module row by row"
     free = "sequences that the served search writes with the file, against those with the module: how many differ"
-    return [
-        (
-            "teacher_forced",
-            forced,
-            "log-probabilities with given symbols: file in padded batches, module row by row, in double",
-        ),
-        ("free_running", [(np.zeros(1, np.float32), differ), *scores], free),
+    compared = [
+        Compared("teacher_forced", forced, given),
+        Compared("free_running", [(np.zeros(1, np.float32), differ), *scores], free),
     ]
+    return PairResults(compared, rounding)
 
 
 def _forced(
     model: Model, eager: EagerSteps, windows: Sequence[F32], expected: Sequence[Any], seed: int
-) -> list[tuple[F32, F32]]:
-    """(module, file) per step, over symbols that are drawn. Both begin each step from what the module has.
+) -> Iterator[tuple[Pairs, Pairs]]:
+    """Per step, over symbols that are drawn, (module, file) and (module, module with inputs off by one rounding).
 
-    Symbols that are drawn lead where training never was: there sharp attention and a recurrence enlarge what rounding
-    left of the encoder and of many steps. ``parity`` has the encoder, ``free_running`` follows the file's own to the end."""
+    Each step begins from what the module has. Symbols that are drawn lead where training never was: there sharp attention
+    and a recurrence enlarge what rounding left of the encoder and of many steps. ``parity`` has the encoder,
+    ``free_running`` follows the file's own to the end."""
     graph = model.decoder
     assert graph is not None
     chance = np.random.default_rng(seed)
     lengths = np.array([len(each) for each in windows], np.int64)
-    found = []
     memory, states = _stacked(expected, int(lengths.max()))
     symbols = np.full(len(windows), graph.declared.begin, np.int64)
     for _ in range(_FORCED_STEPS):
-        actual, nexts = graph.step(symbols, states, memory, lengths)
-        wanted, states = eager.step(symbols, states, memory, lengths)
-        found += [(wanted, actual), *zip(states, nexts, strict=True)]
+        actual = graph.step(symbols, states, memory, lengths)
+        moved, looked_at = ([_nudged(each, chance) for each in tensors] for tensors in (states, memory))
+        nudged = eager.step(symbols, moved, looked_at, lengths)
+        wanted = eager.step(symbols, states, memory, lengths)
+        yield _beside(wanted, actual), _beside(wanted, nudged)
+        states = wanted[1]
         symbols = chance.integers(0, len(graph.declared.labels), len(windows))
-    return found
+
+
+def _beside(wanted: tuple[F32, list[F32]], came: tuple[F32, list[F32]]) -> Pairs:
+    return [(wanted[0], came[0]), *zip(wanted[1], came[1], strict=True)]
+
+
+def _nudged(values: F32, chance: np.random.Generator) -> F32:
+    """Each off by one rounding of its own size, up or down."""
+    return np.nextafter(values, np.where(chance.random(values.shape) < 0.5, -np.inf, np.inf).astype(np.float32))
 
 
 def _encoded_alone(module: nn.Module, model: Model, windows: Sequence[F32]) -> list[Any]:

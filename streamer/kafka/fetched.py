@@ -175,7 +175,7 @@ class Tap:
         response = await self._client.send(*args, **options)
         if response.API_KEY == _FETCH:
             for connection in self._client._conns.values():
-                Reader.become(connection._reader)  # now idle, and large answers come
+                Reader.become(connection._reader)  # a read that waits already ends in the base's way
             for topic, partitions in response.topics:
                 self._raw.update({TopicPartition(topic, part[0]): part[-1] for part in partitions if part[-1]})
         return response

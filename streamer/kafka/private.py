@@ -68,7 +68,7 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("asyncio.streams:StreamReader", "_wait_for_data", "(self, func_name)"),
     ("asyncio.streams:StreamReader", "_wakeup_waiter", "(self)"),
 )
-"""Every private name of the client that is touched."""
+"""Every private name of both that is touched."""
 
 USED: tuple[tuple[str, str, str], ...] = (
     ("aiokafka.consumer.fetcher:FetchResult", "check_assignment", "(self, tp)"),

@@ -92,6 +92,22 @@ def test_verify_notices_another_decoder(luong: Path) -> None:
     assert "teacher_forced" in failed
 
 
+def test_the_limit_follows_what_rounding_does_to_the_module_itself(tmp_path: Path) -> None:
+    """Attention so sharp that two right ways to compute it may differ by more than 1e-5."""
+    module, path = pairs.luong(), tmp_path / "pair.onnx"
+    with torch.no_grad():
+        module.decoder.key.weight.mul_(64)
+    export_pair(module, pairs.fields(pairs.WORDS), path)
+    report = verify(path, module)
+    assert report["passed"], report["checks"]
+    limits = {check["name"]: check["limit"] for check in report["checks"]}
+    assert 1e-5 < limits["teacher_forced"] <= 1e-4
+    assert limits["parity"] == 1e-5
+    with torch.no_grad():
+        module.decoder.out.bias[3] += 0.01
+    assert [check["name"] for check in verify(path, module)["checks"] if not check["passed"]][:1] == ["teacher_forced"]
+
+
 class Careless(pairs.LuongDecoder):
     """Attends to the padding too."""
 

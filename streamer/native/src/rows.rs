@@ -12,7 +12,7 @@ pub const CAREFUL: u8 = 1;
 /// The record itself says when it was.
 pub const TIMED: u8 = 2;
 
-/// Of values, how far ahead of the work their memory is looked for.
+/// How many values ahead of the work are touched.
 const AHEAD: usize = 2;
 /// Bytes of a line of the processor's caches; lines of a value that are looked for.
 const LINE: usize = 64;
@@ -66,6 +66,7 @@ pub fn decode<T: Cell>(layout: &Layout<T>, unit: Unit, values: &[&[u8]]) -> Colu
 pub fn with_foresight<'a>(values: &'a [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> {
     values.iter().enumerate().map(|(at, value)| {
         if let Some(later) = values.get(at + AHEAD) {
+            // Else the compiler leaves out a load that nobody uses.
             black_box(later.chunks(LINE).take(LINES).fold(0, |all, line| all ^ line[0]));
         }
         *value
