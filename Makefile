@@ -24,6 +24,10 @@ NATIVE_IF_CARGO := $(if $(shell command -v cargo),$(NATIVE))
 SIDE_BY_SIDE := -n 2 --dist loadfile
 # Where cargo compiles, also in tests.
 export CARGO_TARGET_DIR ?= $(CURDIR)/build/native
+# Where Python keeps what it compiled, also where the environment forbids it beside the sources (as images do): tests start
+# hundreds of processes, and each would compile all that it imports, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/build/python
 
 .PHONY: help demo native test accept simulate lint format bench kafka chaos requirements clean
 

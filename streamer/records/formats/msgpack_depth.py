@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 OPENING = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 """First bytes of maps and lists."""
@@ -43,11 +44,10 @@ def _flat() -> bytes:
 Run = tuple[int, Callable[[bytes, int], "re.Match[bytes] | None"]]
 
 
-def _runs(value: bytes) -> list[Run]:
-    return [(many, re.compile(value + b"{%d}" % many, re.DOTALL).match) for many in (1024, 128, 16)]
-
-
-_FLAT, _SINGLE = _runs(_flat()), _runs(_single())
+@cache
+def _runs(value: Callable[[], bytes]) -> list[Run]:
+    """Compiled when the first value needs them: it takes 0.2 s, which a service of other formats would start later."""
+    return [(many, re.compile(value() + b"{%d}" % many, re.DOTALL).match) for many in (1024, 128, 16)]
 
 
 def deeper(value: bytes, most: int) -> bool:
@@ -58,7 +58,7 @@ def deeper(value: bytes, most: int) -> bool:
     at, size, walked, by_hand = 0, len(value), 0, 0
     while at < size and left:
         if left[-1] >= 16 and by_hand <= 0:
-            at = _passed(value, at, left, _FLAT if len(left) < most else _SINGLE)
+            at = _passed(value, at, left, _runs(_flat if len(left) < most else _single))
             by_hand = 16
             if not left[-1] or at >= size:
                 _close(left)
