@@ -84,7 +84,7 @@ class KafkaSection(Section):
         default=None,
         ge=1,
         le=5_000,
-        description="Longest wait of a fetch for fetch_min_bytes; default 16 exactly-once, else 11",
+        description="Longest wait of a fetch for fetch_min_bytes; default 24 exactly-once, else 11",
     )
     fetch_min_bytes: int = Field(
         default=100_000, ge=1, le=52_428_800, description="A fetch answers when this much is there"
@@ -477,7 +477,7 @@ class Settings(Section):
     def fetch_max_wait_ms(self) -> int:
         """Exactly once longer than a commit and its gap, so that what a fetch brings is committed at once. Else predictions
         wait for the fetch alone."""
-        return self.kafka.fetch_max_wait_ms or (16 if self.delivery.mode is Delivery.EXACTLY_ONCE else 11)
+        return self.kafka.fetch_max_wait_ms or (24 if self.delivery.mode is Delivery.EXACTLY_ONCE else 11)
 
     @property
     def commit_interval_ms(self) -> int:

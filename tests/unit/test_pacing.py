@@ -69,7 +69,7 @@ def test_records_are_awaited_until_what_is_open_may_be_committed(delivery: str, 
 
 
 @pytest.mark.parametrize(
-    ("mode", "fetch_ms", "commit_ms"), [("exactly-once", 16, 100), ("at-least-once", 11, 500), ("ephemeral", 11, 500)]
+    ("mode", "fetch_ms", "commit_ms"), [("exactly-once", 24, 100), ("at-least-once", 11, 500), ("ephemeral", 11, 500)]
 )
 def test_waits_follow_the_delivery_unless_they_are_set(mode: str, fetch_ms: int, commit_ms: int) -> None:
     settings = make_settings("127.0.0.1:1", "in", "group", delivery={"mode": mode})
