@@ -52,7 +52,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "structlog": ("streamer.observe.logs",),
     "confluent_kafka": ("streamer.tools",),
     "pydantic": ("streamer.settings", "export.config"),
-    "google": ("streamer.records.schemas.protobuf",),
+    "google": ("streamer.records.schemas.builtin",),
     # it ends the process on hostile bytes: tests compare with it, and the bench's naive loop reads our own values by it
     "fastavro": ("streamer.tools.bench.naive",),
     "uvloop": ("streamer.service.loop", "streamer.cli"),

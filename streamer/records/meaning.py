@@ -149,6 +149,10 @@ def as_read(
             feature = msgspec.structs.replace(feature, missing=None if rule == "reject" else rule)
             if (problem := feature.problem()) is not None:
                 raise ConfigurationError(f"input.fields.{feature.name}: missing = {rule!r}: the feature {problem}")
+        elif feature.name in rules and feature.kind != "text":  # which says so itself
+            raise ConfigurationError(
+                f"input.fields.{feature.name}: missing = {rule!r}: a feature of kind {feature.kind} is never missing: leave it out"
+            )
         found.append(feature)
     return tuple(found)
 
@@ -212,8 +216,8 @@ def _stand_in(feature: Feature, exact: Exact, missing: Number | None) -> Number 
         return exact.number(feature.missing, feature.name)
     except Unusable as error:
         raise ConfigurationError(
-            f"the contract's feature {feature.name!r} has missing = {feature.missing!r}, which is no {exact.dtype}: "
-            "export the model again with a number that it holds"
+            f"feature {feature.name!r} has missing = {feature.missing!r}, which is no {exact.dtype}: write a number that it "
+            f"holds to input.fields.{feature.name}, as missing, or export the model again with one"
         ) from error
 
 

@@ -14,10 +14,13 @@ import pytest
 from confluent_kafka.schema_registry import Schema as Registered
 from confluent_kafka.schema_registry import SchemaRegistryClient, header_schema_id_serializer
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.schema_registry.confluent import meta_pb2
+from confluent_kafka.schema_registry.confluent.type import decimal_pb2
 from confluent_kafka.schema_registry.json_schema import JSONDeserializer, JSONSerializer
 from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+from google.type import date_pb2
 from registry import GuidsBefore, LocalRegistry, local_registry
 from serving import Recorder, Row, make_settings, produce, read_all, running, wait_for
 from simulated import ChainModel, advance
@@ -110,7 +113,14 @@ def answered(numbers: list[int]) -> list[float]:
 
 def protobuf_class() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="event.proto", package="company", syntax="proto3")
-    file.dependency.append("google/protobuf/timestamp.proto")
+    known = [
+        timestamp_pb2.DESCRIPTOR,
+        descriptor_pb2.DESCRIPTOR,
+        meta_pb2.DESCRIPTOR,
+        decimal_pb2.DESCRIPTOR,
+        date_pb2.DESCRIPTOR,
+    ]
+    file.dependency.extend(each.name for each in known)  # the serializer takes them for built in
     file.message_type.add(name="Other").field.add(name="x", number=1, type=1, label=1)
     message = file.message_type.add(name="Event")
     inner = message.nested_type.add(name="Readings")
@@ -118,10 +128,11 @@ def protobuf_class() -> Any:
     message.field.add(name="readings", number=1, type=11, type_name=".company.Event.Readings", label=1)
     message.field.add(name="tags", number=2, type=9, label=3)
     message.field.add(name="at", number=4, type=11, type_name=".google.protobuf.Timestamp", label=1)
+    message.field.add(name="price", number=5, type=11, type_name=".confluent.type.Decimal", label=1)
+    message.field.add(name="day", number=6, type=11, type_name=".google.type.Date", label=1)
     pool = descriptor_pool.DescriptorPool()
-    known = descriptor_pb2.FileDescriptorProto()
-    timestamp_pb2.DESCRIPTOR.CopyToProto(known)
-    pool.Add(known)
+    for each in known:
+        pool.AddSerializedFile(each.serialized_pb)
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("company.Event"))
 

@@ -198,6 +198,26 @@ def test_a_readers_schema_says_what_old_values_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("default", "found"), [({}, [4, 7, 1.5]), ({"n": 5}, [5, 7, 1.5]), ({"m": {}, "by": {}}, [4, 7, -1]), ({"m": {"k": 8}}, [4, 8, 1.5])]
+)  # fmt: skip
+def test_a_default_of_a_record_leaves_its_fields_to_their_own(default: Any, found: list[float]) -> None:
+    inner = {"type": "record", "name": "I", "fields": [{"name": "k", "type": "long", "default": 7}]}
+    deep = {
+        "type": "record",
+        "name": "D",
+        "fields": [
+            {"name": "n", "type": "long", "default": 4},
+            {"name": "m", "type": inner, "default": {}},
+            {"name": "by", "type": {"type": "map", "values": "double"}, "default": {"x": 1.5}},
+        ],
+    }
+    reader = record(a={"type": "double", "default": 0.0}, deep={"type": deep, "default": default})
+    fields = Fields({"n": parse_place("deep.n"), "k": parse_place("deep.m.k"), "x": parse_place("deep.by.x")})
+    codec = registered(record(a="double"), reader=reader, features=("n", "k", "x"), fields=fields, missing=-1.0)
+    assert one(codec, b"\0\0\0\0\1" + bytes(8))[0] == found
+
+
+@pytest.mark.parametrize(
     ("written", "read"),
     [
         (["null", "double"], "double"),
@@ -553,6 +573,48 @@ def test_protobuf_nested_deeper_than_its_library_reads_is_a_dead_letter(event: A
 def test_what_google_ships_with_the_library_may_be_imported(name: str) -> None:
     text = f'syntax = "proto3"; import "google/protobuf/{name}.proto"; message M {{ double a = 1; }}'
     assert one(registered(text, kind="PROTOBUF"), b"\0\0\0\0\1\0" + b"\x09" + struct.pack("<d", 1.5))[0] == [1.5]
+
+
+BUILT_IN = [
+    *(
+        f"google/type/{name}.proto"
+        for name in ("date", "datetime", "decimal", "expr", "latlng", "localized_text", "money")
+    ),
+    *(f"confluent/{name}.proto" for name in ("meta", "type/decimal", "type/variant", "types/decimal")),
+]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_what_serializers_take_for_built_in_may_be_imported(name: str) -> None:
+    """They send no reference for it."""
+    text = (
+        f'syntax = "proto3"; import "{name}"; message M {{ double a = 1 [(confluent.field_meta) = {{ doc: "]" }}]; }}'
+    )
+    assert one(registered(text, kind="PROTOBUF"), b"\0\0\0\0\1\0" + b"\x09" + struct.pack("<d", 1.5))[0] == [1.5]
+
+
+@pytest.mark.parametrize("place", ["type", "types"])
+def test_a_decimal_of_confluent_is_the_nearest_number(place: str) -> None:
+    text = f"""syntax = "proto3"; import "confluent/{place}/decimal.proto"; import "google/type/money.proto";
+        message M {{ confluent.type.Decimal a = 1; google.type.Money b = 2; }}"""
+    message = messages(text).named("M")
+    features = {"a": "a", "b": "b.units"}
+    fields = Fields({name: parse_place(given) for name, given in features.items()})
+    codec = registered(text, kind="PROTOBUF", features=tuple(features), fields=fields, missing=-1.0)
+
+    def read(unscaled: int, scale: int, size: int = 8) -> Any:
+        made = message(a={"value": unscaled.to_bytes(size, "big", signed=True), "precision": 9, "scale": scale})
+        made.b.units = 7
+        return one(codec, b"\0\0\0\0\1\0" + made.SerializeToString())
+
+    assert read(-12_345, 3)[0] == [np.float32(-12.345), 7]
+    assert read(25, -2)[0] == [2500, 7]
+    assert read(0, 0, 0)[0] == [0, 7]
+    assert one(codec, b"\0\0\0\0\1\0")[0] == [-1, -1]
+    for told in (read(1, 2**31 - 1), read(1, -(2**31)), read(1, 0, 65)):
+        assert told[0] == "undecodable"
+        assert "a decimal of" in told[1]
+    assert read(1, -300)[0] == "not_finite", "more than float32 holds"
 
 
 def test_message_indexes_are_as_confluent_writes_them() -> None:

@@ -209,8 +209,12 @@ class _Compiler:
             inner: Any = None
             own: Type = kind
             if isinstance(default, dict) and isinstance(step, str):
-                own = next((each.type for each in kind.fields if each.name == step), kind)
-                inner = default.get(step)
+                field = next((each for each in kind.fields if each.name == step), None)
+                if field is not None:
+                    own, inner = field.type, None if field.default is NO_DEFAULT else field.default
+                elif kind.kind == "map":
+                    own = kind.inner[0]
+                inner = default.get(step, inner)
             elif isinstance(default, list) and isinstance(step, int) and step < len(default):
                 own, inner = (kind.inner or [kind])[0], default[step]
             found += self._defaults(own, inner, child, _dotted(where, step))

@@ -3,32 +3,28 @@
 Parsed by Google's own library, which bounds nesting (100 levels) and never makes more of bytes than they hold. A field
 that is not set is missing where its absence can be seen (``optional``, messages, members of a ``oneof``, proto2); else it
 has the type's zero, as in every language. Wrappers (``DoubleValue``) are the number or text in them, a
-``google.protobuf.Timestamp`` is an event's time in its own unit.
+``confluent.type.Decimal`` the nearest number, a ``google.protobuf.Timestamp`` an event's time in its own unit.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from streamer.errors import ConfigurationError, install_hint
 from streamer.records.formats.layout import Steps
 from streamer.records.meaning import NO_CELL, Cell
 from streamer.records.schemas import protofile
-from streamer.records.schemas.avro_types import BadSchema
+from streamer.records.schemas.avro_types import MAX_DECIMAL_BYTES, MAX_SCALE, BadSchema
 from streamer.records.schemas.book import Schema
+from streamer.records.schemas.builtin import descriptor, library
 from streamer.records.schemas.reader import Reader
 from streamer.records.times import Moment
 from streamer.records.unusable import Unusable, plain
 from streamer.words import Reason, TimeUnit
 
-_WELL_KNOWN = (
-    "timestamp", "wrappers", "duration", "struct", "any", "empty", "field_mask", "descriptor", "source_context", "type", "api",
-)  # fmt: skip
-_TIMESTAMP = "google.protobuf.Timestamp"
+_TIMESTAMP, _DECIMAL = "google.protobuf.Timestamp", "confluent.type.Decimal"
 _WRAPPERS = frozenset(
     f"google.protobuf.{name}Value" for name in
     ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
@@ -54,7 +50,7 @@ class Messages:
         added: set[str] = set()
         for file in files:
             for needed in file.dependency:
-                self._well_known(needed, added)
+                self._built_in(needed, added)
             try:
                 if file.name not in added:
                     self._pool.Add(file)
@@ -106,14 +102,12 @@ class Messages:
             found += [name, *self._names(name, each.nested_type)]
         return found
 
-    def _well_known(self, name: str, added: set[str]) -> None:
-        short = name.removeprefix("google/protobuf/").removesuffix(".proto")
-        if name in added or short not in _WELL_KNOWN or not name.startswith("google/protobuf/"):
+    def _built_in(self, name: str, added: set[str]) -> None:
+        file = None if name in added else descriptor(name)
+        if file is None:
             return
-        file = _library("descriptor_pb2").FileDescriptorProto()
-        _library(f"{short}_pb2").DESCRIPTOR.CopyToProto(file)
         for needed in file.dependency:
-            self._well_known(needed, added)
+            self._built_in(needed, added)
         self._pool.Add(file)
         added.add(name)
 
@@ -204,6 +198,9 @@ class _Compiler:
         if kind.full_name in _WRAPPERS:
             inner = self._one(kind.fields_by_name["value"], (), leaf, "value")
             return lambda value: inner(value.value)
+        if kind.full_name == _DECIMAL:
+            self._may_be(leaf, "float", "int")
+            return _decimal
         self._may_be(leaf, "other")
         if kind.full_name == _TIMESTAMP and leaf == self._time:
             self.moments = True
@@ -216,6 +213,17 @@ class _Compiler:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _decimal(found: Any) -> Cell:
+    """The number nearest to a decimal. Unusable: it is larger than any that somebody means."""
+    size, scale = len(found.value), found.scale
+    if size > MAX_DECIMAL_BYTES or abs(scale) > MAX_SCALE:
+        told = f"a decimal of {size} bytes and scale {scale}, at most {MAX_DECIMAL_BYTES} bytes and scale {MAX_SCALE} are read"
+        raise Unusable(Reason.UNDECODABLE, told)
+    unscaled = int.from_bytes(found.value, "big", signed=True)
+    number: int | float = unscaled / 10**scale if scale > 0 else unscaled * 10**-scale
+    return number
 
 
 def _key(field: Any, step: str | int, where: str) -> str | int:
@@ -241,10 +249,4 @@ def _file(text: str, name: str) -> Any:
 
 
 def _library(name: str) -> Any:
-    """A module of Google's library. ConfigurationError: it is not installed."""
-    try:
-        return importlib.import_module(f"google.protobuf.{name}")
-    except ImportError as error:
-        raise ConfigurationError(
-            f'input.format = "protobuf" needs the extra schemas: {install_hint("schemas")} ({error})'
-        ) from error
+    return library(f"google.protobuf.{name}")

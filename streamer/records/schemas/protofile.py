@@ -64,6 +64,8 @@ class _Parser:
                 self._expect(";")
             elif word == "import":
                 name = self._next()
+                if name == "public":
+                    file.public_dependency.append(len(file.dependency))
                 if name in ("public", "weak"):
                     name = self._next()
                 file.dependency.append(_unquoted(name))
