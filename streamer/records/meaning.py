@@ -149,10 +149,6 @@ def as_read(
             feature = msgspec.structs.replace(feature, missing=None if rule == "reject" else rule)
             if (problem := feature.problem()) is not None:
                 raise ConfigurationError(f"input.fields.{feature.name}: missing = {rule!r}: the feature {problem}")
-        elif feature.name in rules and feature.kind != "text":  # which says so itself
-            raise ConfigurationError(
-                f"input.fields.{feature.name}: missing = {rule!r}: a feature of kind {feature.kind} is never missing: leave it out"
-            )
         found.append(feature)
     return tuple(found)
 

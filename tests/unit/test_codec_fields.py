@@ -131,17 +131,6 @@ def test_what_stands_for_a_missing_one_must_fit() -> None:
         Codec(contract(GAP, dtype="int64"), "json-named")
 
 
-@pytest.mark.parametrize(
-    "feature", [{"name": "gap", "kind": "since_last"}, {"name": "there", "kind": "present", "source": "b"}]
-)
-def test_nothing_stands_for_what_is_never_missing(feature: dict[str, Any]) -> None:
-    name, fields = feature["name"], Fields({}, None, {feature["name"]: 1.0})
-    with pytest.raises(
-        ConfigurationError, match=rf"input.fields.{name}: missing = 1.0: a feature of kind .* is never missing"
-    ):
-        Codec(contract("b", feature), "json-named", fields=fields)
-
-
 def test_what_the_past_makes_is_left_to_it() -> None:
     """The cell of a lag is that of the event, a missing one is NaN, and a time since the last event is made anyway."""
     kept = {"name": "n", "missing": "last", "fallback": 4.5}
