@@ -35,7 +35,7 @@ LIMIT = 1e-5
 """Largest accepted difference |a - b| / max(1, |a|)."""
 
 _ROUNDINGS, _LARGEST_LIMIT = 4, 1e-4
-"""A pair may differ by so many times what one rounding of its inputs makes of its own module, if that is more than LIMIT:
+"""A decoder may differ by so many times what one rounding of its inputs makes of its own module, if that is more than LIMIT:
 two that compute the same in another order differ by no less (Higham, Accuracy and Stability of Numerical Algorithms, 1.6).
 But never by more than the second."""
 
@@ -206,10 +206,12 @@ def _whole_sequence(model: Model, reference: Reference, draw: _Draw) -> Check:
 
 def _pair(model: Model, pair: nn.Module, draw: _Draw) -> list[Check]:
     """What the decoder makes of the encoder's outputs. Sharp attention enlarges rounding, and how much depends on the
-    processor: the limit follows what it does to the module itself."""
-    results = pair_results(model, pair, draw)
-    limit = min(max(LIMIT, _ROUNDINGS * _differences(results.rounding).worst), _LARGEST_LIMIT)
-    return [_differences(each.pairs).check(each.name, each.detail, limit) for each in results.compared]
+    processor: where the module was asked what rounding does to it, the limit follows."""
+    checks = []
+    for each in pair_results(model, pair, draw):
+        limit = min(max(LIMIT, _ROUNDINGS * _differences(each.rounding).worst), _LARGEST_LIMIT)
+        checks.append(_differences(each.pairs).check(each.name, each.detail, limit))
+    return checks
 
 
 def _differences(pairs: Pairs) -> _Differences:

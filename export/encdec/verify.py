@@ -36,19 +36,13 @@ Pairs = Sequence[tuple[F32, F32]]
 
 @dataclass
 class Compared:
-    """Pairs of what was expected and what came, and what was compared."""
+    """Pairs of what was expected and what came, and what was compared. ``rounding``: the module's own pairs, of which the
+    second is from inputs that are off by one rounding."""
 
     name: str
     pairs: Pairs
     detail: str
-
-
-@dataclass
-class PairResults:
-    """The comparisons, and by how much the module itself differs where its inputs are off by one rounding."""
-
-    compared: list[Compared]
-    rounding: Pairs
+    rounding: Pairs = ()
 
 
 class EagerSteps:
@@ -81,7 +75,7 @@ class EagerSteps:
         return np.stack(rows), [np.stack(each) for each in zip(*nexts, strict=True)]
 
 
-def pair_results(model: Model, module: nn.Module, draw: Batches) -> PairResults:
+def pair_results(model: Model, module: nn.Module, draw: Batches) -> list[Compared]:
     """What is compared beside the encoder's own outputs: forced decoding, and the sequences that are written."""
     graph = model.decoder
     assert graph is not None, "the model has no decoder"
@@ -104,11 +98,10 @@ def pair_results(model: Model, module: nn.Module, draw: Batches) -> PairResults:
     differ = np.array([float(differing)], np.float32)
     given = "log-probabilities with given symbols: file in padded batches, module row by row"
     free = "sequences that the served search writes with the file, against those with the module: how many differ"
-    compared = [
-        Compared("teacher_forced", forced, given),
+    return [
+        Compared("teacher_forced", forced, given, rounding),
         Compared("free_running", [(np.zeros(1, np.float32), differ), *scores], free),
     ]
-    return PairResults(compared, rounding)
 
 
 def _forced(
