@@ -593,6 +593,14 @@ def test_what_serializers_take_for_built_in_may_be_imported(name: str) -> None:
     assert one(registered(text, kind="PROTOBUF"), b"\0\0\0\0\1\0" + b"\x09" + struct.pack("<d", 1.5))[0] == [1.5]
 
 
+@pytest.mark.parametrize("module", ["google.protobuf.descriptor_pool", "google.type.date_pb2"])
+def test_a_library_that_is_not_there_is_told_at_the_start(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a dead letter for each record that needs it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigurationError, match="needs the extra schemas: pip install"):
+        registered('syntax = "proto3"; message M { double a = 1; }', kind="PROTOBUF")
+
+
 @pytest.mark.parametrize("place", ["type", "types"])
 def test_a_decimal_of_confluent_is_the_nearest_number(place: str) -> None:
     text = f"""syntax = "proto3"; import "confluent/{place}/decimal.proto"; import "google/type/money.proto";

@@ -35,8 +35,10 @@ Get = Callable[[Any], Any]
 
 
 def require_library() -> None:
-    """ConfigurationError: Google's library is not installed."""
+    """ConfigurationError: Google's library is not installed, or not what comes in its extra with it. Asked for at the start:
+    a record whose schema imports of it later would be a dead letter."""
     _library("descriptor_pool")
+    library("google.type.date_pb2")
 
 
 class Messages:

@@ -230,6 +230,8 @@ class Bench:
             result["changelog_bytes_per_input_byte"] = middle["changelog"]
             if (ratio := ratios(_Case("naive", value_format, 0))) is not None:
                 result["ratio_to_naive"] = ratio
+            if value_format != "json" and (ratio := ratios(_Case(delivery, "json", broken_every))) is not None:
+                result["ratio_to_json"] = ratio
         if broken_every:
             result |= {"broken_every": broken_every, "ratio_to_unbroken": ratios(_Case(delivery, value_format, 0))}
         return result
