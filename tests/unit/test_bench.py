@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from decoding import contract, records
 from streamer.modelfile.model import Model
 from streamer.records.decode import Codec
 from streamer.records.formats import Source
-from streamer.tools.bench import MODEL, typical_latency, windows
+from streamer.tools.bench import MODEL, Bench, Options, typical_latency, windows
 from streamer.tools.bench.load import FORMATS, POOL, Plan, _rows, avro_schema
 from streamer.tools.bench.naive import decoder_of
 from streamer.tools.bench.reference import bilstm_last, lstm_outputs
@@ -83,6 +84,30 @@ def test_a_latency_is_the_median_of_its_runs_with_their_spread() -> None:
     assert found["latency_spread_ms"]["p99"] == {"min": 41.0, "median": 43.0, "max": 250.0}
     assert found["cores_at_rate"] == pytest.approx(0.31)
     assert found["cores_at_rate_spread"]["max"] == pytest.approx(0.32)
+
+
+def test_ratios_are_taken_within_each_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is half as fast in the second repeat, and a third in the third: no ratio notices."""
+    speed = {("naive", "json"): 10, ("naive", "avro"): 20, ("exactly-once", "json"): 100, ("exactly-once", "avro"): 120}
+    asked: list[tuple[str, str]] = []
+
+    def measure(bench: Bench, delivery: str, value_format: str, *load: Any) -> dict[str, Any]:
+        repeat = asked.count((delivery, value_format))
+        asked.append((delivery, value_format))
+        rest = dict.fromkeys(("service", "broker", "rss", "error", "lost", "repeated", "changelog"), 0)
+        return {"events_per_second": speed[delivery, value_format] / (repeat + 1), "stages": {}, **rest}
+
+    monkeypatch.setattr(Bench, "_load", lambda bench, *case: case)
+    monkeypatch.setattr(Bench, "_measure", measure)
+    found = Bench(Options("", repeats=3), str).throughput([("exactly-once", "avro"), ("exactly-once", "json")])
+    results = {(each["delivery"], each["format"]): each for each in found}
+    avro, json = results["exactly-once", "avro"], results["exactly-once", "json"]
+    assert json["events_per_second"]["max"] == 3 * json["events_per_second"]["min"]
+    assert list(avro["ratio_to_json"].values()) == pytest.approx([1.2] * 3)
+    assert list(avro["ratio_to_naive"].values()) == pytest.approx([6] * 3)
+    assert list(json["ratio_to_naive"].values()) == pytest.approx([10] * 3)
+    assert "ratio_to_json" not in json
+    assert "ratio_to_json" not in results["naive", "avro"]
 
 
 @pytest.mark.torch
