@@ -19,6 +19,7 @@ import numpy as np
 from streamer.core import F32, I64, ClosedWindow, EventBatch, LogFacts, RecordBatch, StepAnswers, WindowAnswers
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
+from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
 from streamer.settings import BatchSection, DeliverySection, StateSection
@@ -68,13 +69,18 @@ class Runner:
         batch: BatchSection | None = None,
         past: bool = False,
     ) -> None:
-        """``window``: how streams are cut, for a model over windows. ConfigurationError: the model needs one.
+        """``window``: how streams are cut, for a model over windows. ConfigurationError: the model needs one, or it writes
+        sequences, which only the service does.
 
         ``past``: what depends on a stream's past is made here, as in the service from records with names: where the
         contract has a lag, x holds the value of this event; where it has ``since_last``, any number; where it has
         ``missing = "last"``, NaN is a missing value. Without it x holds the numbers that the graph gets."""
         self._model = model
         contract = model.contract
+        if contract.decoder:
+            raise ConfigurationError(
+                f"model {contract.name!r} has a decoder and writes sequences: serve it with `streamer run`"
+            )
         made = Past.of(contract.feature_tables, contract.input.dtype) if past else None
         self._may_be_missing = np.array([past and each.missing == "last" for each in contract.feature_tables])
         self._processor = Processor(

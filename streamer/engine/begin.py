@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from streamer.engine.checkpoint import ReplayPoint
+from streamer.engine.idlettl import IdleTtls
 from streamer.engine.truth import Decisions, LaneTruth
 
 
@@ -16,6 +17,7 @@ class Begin:
     replay_point: ReplayPoint
     truths: list[LaneTruth]
     """Of each step model"""
+    idle_ttls: IdleTtls = field(default_factory=lambda: IdleTtls([(0, 0)]))
     last_offset: int = -1
     checksum: int = 0
     window_through: dict[bytes, int] = field(default_factory=dict)

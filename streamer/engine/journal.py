@@ -168,4 +168,5 @@ def _progress(partition: Partition) -> Progress:
         checksum=partition.checksum,
         rollouts=partition.rollouts.emitted(),
         clock_ms=partition.checkpoint.replay_point.clock_ms,
+        idle_ttls=partition.idle_ttls.since(partition.checkpoint.replay_point.offset),
     )

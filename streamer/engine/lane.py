@@ -15,6 +15,8 @@ from streamer.modelfile.carried import Carried
 from streamer.modelfile.model import Model
 from streamer.state.arena import NO_EVENT_MS, Arena
 
+_NEVER_MS = np.iinfo(np.int64).max
+
 
 class Lane:
     """What is known of a model while it runs. ``model_id``: the first 8 bytes of its file's sha256."""
@@ -35,11 +37,8 @@ class Lane:
 class StepLane(Lane):
     """A causal model with the states of all streams in its arena."""
 
-    def __init__(
-        self, name: str, carried: Carried, capacity: int, *, idle_ttl_ms: int = 0, emitting: Emitting | None = None
-    ) -> None:
-        """``idle_ttl_ms``: an event that is later than its stream's newest by more than this begins anew; 0: never.
-        ``emitting``: the model answers in symbols instead of once per event."""
+    def __init__(self, name: str, carried: Carried, capacity: int, *, emitting: Emitting | None = None) -> None:
+        """``emitting``: the model answers in symbols instead of once per event."""
         super().__init__(name, carried.model)
         self.carried = carried
         self.arena = Arena(carried.states, carried.initial, capacity, carried.beside)
@@ -47,7 +46,6 @@ class StepLane(Lane):
             f"{state.input}{[size if axis != state.batch_axis else 'batch' for axis, size in enumerate(value.shape)]}"
             for state, value in zip(carried.states, carried.initial, strict=True)
         )
-        self._idle_ttl_ms = idle_ttl_ms
         self.emitting = emitting
         if emitting is not None:
             emitting.bind(self.arena)
@@ -57,17 +55,18 @@ class StepLane(Lane):
         """Room for the outputs of ``rows`` steps, each [rows, O]."""
         return [np.empty((rows, size), np.float32) for size in self.model.contract.output_sizes]
 
-    def begins_anew(self, slots: I64, times_ms: I64, ops: U8 | None) -> Flags | None:
-        """[N] rows whose event is later than the newest of its stream before it by more than the TTL; None: no row is.
+    def begins_anew(self, slots: I64, times_ms: I64, ops: U8 | None, ttl_ms: int | I64) -> Flags | None:
+        """[N] rows whose event is later than the newest of its stream before it by more than ``ttl_ms`` (of all rows, or
+        [N]; 0: never); None: no row is.
 
         ``ops``: of the rows, None: all are events. An end forgets the newest event, also where the stream goes on."""
-        ttl = self._idle_ttl_ms
-        if not ttl or not len(slots):
+        if not len(slots) or not np.any(ttl_ms):
             return None
+        ttl = np.broadcast_to(np.where(np.equal(ttl_ms, 0), _NEVER_MS, ttl_ms), len(slots))
         newest = self.arena.newest_ms[slots]
         known = newest[newest != NO_EVENT_MS]
         earliest = min(int(times_ms.min()), int(known.min()) if len(known) else int(times_ms.min()))
-        if int(times_ms.max()) - earliest <= ttl:
+        if int(times_ms.max()) - earliest <= ttl.min():
             return None
         order = np.argsort(slots, kind="stable")
         grouped = slots[order]
@@ -83,7 +82,7 @@ class StepLane(Lane):
         groups = np.concatenate(([0], np.cumsum(apart)))
         before[1:] = np.where(apart, before[1:], np.maximum(before[1:], _running_max(groups, times)[:-1]))
         anew = np.zeros(len(slots), bool)
-        anew[order] = (before != NO_EVENT_MS) & (times != NO_EVENT_MS) & (times - before > ttl)
+        anew[order] = (before != NO_EVENT_MS) & (times != NO_EVENT_MS) & (times - before > ttl[order])
         return anew if anew.any() else None
 
     def reflect(self, slots: I64, offsets: I64, times_ms: I64, ops: U8 | None) -> None:

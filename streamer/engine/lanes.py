@@ -47,6 +47,8 @@ class Lanes:
     identity: Identity
     late_to_dead_letter: bool = False
     durable: bool = True
+    idle_ttl_ms: int = 0
+    """An event that is later than its stream's newest by more than this begins anew; 0: never"""
 
     @property
     def timed(self) -> bool:
@@ -80,10 +82,7 @@ def lanes_of(
     per_stream = sum(each.bytes_per_stream for each in carried.values()) + STREAM_OVERHEAD_BYTES
     max_streams = max(state.max_bytes // per_stream, 1)
     capacity = max_streams + batch.max_poll_records + RESTORE_STREAMS if carried else 1
-    stepping = [
-        StepLane(name, each, capacity, idle_ttl_ms=state.idle_ttl_ms, emitting=emitting.get(name))
-        for name, each in carried.items()
-    ]
+    stepping = [StepLane(name, each, capacity, emitting=emitting.get(name)) for name, each in carried.items()]
     windowed = [(name, model, rule, pasts.get(name)) for name, model, rule in models if rule is not None]
     windowing = [WindowLane(name, model, rule, keys, past) for name, model, rule, past in windowed]
     decoder = [
@@ -101,6 +100,7 @@ def lanes_of(
         identity=identity,
         late_to_dead_letter=late == "dead-letter",
         durable=delivery.mode != "ephemeral",
+        idle_ttl_ms=state.idle_ttl_ms,
     )
     return lanes, max_streams
 

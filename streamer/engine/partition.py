@@ -25,6 +25,7 @@ from streamer.core import I64, Answers, EventBatch, Op, Reject, Source
 from streamer.emission.eventclock import EventClock
 from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import Checkpoint, ReplayPoint
+from streamer.engine.idlettl import IdleTtls
 from streamer.engine.lanes import Lanes
 from streamer.engine.silence import Silence
 from streamer.engine.tally import Tally
@@ -75,6 +76,7 @@ class Partition:
         self.silence: Silence | None = None
         """What ends utterances of models that emit"""
         self.truths: list[LaneTruth] = []
+        self.idle_ttls = IdleTtls([(0, 0)])
         self.fleeting = Decisions()
         """Records that were rejected for what was true then, whatever is true in a replay"""
         self.stranded: list[bytes] = []
@@ -131,6 +133,7 @@ class Partition:
         self.next_offset = point.offset
         self.last_offset, self.checksum = found.last_offset, found.checksum
         self.truths, self.moved = found.truths, found.unwritten
+        self.idle_ttls = found.idle_ttls
         self.fleeting, self.stranded = found.fleeting, found.stranded
         self.checkpoint = Checkpoint(point)
         if self.lanes.windowing is not None:
@@ -354,11 +357,13 @@ class Partition:
         return self.lanes.durable and (checkpoint.open or checkpoint.due(self.next_offset, now_ms, interval_ms))
 
     def _settled_position(self) -> int:
-        """Without a changelog the position waits for the oldest open rollout or decoding."""
+        """Without a changelog the position waits for the oldest open rollout or decoding: where it is, if it has passed
+        first events of a window that was open then."""
         if self.lanes.durable:
             return self.next_offset
         oldest = self.decodings.oldest()
-        return min(self.rollouts.oldest(self.next_offset), self.next_offset if oldest is None else oldest[0])
+        due = min(self.rollouts.oldest(self.next_offset), self.next_offset if oldest is None else oldest[0])
+        return max(self.position, due)
 
     def advance(self) -> None:
         """The position of the transaction that is being sealed."""

@@ -7,13 +7,14 @@ present regime holds; a record that reaches less far is of an earlier one and is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from streamer.core import LogFacts, RecordBatch
 from streamer.engine.begin import Begin
 from streamer.engine.checkpoint import ReplayPoint
 from streamer.engine.collected import Collected
+from streamer.engine.idlettl import IdleTtls
 from streamer.engine.lane import Lane, StepLane
 from streamer.engine.partition import Partition
 from streamer.engine.processor import Processor
@@ -108,7 +109,10 @@ class Restore:
 
     def _fresh(self, start: int) -> Begin:
         truths = [LaneTruth(start) for _ in self._lanes]
-        return Begin(start, ReplayPoint(start, NO_WATERMARK), truths, unwritten=True)
+        return Begin(start, ReplayPoint(start, NO_WATERMARK), truths, self._idle_ttls((), start), unwritten=True)
+
+    def _idle_ttls(self, before: Sequence[tuple[int, int]], position: int) -> IdleTtls:
+        return IdleTtls.going_on(before, position, self._processor.lanes.idle_ttl_ms)
 
     def _restored(self, progress: Progress, since: Mapping[str, int]) -> Begin:
         truths = []
@@ -137,6 +141,7 @@ class Restore:
             ),
             clock_idle=list(self.collected.clock_idle.values()),
             truths=truths,
+            idle_ttls=self._idle_ttls(progress.idle_ttls, progress.position),
             window_since=window_since,
             last_offset=progress.last_offset,
             checksum=progress.checksum,

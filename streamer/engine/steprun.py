@@ -68,6 +68,7 @@ class StepRun:
         lane, work, number = self._lane, self._work, self._number
         rows: I64 | None = None
         decided: Flags | None = None
+        ttl_ms: int | I64 = self._lanes.idle_ttl_ms
         if any(part.batch.offsets[0] < part.partition.live_from for part in work.parts):
             through, flags = lane.arena.through[work.slots], np.empty(len(work.offsets), bool)
             decided = np.zeros(len(work.offsets), bool)
@@ -77,10 +78,11 @@ class StepRun:
                 flags[at], before = truth.due(part.batch.keys, part.batch.offsets, through[at])
                 decided[at] = False if before is None else before
             rows = np.flatnonzero(flags)
+            ttl_ms = np.concatenate([part.partition.idle_ttls.at(part.batch.offsets) for part in work.parts])[rows]
             decided = decided[rows] if decided.any() else None
         ops = work.ops if rows is None or work.ops is None else work.ops[rows]
         slots, times = (work.slots, work.times_ms) if rows is None else (work.slots[rows], work.times_ms[rows])
-        anew = lane.begins_anew(slots, times, ops)
+        anew = lane.begins_anew(slots, times, ops, ttl_ms)
         return _Due(rows, ops, anew, decided)
 
     def _utterances(self, emitting: Emitting, due: _Due) -> Flags | None:

@@ -38,9 +38,10 @@ def draw(y: F32, temperature: NDArray[np.float64], top_k: NDArray[np.int64], u: 
 def draw_sets(y: F32, temperature: NDArray[np.float64], u: NDArray[np.float64]) -> I64:
     """[B, O] zeros and ones, each drawn by its own probability in ``y``; at temperature 0 the more probable of the two."""
     p = y.astype(np.float64)
-    yes, no = _warmed(p, temperature), _warmed(1 - p, temperature)
-    warm = np.where(yes + no > 0, yes / np.maximum(yes + no, 1e-300), 0)
-    return np.where(temperature[:, None] > 0, u < warm, p >= 0.5).astype(np.int64)
+    # near 0 both powers would vanish, so the larger of the two is 1; at 1 nothing is rounded that need not be
+    top = np.where((temperature == 1)[:, None], 1.0, np.maximum(p, 1 - p))
+    yes, no = _warmed(p / top, temperature), _warmed((1 - p) / top, temperature)
+    return np.where(temperature[:, None] > 0, u < yes / (yes + no), p >= 0.5).astype(np.int64)
 
 
 def _warmed(p: NDArray[np.float64], temperature: NDArray[np.float64]) -> NDArray[np.float64]:

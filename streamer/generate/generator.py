@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from streamer.core import F32, GeneratedAnswers, X
+from streamer.errors import ModelRunError
 from streamer.generate.chance import draw, draw_sets, uniforms
 from streamer.generate.request import Asked, Refused, Request, short
 from streamer.modelfile.carried import Carried
@@ -124,15 +125,25 @@ class Generator:
         """What each rollout takes from its row of ``y`` [B, O] as its next step."""
         if self.feedback.mode == "value":
             return [row.tolist() for row in y]
-        default = 1.0 if self.feedback.mode == "sample" else 0.0
         asked = [rollout.request for rollout in rollouts]
-        temperature = np.array([default if r.temperature is None else r.temperature for r in asked])
+        temperature = np.array([self._temperature(request) for request in asked])
         steps = np.array([len(rollout.told) for rollout in rollouts], np.uint64)
         seeds = np.array([r.seed for r in asked], np.uint64)
         if not self.classes:
             return [row.tolist() for row in draw_sets(y, temperature, uniforms(seeds, steps, y.shape[1]))]
         top = np.array([min(r.top_k or y.shape[1], y.shape[1]) for r in asked])
         return list(draw(y, temperature, top, uniforms(seeds, steps, 1)[:, 0]).tolist())
+
+    def check(self, rollouts: Sequence[Rollout], y: F32) -> None:
+        """ModelRunError: ``y`` [B, O] is no probabilities, and is to be drawn from, by the model or by a request."""
+        mode = self.feedback.mode
+        drawn = [mode == "sample" or (mode == "argmax" and self._temperature(each.request) > 0) for each in rollouts]
+        if (y[drawn] < 0).any():
+            raise ModelRunError(f"output {self.output.name!r} is to be sampled, but has negative values")
+
+    def _temperature(self, request: Request) -> float:
+        default = 1.0 if self.feedback.mode == "sample" else 0.0
+        return default if request.temperature is None else request.temperature
 
     def event(self, pick: Pick) -> X:
         """[F] the event that feeds a pick back."""

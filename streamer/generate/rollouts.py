@@ -87,7 +87,13 @@ class Generators:
         else:
             generator.arena.load(slots, [rollout.asked.state])
         if not len(rollout.first):  # the stream goes on from what the model last gave for it
-            yield from self._pick(generator, [rollout], generator.arena.take(slots)[-1])
+            y = generator.arena.take(slots)[-1]
+            try:
+                generator.check([rollout], y)
+            except ModelRunError as error:
+                yield self._refuse(rollout, str(error))
+                return
+            yield from self._pick(generator, [rollout], y)
 
     def _advance(
         self, generator: Generator, rollouts: Sequence[Rollout], calls: list[int]
@@ -103,8 +109,7 @@ class Generators:
             _, states = generator.carried.run(x, lengths, generator.arena.take(slots))
             if not all(np.isfinite(state).all() for state in states):
                 raise ModelRunError("an output or a next state is not finite")
-            if generator.feedback.mode == "sample" and (states[-1] < 0).any():
-                raise ModelRunError(f"output {generator.output.name!r} is to be sampled, but has negative values")
+            generator.check(rollouts, states[-1])
         except ModelRunError as error:
             if len(rollouts) == 1:
                 yield self._refuse(rollouts[0], str(error))

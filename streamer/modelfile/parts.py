@@ -125,7 +125,8 @@ class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     mode: Literal["sample", "argmax", "value"] = "value"
     """sample: a class by its probability; argmax: the likeliest; value: the numbers themselves."""
     encoding: Literal["value", "index", "one-hot"] = "value"
-    """How a class is written into the next event; value with mode value only."""
+    """How a class is written into the next event. value: with mode value; with sample each output is drawn as 0 or 1 by
+    itself, a set."""
     at: int = 0
     """First feature that the encoding fills; the others are 0."""
 

@@ -110,6 +110,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     """Open rollouts that answer per step: (offset of the request, answers committed)."""
     clock_ms: int = NO_WATERMARK
     """The clock of utterances at the last complete round."""
+    idle_ttls: tuple[tuple[int, int], ...] = ()
+    """(from which offset on, state.idle_ttl_ms): what judged the events that a replay repeats. None: written before it was."""
 
 
 @dataclass(frozen=True, slots=True)

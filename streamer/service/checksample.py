@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from streamer.core import LogFacts, RecordBatch, Reject, WindowAnswers
+from streamer.core import LogFacts, RecordBatch, Reject, WindowAnswers, WrittenAnswers
 from streamer.engine.processor import Processor
 from streamer.engine.restore import Found, Names, Restore
 from streamer.kafka.policies import OUTPUT
@@ -33,6 +33,8 @@ def tried(given: Settings, parts: Parts, codec: Codec, batches: Sequence[RecordB
     processor.ingest(decoded)
     for _ in processor.run():
         pass
+    while any(len(each.decodings) for each in processor.partitions.values()) and processor.roll():
+        pass
     answers, rejects = processor.results()
     max_bytes = min(settings.output.max_batch_bytes, parts.input.max_bytes(OUTPUT))
     sink = Sink(
@@ -53,7 +55,8 @@ def tried(given: Settings, parts: Parts, codec: Codec, batches: Sequence[RecordB
         "answer": values[-1].decode("utf-8", "backslashreplace")[:_SHOWN] if values else None,
     }
     if any(rule is not None for *_, rule in parts.models):
-        sample["windows"] = sum(len(each.windows) for each in answers if isinstance(each, WindowAnswers))
+        closed = [each.windows for each in answers if isinstance(each, WindowAnswers | WrittenAnswers)]
+        sample["windows"] = sum(map(len, closed))
     return sample
 
 

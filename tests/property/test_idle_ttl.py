@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from durable import begin, make_processor, settle
-from hypothesis import given, settings
+from durable import Changelog, begin, make_processor, settle
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated import ChainModel, advance, records
 
 from streamer.core import Batch, Epoch, EventBatch, Op
+from streamer.engine.idlettl import IdleTtls
 from streamer.engine.processor import Processor
 from streamer.engine.scheduler import Restart, plan_steps
 from streamer.state.arena import NO_EVENT_MS
@@ -105,7 +106,7 @@ def test_rows_that_begin_anew_are_those_of_the_definition(
     mine = slots[[n for n, *_ in rows]] if rows else np.empty(0, np.int64)
     ops = None if plain else np.array([op for *_, op in rows], np.uint8)
     when = np.array([time for _, time, _ in rows], np.int64)
-    found = lane.begins_anew(mine, when, ops)
+    found = lane.begins_anew(mine, when, ops, TTL_MS)
     assert (np.zeros(len(rows), bool) if found is None else found).tolist() == wanted
     lane.reflect(mine, np.arange(len(rows)), when, ops)
     assert [lane.arena.newest_ms[slot] for slot in newest] == [
@@ -254,4 +255,59 @@ def test_no_ttl_no_end() -> None:
     (lane,) = processor.lanes.stepping
     slots = processor.partitions[0].streams.of([b"a"])
     lane.arena.newest_ms[slots] = 0
-    assert lane.begins_anew(slots, np.array([FAR_MS]), None) is None
+    assert lane.begins_anew(slots, np.array([FAR_MS]), None, 0) is None
+
+
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("ab"), times, st.integers(1, 9).map(float)), min_size=1, max_size=16),
+    lives=st.lists(st.tuples(st.integers(0, 16), st.sampled_from([0, 5, TTL_MS, 10**6])), min_size=1, max_size=5),
+    complete=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example(rows=[("a", 0, 1.0), ("a", 100, 2.0), ("a", 101, 3.0)], lives=[(2, 0), (3, TTL_MS)], complete=False, seed=0)
+@example(rows=[("a", 0, 1.0), ("a", 100, 2.0), ("a", 101, 3.0)], lives=[(2, TTL_MS), (3, 0)], complete=False, seed=0)
+def test_a_replay_judges_each_event_by_the_ttl_that_it_was_answered_with(
+    rows: list[Row], lives: list[tuple[int, int]], complete: bool, seed: int
+) -> None:
+    """``lives``: up to which row each process committed before it died, and its TTL. ``complete``: rounds are."""
+    changelog, rng, told, ttls = Changelog(), random.Random(seed), dict[int, float](), list[int]()
+    for until, ttl_ms in [*sorted(lives), (len(rows), 7)]:
+        processor = make_processor(
+            [("chain", ChainModel(), None)], idle_ttl_ms=ttl_ms, max_poll_records=64, checkpoint_interval_ms=10**9
+        )
+        processor.memory.forget_idle = lambda *_: None  # type: ignore[method-assign]  # is told, and has its own tests
+        changelog.recover(processor, rng)
+        first = processor.partitions[0].next_offset
+        half = (first + until) // 2
+        for at, to in ((first, half), (half, until)):  # after the first commit no round is due
+            if rows[at:to]:
+                settle(processor, batch(at, rows[at:to]))
+            epoch = processor.seal(0, slice_bytes=1 << 20 if complete else 0)
+            if epoch is None:
+                continue
+            changelog.commit(epoch)
+            for answers in epoch.answers:
+                values = answers.y[0][:, 0].tolist()  # type: ignore[attr-defined]
+                assert not set(told) & set(answers.sources)
+                told |= dict(zip(answers.sources, values, strict=True))
+            processor.committed(epoch, {})
+        ttls += [ttl_ms] * (len(told) - len(ttls))
+    state, newest, wanted = dict[str, float](), dict[str, int](), []
+    for (stream, time, x), ttl_ms in zip(rows, ttls, strict=True):
+        if ttl_ms and time - newest.get(stream, time) > ttl_ms:
+            state[stream] = 0.0
+        newest[stream] = max(newest.get(stream, time), time)
+        state[stream] = advance(state.get(stream, 0.0), x)
+        wanted.append(state[stream])
+    assert [told[offset] for offset in range(len(rows))] == wanted
+
+
+def test_of_ttls_only_those_are_kept_that_a_replay_needs() -> None:
+    ttls = IdleTtls.going_on((), 5, 50)
+    assert ttls.since(5) == ((0, 50),)
+    ttls = IdleTtls.going_on(ttls.since(5), 10, 0)
+    assert IdleTtls.going_on(ttls.since(5), 10, 50).since(5) == ((0, 50),), "nothing was answered in between"
+    assert ttls.at(np.array([0, 9, 10, 11])).tolist() == [50, 50, 0, 0]
+    assert ttls.since(9) == ((0, 50), (10, 0))
+    assert ttls.since(10) == ((10, 0),)
+    assert IdleTtls.going_on((), 3, 7).at(np.array([0])).tolist() == [7], "what an older version wrote tells none"

@@ -251,7 +251,7 @@ def command_has_time() -> None:
     """The time of a command's record counts as the event time of its stream."""
     reflect, begins_anew = StepLane.reflect, StepLane.begins_anew
     StepLane.reflect = lambda self, slots, offsets, times, events: reflect(self, slots, offsets, times, None)  # type: ignore[method-assign]
-    StepLane.begins_anew = lambda self, slots, times, events: begins_anew(self, slots, times, None)  # type: ignore[method-assign]
+    StepLane.begins_anew = lambda self, slots, times, events, ttl_ms: begins_anew(self, slots, times, None, ttl_ms)  # type: ignore[method-assign]
 
 
 @mutation("clock-not-kept", fault="7", profile="emission", needed=8)
@@ -293,7 +293,7 @@ def last_time_counts() -> None:
 @mutation("ttl-by-sweep", fault="7", profile="idle", needed=2)
 def ttl_by_sweep() -> None:
     """Only a sweep forgets what was silent for the TTL: a stream that is alone in its partition keeps its state."""
-    StepLane.begins_anew = lambda self, slots, times_ms, events: None  # type: ignore[method-assign]
+    StepLane.begins_anew = lambda self, slots, times_ms, events, ttl_ms: None  # type: ignore[method-assign]
     _sweep_at_ttl()
 
 

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import msgspec
+import pytest
 from durable import Changelog, begin, encoded, make_processor, settle
 from simulated import ChainModel
 from windowing import FoldModel, timed
@@ -240,3 +241,39 @@ def test_without_a_changelog_the_position_waits() -> None:
     epoch = seal(processor)
     assert epoch.positions == {0: 3}
     assert len(epoch.answers) == 1
+
+
+@pytest.mark.parametrize("rule", [RULE, WindowRule("session", gap_ms=10)])
+def test_without_a_changelog_the_position_stays_where_first_events_of_a_window_were_passed(rule: WindowRule) -> None:
+    """They were committed while the window was open; now it is written about, and the position does not go back."""
+    processor = make_processor([("writer", WritingModel(), rule)], mode="ephemeral", max_poll_records=64)
+    begin(processor)
+    settle(processor, timed([(0, "a", 0, 1.0), (1, "c", 0, 5.0)]))
+    assert seal(processor).positions == {0: 2}
+    settle(processor, timed([(2, "a", 1, 2.0), (3, "c", 1, 2.0), (4, "b", 1_000, 1.0)]))
+    positions, answers = [], []
+    while processor.rolling:
+        processor.roll()
+        epoch = processor.seal(0)
+        if epoch is not None:
+            processor.committed(epoch, {})
+            positions.append(epoch.positions[0])
+            answers += told(processor, epoch)
+    assert [answer["stream"] for answer in answers] in (["a", "c"], ["c", "a"])
+    assert positions == sorted(positions)
+    assert positions[-1] == 5
+
+
+def test_without_a_changelog_time_alone_closes_a_window_whose_events_are_committed() -> None:
+    rule = WindowRule("session", gap_ms=10)
+    processor = make_processor([("writer", WritingModel(), rule)], mode="ephemeral", max_poll_records=64)
+    begin(processor)
+    settle(processor, timed([(0, "a", 0, 1.0)]))
+    assert seal(processor).positions == {0: 1}
+    processor.idle(0, 1_000)
+    settle(processor)
+    assert seal(processor).positions == {0: 1}, "told, and not yet answered"
+    finish(processor)
+    epoch = seal(processor)
+    assert epoch.positions == {0: 1}
+    assert len(told(processor, epoch)) == 1

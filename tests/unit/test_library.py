@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from simulated import POISON, ChainModel, advance
 from windowing import FoldModel, fold
+from writing import WritingModel
 
 from streamer.errors import ConfigurationError
 from streamer.library import Runner
@@ -97,3 +98,9 @@ def test_no_events_are_no_answers() -> None:
     answered = runner().feed([], np.empty((0, 1)))
     assert answered.keys == []
     assert answered.y.shape == (0, 1)
+
+
+def test_a_model_that_writes_sequences_is_refused() -> None:
+    model: Any = WritingModel()
+    with pytest.raises(ConfigurationError, match="has a decoder and writes sequences: serve it with `streamer run`"):
+        Runner(model, window=WindowRule("count", count=2))

@@ -352,6 +352,33 @@ def test_draws_follow_the_probabilities() -> None:
     assert draw_sets(p[:1], np.zeros(1), each[:1]).tolist() == [[0, 0, 0, 1]]
 
 
+@pytest.mark.parametrize("temperature", [1e-12, 1e-5, 1e-4, 1e-3, 2e-3])
+def test_near_temperature_0_a_set_has_what_is_more_probable(temperature: float) -> None:
+    p = np.tile(np.float32([1.0, 0.9, 0.5, 0.3, 0.0]), (4_000, 1))
+    u = uniforms(np.arange(4_000, dtype=np.uint64), np.zeros(4_000, np.uint64), 5)
+    shares = draw_sets(p, np.full(4_000, temperature), u).mean(axis=0)
+    assert shares[[0, 1, 3, 4]].tolist() == [1, 1, 0, 0]
+    assert abs(shares[2] - 0.5) < 0.05
+
+
+class Scores(Letters):
+    """Scores instead of probabilities: nothing to draw from."""
+
+    def run(self, x: np.ndarray, lengths: np.ndarray, states: list[np.ndarray]) -> Any:
+        (y,), after = super().run(x, lengths, states)
+        return [y - 1], after
+
+
+def test_what_is_no_probability_is_not_drawn_from_whoever_asks_for_it() -> None:
+    served = Served(Scores(mode="argmax"))
+    served.put(("s", 1.0), ("s", {"n": 2, "temperature": 1}), ("s", {"n": 2, "temperature": 0.5, "prompt": "a"}))
+    served.put(("s", {"n": 2}), ("s", {"n": 2, "temperature": 0}))
+    answers, refused = served.rolled()
+    assert [answer["offset"] for answer in answers] == [3, 4], "what does not draw is answered beside it"
+    assert [(offset, reason) for offset, reason, _ in refused] == [(1, "model_refused"), (2, "model_refused")]
+    assert all("is to be sampled, but has negative values" in detail for *_, detail in refused)
+
+
 # requests of every kind
 
 
