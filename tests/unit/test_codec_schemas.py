@@ -253,6 +253,27 @@ def test_a_record_that_was_renamed_is_found_by_its_alias(nullable: bool) -> None
         assert (reason, "r was written as record Old" in detail) == ("undecodable", True)
 
 
+@pytest.mark.parametrize(
+    ("second", "called"),
+    [("q.R", {}), ("q.S", {"aliases": ["q.R"]}), ("q.S", {"aliases": ["R"]}), ("q.R", {"before": ["q.R"]})],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_records_with_one_last_name_the_one_of_the_full_name_is_read(second: str, called: Any, turned: bool) -> None:
+    def kind(name: str, default: float | None = None, aliases: Any = ()) -> dict[str, Any]:
+        new = [] if default is None else [{"name": "new", "type": "double", "default": default}]
+        fields = [{"name": "x", "type": "double"}, *new]
+        return {"type": "record", "name": name, "fields": fields, "aliases": list(aliases)}
+
+    written = record(r=[kind("p.R"), kind("q.R")])
+    branches = [kind("p.R", 1.0, called.get("before", ())), kind(second, 2.0, called.get("aliases", ()))]
+    read = record(r=branches[::-1] if turned else branches)
+    fields = Fields({"a": parse_place("r.x"), "b": parse_place("r.new")})
+    codec = registered(written, reader=read, features=("a", "b"), fields=fields)
+    for at, expected in enumerate([[5.0, 1.0], [5.0, 2.0]]):
+        value = b"\0\0\0\0\1" + bytes([2 * at]) + np.float64(5.0).tobytes()
+        assert one(codec, value)[0] == expected
+
+
 def test_each_value_is_read_by_the_schema_that_wrote_it() -> None:
     one_, two = record(a="double", b="double"), record(b="long", more="string", a=["null", "float"])
     codec = registered(one_, two, features=["a", "b"])
