@@ -127,6 +127,8 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         (FILE.encode() + b'[log]\nlevel = "\xe4"\n', "line 12 is not UTF-8, as TOML must be"),
         (b"kafka.bootstrap: b", "not TOML"),
         (b"a = " + b"9" * 5_000, "not TOML"),
+        (b"a = " + b"9" * 400, "not TOML: it has an integer of more than 64 bits: write"),
+        (b"a = [{b = 0x" + b"f" * 5_000 + b"}]", "more than 64 bits"),
         (b"a = " + b"[" * 100_000, "nested too deep|not TOML"),
     ],
 )
