@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 from decoding import NOW_MS, records
 from google.protobuf import descriptor_pb2
+from google.protobuf.text_encoding import CEscape
+from hypothesis import given
+from hypothesis import strategies as st
 from tables import WORDS, category, contract
 
 from streamer.errors import ConfigurationError
@@ -683,6 +686,9 @@ def test_a_set_of_descriptors_from_a_file_and_the_name_of_a_message(event: Any) 
         ("edition = '2023';", "edition"),
         ("\x00", "no .proto file"),
         ("message " + "M { message " * 100, "nested too deep"),
+        ("message M { optional int32 n = 1 [default]; optional int32 m = 2 [deprecated = true]; }", "']' where '='"),
+        ("enum E { A = 2147483648; }", "no number of a field"),
+        ("enum E { A = 0 [default = 1]; B = -; }", "no number of a field"),
         ("message M { repeated group G = 1 { } }", "groups"),
     ],
 )
@@ -691,6 +697,72 @@ def test_a_proto_file_that_is_none_is_told(text: str, told: str) -> None:
     reason, detail = one(codec, b"\0\0\0\0\1\0")
     assert reason == "undecodable"
     assert told in detail
+
+
+def parsed(text: str) -> Any:
+    """What a message of the file ``text`` has where nothing is set."""
+    return messages(text).at((0,))()
+
+
+WRITTEN = r"""
+syntax = "pro" 'to2' ; package a . b /* . */ . c;
+option (o) = { a: <b: 1; c: 2, d: [1, -2]> e { f: "x" "}" } };
+extend google.protobuf.FieldOptions { optional string t = 1000; }
+message A {
+  extensions 400 to 1000 [declaration = { number: 400, full_name: ".a.b", type: ".c.D" }, verification = DECLARATION];
+  extensions 2000 to max;
+  optional double d = 01 [(o) . default = "no", default = - 1.5e-3, (x) = {a: ["]"]}]; ;
+  optional .a . b
+    . c.E e = 0x2 [default = N];
+  optional float i = 3 [default = -inf, deprecated = true];
+  optional int32 h = 4 [default = -0x10];
+  optional int64 u = 05 [(a).b = - 5, default = 017];
+  reserved 70 to max; reserved "q", "z";
+  map < string , . a.b.c.A > m = 6;
+  oneof o { option (x) = {a: 1}; int32 z = 7; }
+}
+enum E { option allow_alias = true; M = - 2147483648; N = - 1; O = 017 [(a) = "x"]; P = 15; reserved -10 to - 5, 6; reserved "X"; };
+"""
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_all_that_may_be_written_in_a_proto_file_is_read(mark: str) -> None:
+    found = parsed(mark + WRITTEN)
+    assert (found.d, found.e, found.i, found.h, found.u) == (-1.5e-3, -1, -np.inf, -16, 15)
+    assert {each.name: each.number for each in found.DESCRIPTOR.fields} == {
+        "d": 1, "e": 2, "i": 3, "h": 4, "u": 5, "m": 6, "z": 7,
+    }  # fmt: skip
+    assert found.DESCRIPTOR.full_name == "a.b.c.A"
+    words = {each.name: each.number for each in found.DESCRIPTOR.file.enum_types_by_name["E"].values}
+    assert words == {"M": -(2**31), "N": -1, "O": 15, "P": 15}
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        ('"on" /* and */ "line"', "online"),
+        ("'it' \"\\'\" 's'", "it's"),
+        (r'"\x41\x4a\112\1012\?\"\'\\"', "AJJA2?\"'\\"),
+        (r'"\a\b\f\n\r\t\v"', "\a\b\f\n\r\t\v"),
+        (r'"\u00e9\ud83d\ude00\U0001F600" "\303\266"', "\u00e9\U0001f600\U0001f600\u00f6"),
+        (r'"\ud83d\U00110000"', "\ufffd\ufffd"),
+        ('"\ud83d"', "\ufffd"),
+        ('""', ""),
+    ],
+)
+def test_a_text_that_stands_for_an_absent_one_is_read_as_protoc_reads_it(written: str, means: str) -> None:
+    text = f'syntax = "proto2"; message M {{ optional string s = 1 [default = {written}]; optional bytes b = 2 [default = {written}]; }}'
+    found = parsed(text)
+    assert (found.s, found.b) == (means, means.encode())
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=3), st.lists(st.binary(max_size=5), min_size=1, max_size=3))
+def test_texts_are_what_googles_own_escapes_say(texts: list[str], pieces: list[bytes]) -> None:
+    strings, raw = (" ".join(f'"{CEscape(each, as_utf8=False)}"' for each in found) for found in (texts, pieces))
+    found = parsed(
+        f"message M {{ optional string s = 1 [default = {strings}]; optional bytes b = 2 [default = {raw}]; }}"
+    )
+    assert (found.s, found.b) == ("".join(texts), b"".join(pieces))
 
 
 # settings
