@@ -561,6 +561,47 @@ def test_words_and_flags_of_protobuf(event: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "key", "found"),
+    [
+        ("int32", "1", 7),
+        ("int32", "-2147483648", -1),
+        ("int32", "2147483648", "integers from -2147483648 to 2147483647: '2147483648'"),
+        ("sint32", "99999999999", "integers"),
+        ("sfixed32", "x", "integers"),
+        ("int64", "-9223372036854775808", -1),
+        ("sint64", "9223372036854775808", "integers"),
+        ("sfixed64", "9" * 5_000, "integers"),
+        ("uint32", "4294967295", -1),
+        ("uint32", "-1", "integers from 0 to 4294967295: '-1'"),
+        ("fixed32", "4294967296", "integers"),
+        ("uint64", "18446744073709551615", -1),
+        ("fixed64", "18446744073709551616", "integers"),
+        ("int32", "1_0", "integers"),
+        ("bool", "true", 7),
+        ("bool", "false", -1),
+        ("bool", "7", "true and false: '7'"),
+        ("bool", "True", "true and false"),
+        ("string", "1", 7),
+    ],
+)
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_key_that_a_map_cannot_have_is_told_of_the_schema(kind: str, key: str, found: Any, filled: bool) -> None:
+    """Whether a record has anything in its map or not."""
+    text = f'syntax = "proto3"; message M {{ map<{kind}, double> m = 1; }}'
+    made = messages(text).named("M")()
+    if filled:
+        made.m[{"string": "1", "bool": True}.get(kind, 1)] = 7
+    codec = registered(text, kind="PROTOBUF", fields=Fields({"a": parse_place(f"m.{key}")}), missing=-1.0)
+    outcome = one(codec, b"\0\0\0\0\1\0" + made.SerializeToString())
+    if isinstance(found, str):
+        assert outcome[0] == "undecodable"
+        assert "does not fit what is read (input.fields): m is a map whose keys are" in outcome[1]
+        assert found in outcome[1]
+    else:
+        assert outcome[0] == [found if filled else -1]
+
+
+@pytest.mark.parametrize(
     ("value", "told"),
     [
         (b"\2\2\x09", "Error parsing"),
