@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-import tomllib
 from collections.abc import Sequence
 from dataclasses import fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import MAX_LAG
 from streamer.settings.fields import Place, parse_field
 from streamer.settings.reference import section_table
+from streamer.toml import parse_toml
 from streamer.windows import WindowRule
 
 from .files import FileOptions
@@ -140,8 +141,8 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
                 return f"data.lags: those of {column!r} must be different numbers of events, each 1 to {MAX_LAG}"
         rules = self.missing.values() if isinstance(self.missing, dict) else [self.missing]
         for rule in rules:
-            if isinstance(rule, str) and rule not in ("mean", "last", "reject"):
-                return f"data.missing must be mean, last, reject or a number, not {rule!r}"
+            if rule not in ("mean", "last", "reject") and (isinstance(rule, str) or not isfinite(rule)):
+                return f"data.missing must be mean, last, reject or a finite number, not {rule!r}"
         return f"data.min_count must be at least 1, not {self.min_count}" if self.min_count < 1 else None
 
 
@@ -263,10 +264,10 @@ def _said(error: Exception) -> str:
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The configuration of a file, with ``section.key=value`` (TOML values) on top; unknown keys are errors."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        document = parse_toml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"no such configuration file: {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # UnicodeDecodeError too
         raise ConfigurationError(f"{path}: {error}") from error
     for override in overrides:
         _override(document, override)
@@ -368,8 +369,8 @@ def _override(document: dict[str, Any], text: str) -> None:
     if not equals or not key:
         raise ConfigurationError(f"--set wants SECTION.KEY=VALUE, not {text!r}")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {value}")["value"]
+    except ValueError:
         parsed = value  # an unquoted word
     target = document
     for section in sections:

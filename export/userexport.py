@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import tempfile
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 
 from streamer.errors import ConfigurationError, ModelError, StreamerError
 from streamer.modelfile.contract import Contract
+from streamer.toml import parse_toml
 
 from .graph import export_model, export_step_module, sequence_contract
 from .model import SequenceModel
@@ -82,7 +82,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     """The contract's fields from TOML or JSON (by the file's ending)."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        fields = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        fields = json.loads(text) if path.suffix == ".json" else parse_toml(text)
     except OSError as error:
         raise ModelError(f"the contract {path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # UnicodeDecodeError too

@@ -22,13 +22,14 @@ from streamer.engine.restore import Found, Names, Restore
 from streamer.errors import ConfigurationError
 from streamer.modelfile.model import Model
 from streamer.modelfile.past import Past
+from streamer.records.times import MAX_TIME_MS
 from streamer.settings import BatchSection, DeliverySection, StateSection
 from streamer.windows import WindowRule
 from streamer.words import Delivery
 
 Given = tuple[Sequence[str], Any] | tuple[Sequence[str], Any, Any]
 """Streams [N], features [N, F] (or N arrays [T, F], where the contract says that a record holds several steps), and event
-times in ms [N]; without times the rows count as one ms each"""
+times in ms since 1970 or as datetime64 [N]; without times the rows count as one ms each"""
 
 _END = 1 << 62
 
@@ -127,19 +128,15 @@ class Runner:
             given = np.asarray(x)
             if given.shape != (len(keys), features):
                 raise ValueError(f"x has shape {list(given.shape)}: {len(keys)} keys need [{len(keys)}, {features}]")
-        values = given.astype(dtype)
+        values = _numbers(given, dtype)
         usable = np.isfinite(values) | (np.isnan(values) & self._may_be_missing)
         if not usable.all() or not (dtype.startswith("float") or np.array_equal(values, given)):
             raise ValueError(f"x must be finite, and every number one of {dtype}")
-        if times_ms is None:
-            times = np.arange(self._clock_ms, self._clock_ms + len(keys), dtype=np.int64)
-        else:
-            times = np.asarray(times_ms, np.int64)
-            if times.shape != (len(keys),):
-                raise ValueError(f"times_ms has shape {list(times.shape)}: {len(keys)} keys need [{len(keys)}]")
+        counted = np.arange(self._clock_ms, self._clock_ms + len(keys), dtype=np.int64)
+        times = counted if times_ms is None else _milliseconds(times_ms, len(keys))
+        streams, stamps = _streams(keys), times.tolist()
         self._clock_ms = max(self._clock_ms, int(times.max(initial=-1)) + 1)
         offsets = np.arange(first, first + len(keys), dtype=np.int64)
-        streams, stamps = [key.encode() for key in keys], times.tolist()
         raw = RecordBatch(0, offsets.tolist(), stamps, list(streams), [None] * len(streams))
         return EventBatch(0, offsets, times, stamps, streams, values, None, raw, first + len(keys), steps=steps)
 
@@ -181,6 +178,46 @@ class Runner:
             np.array(rows, np.int64),
             refused or {},
         )
+
+
+def _streams(keys: Sequence[str]) -> list[bytes]:
+    """ValueError: a key is none that a record can have."""
+    streams = []
+    for row, key in enumerate(keys):
+        if not isinstance(key, str) or not key:
+            raise ValueError(
+                f"keys[{row}] is {str(key)[:80]!r} ({type(key).__name__}): a key is a text that is not empty"
+            )
+        try:
+            streams.append(key.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"keys[{row}] is {key[:80]!r}, which is no text: {error.reason}") from None
+    return streams
+
+
+def _numbers(given: Any, dtype: str) -> Any:
+    """ValueError: what is given are no numbers, such as texts, times or complex ones."""
+    if given.dtype.kind in "biufO":
+        try:
+            return given.astype(dtype)
+        except (TypeError, ValueError, OverflowError):  # of what objects are
+            pass
+    raise ValueError(f"x must hold numbers that {dtype} can be made of, not {given.dtype}")
+
+
+def _milliseconds(times_ms: Any, count: int) -> I64:
+    """ValueError: they are not ``count`` times in whole milliseconds, or none that the service takes from a record either."""
+    given = np.asarray(times_ms)
+    if given.shape != (count,):
+        raise ValueError(f"times_ms has shape {list(given.shape)}: {count} keys need [{count}]")
+    if given.dtype.kind == "M":
+        given = given.astype("datetime64[ms]").astype(np.int64)
+    number = given.dtype.kind in "iuf"
+    if not number or not ((np.floor(given) == given) & (given >= -MAX_TIME_MS) & (given <= MAX_TIME_MS)).all():
+        raise ValueError(
+            "times_ms must be whole milliseconds since 1970, at most the year 9999, or datetime64 without NaT"
+        )
+    return given.astype(np.int64)
 
 
 def _joined(keys: Sequence[str], x: Any, features: int) -> tuple[Any, I64]:

@@ -8,7 +8,6 @@ Whether the declarations are true is checked by ``streamer.modelfile.model`` aga
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from streamer.modelfile.decoder import Decoder, check_decoder
 from streamer.modelfile.emit import check_emit, check_emitting
 from streamer.modelfile.feature import Feature, as_feature, check_features
 from streamer.modelfile.parts import MAX_VALUES, Feedback, Input, Output, State, check_shape, size
+from streamer.toml import parse_toml
 
 METADATA_KEY = "streamer.contract"
 FORMAT = 1
@@ -156,10 +156,10 @@ def load_sidecar(path: str | Path) -> Contract:
     """The contract in a sidecar NAME.toml. ModelError if the file is missing, is not TOML, or declares nonsense."""
     try:
         text = Path(path).read_bytes().decode()
-        fields = tomllib.loads(text)
+        fields = parse_toml(text)
     except OSError as error:
         raise ModelError(f"the sidecar {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deep
+    except ValueError as error:  # not UTF-8, or not TOML
         raise ModelError(f"the sidecar {path} is not TOML: {error}") from None
     return Contract.from_fields(fields, source=f"the sidecar {path}")
 

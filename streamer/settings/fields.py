@@ -83,7 +83,7 @@ def parse_field(written: object) -> tuple[Place | None, Missing | None]:
     if rule is not None and rule not in ("last", "reject"):
         try:
             rule = float(rule)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             rule = float("nan")
         if isinstance(written["missing"], bool) or not isfinite(rule):
             raise ValueError('has a missing that is neither "reject", "last" nor a finite number')

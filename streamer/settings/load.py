@@ -7,7 +7,6 @@ arguments are public.
 from __future__ import annotations
 
 import codecs
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from pydantic import SecretStr, ValidationError
 from streamer.errors import ConfigurationError
 from streamer.settings.reference import flat, of_type, sections
 from streamer.settings.sections import Settings
+from streamer.toml import parse_toml
 
 ENV_PREFIX = "STREAMER_"
 _SECRETS = frozenset(f"{section}.{key}" for section, key in of_type(SecretStr))
@@ -94,14 +94,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: is UTF-16, TOML is UTF-8: save it as UTF-8")
     try:
         # some editors mark UTF-8 with three bytes at the beginning
-        document = tomllib.loads(content.decode("utf-8-sig"))
+        document = parse_toml(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigurationError(f"{path}: line {line} is not UTF-8, as TOML must be: save it as UTF-8") from error
-    except ValueError as error:  # also what a number of thousands of digits raises
+    except ValueError as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"{path}: not settings: it is nested too deep") from error
     for section, key in of_type(Path):
         for table in _tables(document, section.split(".")):
             if isinstance(table.get(key), str):

@@ -236,7 +236,7 @@ class InputSection(Section):
 
     @model_validator(mode="after")
     def _times_are_moments(self) -> InputSection:
-        parse_moment(self.min_time, "min_time")
+        check_moment(self.min_time, "min_time")
         self.start_position()
         return self
 

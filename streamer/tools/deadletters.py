@@ -31,7 +31,7 @@ from streamer.records.keys import Keys
 from streamer.records.unusable import Unusable
 from streamer.service.wiring import connection
 from streamer.settings import Settings, load_settings, moment_text
-from streamer.settings.times import parse_moment
+from streamer.settings.times import check_moment, parse_moment
 from streamer.tools.locate import input_partitions
 from streamer.words import KeyForm, Reason
 
@@ -86,7 +86,7 @@ class Filter:
         if unknown:
             raise ConfigurationError(f"--reason {unknown[0]!r}: one of {', '.join(Reason)}")
         try:
-            begin = None if since is None else parse_moment(since, "--since")
+            begin = None if since is None else check_moment(since, "--since")
             end = None if until is None else parse_moment(until, "--until")
         except ValueError as error:
             raise ConfigurationError(str(error)) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.errors import ConfigurationError
+from streamer.toml import parse_toml
 from streamer.tools.telemetry_data import F32, I64
 
 _MS_PER_UNIT = {"s": 1_000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
@@ -46,7 +46,7 @@ class Columns:
     def of_training(cls, path: Path) -> Columns:
         """From the [data] of a train.toml. ConfigurationError if there is none."""
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            document = parse_toml(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from None
         data = document.get("data")

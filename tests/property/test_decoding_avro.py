@@ -184,6 +184,48 @@ def test_whatever_the_bytes_are_there_is_an_answer(data: st.DataObject) -> None:
         why.detail.encode()
 
 
+@st.composite
+def named_branches(draw: st.DrawFn) -> list[Any]:
+    """Named types of one union, which often have their last names in common, and their aliases with each other."""
+    names = draw(
+        st.lists(st.sampled_from(["R", "p.R", "q.R", "p.S", "q.S", "q.T"]), min_size=1, max_size=5, unique=True)
+    )
+    alias = st.lists(st.sampled_from(["R", "S", "p.R", "q.R", "q.S"]), max_size=2)
+    made = []
+    for name in names:
+        kind = draw(st.sampled_from(["record", "record", "enum", "fixed"]))
+        own: dict[str, Any] = {"type": kind, "name": name, "namespace": "", "aliases": draw(alias)}
+        if kind == "record":
+            fields = draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
+            own["fields"] = [{"name": each, "type": "double", "default": -1.0} for each in fields]
+        else:
+            own |= {"symbols": draw(st.permutations(NAMES)), "default": "a"} if kind == "enum" else {"size": len(made)}
+        made.append(own)
+    return made
+
+
+@settings(max_examples=max(300, settings.default.max_examples), suppress_health_check=list(HealthCheck))
+@given(named_branches(), st.data())
+def test_a_readers_schema_that_holds_what_was_written_reads_it(branches: list[Any], data: st.DataObject) -> None:
+    """In whatever order, whatever else is in the union, whatever one was called before, and however names are alike."""
+
+    def one(union: list[Any]) -> str:
+        return json.dumps({"type": "record", "name": "E", "fields": [{"name": "u", "type": union}]})
+
+    written, others = branches, data.draw(named_branches())
+    taken = {each["name"] for each in written}
+    reader = data.draw(st.permutations([*written, *[each for each in others if each["name"] not in taken]]))
+    at = data.draw(st.integers(0, len(written) - 1))
+    size = {"record": 8 * len(written[at].get("fields", ())), "enum": 1, "fixed": written[at].get("size")}
+    value = bytes([2 * at]) + data.draw(st.binary(min_size=(count := size[written[at]["type"]]), max_size=count))
+    if written[at]["type"] == "enum":
+        value = value[:1] + bytes([2 * data.draw(st.integers(0, 4))])
+    paths = [("u",)] if written[at]["type"] != "record" else [("u", each["name"]) for each in written[at]["fields"]]
+    as_written = avro_reader(parse(one(written)), None, paths, None, TimeUnit.MS).cells(value, 0)
+    found = avro_reader(parse(one(written)), parse(one(reader)), paths, None, TimeUnit.MS).cells(value, 0)
+    assert repr(found) == repr(as_written)
+
+
 FLAT = {
     "type": "record", "name": "E", "fields": [
         {"name": "u", "type": ["null", "double"]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from streamer.records.decode import Codec
 from streamer.records.formats import Fields
 from streamer.records.formats.msgpack_depth import deeper
 from streamer.records.meaning import refuse_different
+from streamer.settings import load_settings
 from streamer.settings.fields import FieldPath, parse_place
 
 FLAG = {"name": "f", "kind": "flag"}
@@ -273,8 +275,41 @@ def test_a_feature_that_is_not_there_and_formats_without_names_are_refused() -> 
     for value_format in ("json", "float32"):
         with pytest.raises(ConfigurationError, match="has no fields with names"):
             Codec(contract("a"), value_format, fields=Fields({"a": parse_place("x")}))
-    with pytest.raises(ConfigurationError, match=r"input.fields.a: the constant cannot be used"):
+    with pytest.raises(
+        ConfigurationError, match=r"input.fields.a: the constant 'x' cannot be used: feature 'a' is not a number"
+    ):
         Codec(contract("a"), "json-named", fields=Fields({"a": parse_place({"constant": "x"})}))
+
+
+@pytest.mark.parametrize(
+    ("feature", "text", "found"),
+    [
+        ("a", "3.5", 3.5),
+        ("a", "-1e3", -1000),
+        ("a", "16777217", "'16777217' cannot be used"),
+        ("a", "3,5", "'3,5' cannot be used: feature 'a' is not a number"),
+        ("a", "true", "'true' cannot be used"),
+        ("a", "1e999", "'1e999' cannot be used"),
+        ("a", "\udcff", "cannot be used"),
+        ({"name": "a", "kind": "flag"}, "true", 1),
+        ({"name": "a", "kind": "flag"}, "0", 0),
+        ({"name": "a", "kind": "flag"}, "7", "'7' cannot be used: feature 'a' is not a flag"),
+        (category("a"), "run", 1),
+        (category("a"), "7", WORDS.index("7")),
+    ],
+)
+def test_a_constant_may_come_as_text(tmp_path: Path, feature: Any, text: str, found: Any) -> None:
+    """From the environment, and from a flag, it comes as nothing else."""
+    path = tmp_path / "streamer.toml"
+    path.write_text('kafka = {bootstrap = "b", group = "g"}\ninput.topic = "i"\noutput.topic = "o"\nmodel.m.path = "m"')
+    flag = load_settings(path, [f"input.fields.a.constant={text}"])[0].input.places
+    assert flag == load_settings(path, env={"STREAMER_INPUT__FIELDS__A__CONSTANT": text})[0].input.places
+    if isinstance(found, str):
+        with pytest.raises(ConfigurationError, match=found):
+            Codec(contract(feature), "json-named", fields=Fields(flag))
+    else:
+        batch = Codec(contract(feature), "json-named", fields=Fields(flag)).decode(records([b"{}"]))
+        assert batch.x.tolist() == [[found]]
 
 
 # msgpack

@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 from decoding import NOW_MS, records
 from google.protobuf import descriptor_pb2
+from google.protobuf.text_encoding import CEscape
+from hypothesis import given
+from hypothesis import strategies as st
 from tables import WORDS, category, contract
 
 from streamer.errors import ConfigurationError
@@ -251,6 +254,27 @@ def test_a_record_that_was_renamed_is_found_by_its_alias(nullable: bool) -> None
     if nullable:
         reason, detail = one(registered(nested("Old"), reader=nested("New", "Older"), fields=fields), value)
         assert (reason, "r was written as record Old" in detail) == ("undecodable", True)
+
+
+@pytest.mark.parametrize(
+    ("second", "called"),
+    [("q.R", {}), ("q.S", {"aliases": ["q.R"]}), ("q.S", {"aliases": ["R"]}), ("q.R", {"before": ["q.R"]})],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_records_with_one_last_name_the_one_of_the_full_name_is_read(second: str, called: Any, turned: bool) -> None:
+    def kind(name: str, default: float | None = None, aliases: Any = ()) -> dict[str, Any]:
+        new = [] if default is None else [{"name": "new", "type": "double", "default": default}]
+        fields = [{"name": "x", "type": "double"}, *new]
+        return {"type": "record", "name": name, "fields": fields, "aliases": list(aliases)}
+
+    written = record(r=[kind("p.R"), kind("q.R")])
+    branches = [kind("p.R", 1.0, called.get("before", ())), kind(second, 2.0, called.get("aliases", ()))]
+    read = record(r=branches[::-1] if turned else branches)
+    fields = Fields({"a": parse_place("r.x"), "b": parse_place("r.new")})
+    codec = registered(written, reader=read, features=("a", "b"), fields=fields)
+    for at, expected in enumerate([[5.0, 1.0], [5.0, 2.0]]):
+        value = b"\0\0\0\0\1" + bytes([2 * at]) + np.float64(5.0).tobytes()
+        assert one(codec, value)[0] == expected
 
 
 def test_each_value_is_read_by_the_schema_that_wrote_it() -> None:
@@ -537,6 +561,47 @@ def test_words_and_flags_of_protobuf(event: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "key", "found"),
+    [
+        ("int32", "1", 7),
+        ("int32", "-2147483648", -1),
+        ("int32", "2147483648", "integers from -2147483648 to 2147483647: '2147483648'"),
+        ("sint32", "99999999999", "integers"),
+        ("sfixed32", "x", "integers"),
+        ("int64", "-9223372036854775808", -1),
+        ("sint64", "9223372036854775808", "integers"),
+        ("sfixed64", "9" * 5_000, "integers"),
+        ("uint32", "4294967295", -1),
+        ("uint32", "-1", "integers from 0 to 4294967295: '-1'"),
+        ("fixed32", "4294967296", "integers"),
+        ("uint64", "18446744073709551615", -1),
+        ("fixed64", "18446744073709551616", "integers"),
+        ("int32", "1_0", "integers"),
+        ("bool", "true", 7),
+        ("bool", "false", -1),
+        ("bool", "7", "true and false: '7'"),
+        ("bool", "True", "true and false"),
+        ("string", "1", 7),
+    ],
+)
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_key_that_a_map_cannot_have_is_told_of_the_schema(kind: str, key: str, found: Any, filled: bool) -> None:
+    """Whether a record has anything in its map or not."""
+    text = f'syntax = "proto3"; message M {{ map<{kind}, double> m = 1; }}'
+    made = messages(text).named("M")()
+    if filled:
+        made.m[{"string": "1", "bool": True}.get(kind, 1)] = 7
+    codec = registered(text, kind="PROTOBUF", fields=Fields({"a": parse_place(f"m.{key}")}), missing=-1.0)
+    outcome = one(codec, b"\0\0\0\0\1\0" + made.SerializeToString())
+    if isinstance(found, str):
+        assert outcome[0] == "undecodable"
+        assert "does not fit what is read (input.fields): m is a map whose keys are" in outcome[1]
+        assert found in outcome[1]
+    else:
+        assert outcome[0] == [found if filled else -1]
+
+
+@pytest.mark.parametrize(
     ("value", "told"),
     [
         (b"\2\2\x09", "Error parsing"),
@@ -662,6 +727,9 @@ def test_a_set_of_descriptors_from_a_file_and_the_name_of_a_message(event: Any) 
         ("edition = '2023';", "edition"),
         ("\x00", "no .proto file"),
         ("message " + "M { message " * 100, "nested too deep"),
+        ("message M { optional int32 n = 1 [default]; optional int32 m = 2 [deprecated = true]; }", "']' where '='"),
+        ("enum E { A = 2147483648; }", "no number of a field"),
+        ("enum E { A = 0 [default = 1]; B = -; }", "no number of a field"),
         ("message M { repeated group G = 1 { } }", "groups"),
     ],
 )
@@ -670,6 +738,72 @@ def test_a_proto_file_that_is_none_is_told(text: str, told: str) -> None:
     reason, detail = one(codec, b"\0\0\0\0\1\0")
     assert reason == "undecodable"
     assert told in detail
+
+
+def parsed(text: str) -> Any:
+    """What a message of the file ``text`` has where nothing is set."""
+    return messages(text).at((0,))()
+
+
+WRITTEN = r"""
+syntax = "pro" 'to2' ; package a . b /* . */ . c;
+option (o) = { a: <b: 1; c: 2, d: [1, -2]> e { f: "x" "}" } };
+extend google.protobuf.FieldOptions { optional string t = 1000; }
+message A {
+  extensions 400 to 1000 [declaration = { number: 400, full_name: ".a.b", type: ".c.D" }, verification = DECLARATION];
+  extensions 2000 to max;
+  optional double d = 01 [(o) . default = "no", default = - 1.5e-3, (x) = {a: ["]"]}]; ;
+  optional .a . b
+    . c.E e = 0x2 [default = N];
+  optional float i = 3 [default = -inf, deprecated = true];
+  optional int32 h = 4 [default = -0x10];
+  optional int64 u = 05 [(a).b = - 5, default = 017];
+  reserved 70 to max; reserved "q", "z";
+  map < string , . a.b.c.A > m = 6;
+  oneof o { option (x) = {a: 1}; int32 z = 7; }
+}
+enum E { option allow_alias = true; M = - 2147483648; N = - 1; O = 017 [(a) = "x"]; P = 15; reserved -10 to - 5, 6; reserved "X"; };
+"""
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_all_that_may_be_written_in_a_proto_file_is_read(mark: str) -> None:
+    found = parsed(mark + WRITTEN)
+    assert (found.d, found.e, found.i, found.h, found.u) == (-1.5e-3, -1, -np.inf, -16, 15)
+    assert {each.name: each.number for each in found.DESCRIPTOR.fields} == {
+        "d": 1, "e": 2, "i": 3, "h": 4, "u": 5, "m": 6, "z": 7,
+    }  # fmt: skip
+    assert found.DESCRIPTOR.full_name == "a.b.c.A"
+    words = {each.name: each.number for each in found.DESCRIPTOR.file.enum_types_by_name["E"].values}
+    assert words == {"M": -(2**31), "N": -1, "O": 15, "P": 15}
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        ('"on" /* and */ "line"', "online"),
+        ("'it' \"\\'\" 's'", "it's"),
+        (r'"\x41\x4a\112\1012\?\"\'\\"', "AJJA2?\"'\\"),
+        (r'"\a\b\f\n\r\t\v"', "\a\b\f\n\r\t\v"),
+        (r'"\u00e9\ud83d\ude00\U0001F600" "\303\266"', "\u00e9\U0001f600\U0001f600\u00f6"),
+        (r'"\ud83d\U00110000"', "\ufffd\ufffd"),
+        ('"\ud83d"', "\ufffd"),
+        ('""', ""),
+    ],
+)
+def test_a_text_that_stands_for_an_absent_one_is_read_as_protoc_reads_it(written: str, means: str) -> None:
+    text = f'syntax = "proto2"; message M {{ optional string s = 1 [default = {written}]; optional bytes b = 2 [default = {written}]; }}'
+    found = parsed(text)
+    assert (found.s, found.b) == (means, means.encode())
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=3), st.lists(st.binary(max_size=5), min_size=1, max_size=3))
+def test_texts_are_what_googles_own_escapes_say(texts: list[str], pieces: list[bytes]) -> None:
+    strings, raw = (" ".join(f'"{CEscape(each, as_utf8=False)}"' for each in found) for found in (texts, pieces))
+    found = parsed(
+        f"message M {{ optional string s = 1 [default = {strings}]; optional bytes b = 2 [default = {raw}]; }}"
+    )
+    assert (found.s, found.b) == ("".join(texts), b"".join(pieces))
 
 
 # settings

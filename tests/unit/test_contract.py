@@ -149,7 +149,7 @@ def test_a_sidecar_is_the_same_contract_in_toml(tmp_path: Path) -> None:
     assert load_sidecar(path) == Contract.from_fields(fields())
 
 
-@pytest.mark.parametrize("text", ["name = ", "name = 'm'", "\x00"])
+@pytest.mark.parametrize("text", ["name = ", "name = 'm'", "\x00", f"name = {'9' * 5_000}", f"name = 0x{'f' * 5_000}"])
 def test_a_broken_sidecar_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "m.toml"
     path.write_text(text)

@@ -233,6 +233,11 @@ def test_the_normal_label_is_named_or_known(tmp_path: Path, labels: list[str], d
         ("", 'decimal = ";"', "data.decimal must be"),
         ("", 'time_unit = "min"', "data.time_unit must be s or ms or us or ns"),
         ("", 'missing = "mode"', "data.missing must be"),
+        ("", "missing = nan", "data.missing must be"),
+        ("", "missing = {a = -inf}", "data.missing must be"),
+        ("", f"fields = {{a = {{missing = {'9' * 400}}}}}", "more than 64 bits"),
+        ("", f"min_count = {'9' * 5_000}", "limit"),
+        ("", f"min_count = {'[' * 9_000}", "nested too deep"),
         ("", "min_count = 0", "data.min_count must be at least 1"),
     ],
 )

@@ -81,11 +81,53 @@ def test_nothing_grows_for_ever() -> None:
         ((["a", "b"], [[1.0]]), r"shape \[1, 1\]: 2 keys"),
         ((["a"], [[float("nan")]]), "finite"),
         ((["a"], [[1.0]], [1, 2]), "times_ms has shape"),
+        ((["a"], [[1.0]], [1.5]), "whole milliseconds"),
+        ((["a"], [[1.0]], [float("nan")]), "whole milliseconds"),
+        ((["a"], [[1.0]], [1e30]), "whole milliseconds"),
+        ((["a"], [[1.0]], [10**30]), "whole milliseconds"),
+        ((["a"], [[1.0]], np.array([2**63 + 5], np.uint64)), "whole milliseconds"),
+        ((["a"], [[1.0]], [-(2**63)]), "whole milliseconds"),
+        ((["a"], [[1.0]], [2**62]), "whole milliseconds"),
+        ((["a"], [[1.0]], np.array(["NaT"], "datetime64[ns]")), "without NaT"),
+        ((["a"], [[1.0]], ["2025-01-01"]), "whole milliseconds"),
+        ((["a"], [[1.0]], [True]), "whole milliseconds"),
+        ((["a"], [[1.0]], [None]), "whole milliseconds"),
+        ((["a"], [[1j]]), "not complex128"),
+        ((["a"], [["1.5"]]), "numbers that float32"),
+        ((["a"], [[b"1"]]), "numbers that float32"),
+        ((["a"], [[{}]]), "not object"),
+        ((["a"], [[10**400]]), "not object"),
+        ((["a"], np.array([["2025-01-01"]], "datetime64[s]")), "not datetime64"),
+        (([b"a"], [[1.0]]), r"keys\[0\] is .* \(bytes\): a key is a text"),
+        ((np.array([7]), [[1.0]]), r"keys\[0\] is '7'"),
+        ((["a", None], [[1.0], [2.0]]), r"keys\[1\] is 'None'"),
+        (([""], [[1.0]]), "not empty"),
+        ((["\ud800"], [[1.0]]), "no text"),
     ],
 )
 def test_what_does_not_belong_together_is_one_sentence(given: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         runner().feed(*given)
+
+
+def test_what_is_refused_leaves_nothing() -> None:
+    served = runner()
+    for given in ((["a", ""], [[1.0], [2.0]], [5, 7]), (["a"], [[1.0]], [2**62])):
+        with pytest.raises(ValueError, match=r"not empty|whole"):
+            served.feed(*given)
+    answered = served.feed(["a"], [[3.0]])
+    assert (answered.times_ms.tolist(), answered.y[:, 0].tolist()) == ([0], [advance(0, 3)])
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("kind", [np.float64, np.uint64, np.int64, None])
+def test_times_are_milliseconds_whatever_they_are_held_in(unit: str, kind: Any) -> None:
+    seconds = [1_759_968_000, 1_759_968_001]
+    times = [each * 1000 for each in seconds]
+    given = np.array(times, kind) if kind else np.array(seconds, "datetime64[s]").astype(f"datetime64[{unit}]")
+    answered = runner().feed(np.array(["a", "b"]), [[1.0], [2.0]], given)
+    assert answered.times_ms.tolist() == times
+    assert answered.keys == ["a", "b"]
 
 
 def test_a_model_that_looks_ahead_needs_a_window() -> None:

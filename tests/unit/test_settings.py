@@ -23,6 +23,7 @@ from streamer.settings import (
     settings_reference,
 )
 from streamer.settings.reference import sections
+from streamer.tools.deadletters import Filter
 from streamer.windows import WindowRule
 from streamer.words import Delivery
 
@@ -127,6 +128,8 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         (FILE.encode() + b'[log]\nlevel = "\xe4"\n', "line 12 is not UTF-8, as TOML must be"),
         (b"kafka.bootstrap: b", "not TOML"),
         (b"a = " + b"9" * 5_000, "not TOML"),
+        (b"a = " + b"9" * 400, "not TOML: it has an integer of more than 64 bits: write"),
+        (b"a = [{b = 0x" + b"f" * 5_000 + b"}]", "more than 64 bits"),
         (b"a = " + b"[" * 100_000, "nested too deep|not TOML"),
     ],
 )
@@ -242,6 +245,25 @@ def test_a_start_that_cannot_be_meant_names_what_it_looks_like(start: str, says:
     assert says in problem
 
 
+@pytest.mark.parametrize(
+    ("moment", "says"),
+    [
+        ("1759968000000000", "the number looks like microseconds, write milliseconds (1759968000000)"),
+        ("1759968000000000000", "looks like nanoseconds, write milliseconds (1759968000000) or 2025-10-09T00:00:00Z"),
+        ("2100-01-01T00:00:00Z", "after the year 2100"),
+        ("9" * 400, "after the year 2100"),
+        ("0" * 40 + "9" * 14, "after the year 2100"),
+    ],
+)
+def test_no_event_is_refused_for_a_least_time_that_cannot_be_meant(moment: str, says: str) -> None:
+    (problem,) = refused(f"input.min_time={moment}")
+    assert problem.startswith("input: min_time = '")
+    assert says in problem
+    assert len(problem) < 300
+    with pytest.raises(ConfigurationError, match=f"--since = .*{says.split(',')[0]}"):
+        Filter.of(None, moment, None, None)
+
+
 @given(moment=st.one_of(st.datetimes(), st.dates()))
 def test_the_hint_for_a_time_without_a_zone_is_itself_accepted(moment: datetime.date) -> None:
     with pytest.raises(ValueError, match="needs a time zone") as raised:
@@ -264,6 +286,7 @@ def test_relative_times_are_allowed_by_who_says_so() -> None:
     assert (
         loaded("input.min_time=1970-01-01T00:00:00Z", "input.start=1759968000").input.start_position() == "1759968000"
     )
+    assert loaded("input.min_time=0001-01-01T00:00:00Z").input.min_time_ms < 0
     assert "min_time = '2000' is" not in "".join(refused("input.min_time=soon"))
     assert "min_time = '2001-01-01' needs a time zone" in refused("input.min_time=2001-01-01")[0]
 

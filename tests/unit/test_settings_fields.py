@@ -13,7 +13,7 @@ from tables import category, contract
 from streamer.errors import ConfigurationError
 from streamer.service.prepare import fingerprint, prepare
 from streamer.settings import describe, load_settings
-from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, parse_place
+from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, parse_field, parse_place
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,11 @@ def test_what_is_no_place_is_named_with_its_key(tmp_path: Path, fields: str, tim
         settings(tmp_path, fields, time)
 
 
+def test_what_stands_for_a_missing_value_may_come_as_any_integer() -> None:
+    with pytest.raises(ValueError, match="nor a finite number"):
+        parse_field({"missing": 10**400})
+
+
 def test_where_features_are_decides_how_a_replayed_record_is_judged(tmp_path: Path) -> None:
     def decides(fields: str, time: str = "") -> str:
         return fingerprint(settings(tmp_path, fields, time), [])
@@ -125,6 +130,14 @@ def test_a_field_may_say_what_stands_for_a_missing_value(tmp_path: Path) -> None
     assert found.missing_rules == {"cpu": "last", "mem": "reject", "load": 2.0}
     assert fingerprint(settings(tmp_path, written), []) != fingerprint(settings(tmp_path, 'cpu = "readings.cpu"'), [])
     (tmp_path / "streamer.toml").unlink()
-    for wrong in ('{missing = "mean"}', "{missing = true}", "{missing = nan}", '{path = "a", gone = 1}', "{path = 3}"):
+    for wrong in (
+        '{missing = "mean"}',
+        "{missing = true}",
+        "{missing = nan}",
+        "{missing = -inf}",
+        '{missing = "1e999"}',
+        '{path = "a", gone = 1}',
+        "{path = 3}",
+    ):
         with pytest.raises(ConfigurationError, match=r"input.fields: 'cpu' (is|has)"):
             settings(tmp_path, f"cpu = {wrong}")

@@ -356,10 +356,15 @@ def header_cell(raw: bytes | None, kind: str) -> Cell:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise Unusable(Reason.UNDECODABLE, f"a header: {error}") from None
+    return _text_cell(text, kind)
+
+
+def _text_cell(text: str, kind: str) -> Cell:
+    """As ``header_cell``, of what is a text already."""
     if kind in ("category", "present"):
         return text
     if _NUMBER.fullmatch(text):
-        return json_tokens.digits(raw)
+        return json_tokens.digits(text.encode())
     return _TRUTHS.get(text, text)
 
 
@@ -371,7 +376,9 @@ def _number_or_none(meaning: Meaning, raw: bytes | None) -> int | float | None:
 
 
 def _constant(meaning: Meaning, value: float | int | bool | str) -> int | float:
+    """A text, which is what a flag or the environment gives, is read as a header's."""
     try:
-        return meaning.number(value)
+        return meaning.number(_text_cell(value, meaning.kind) if isinstance(value, str) else value)
     except Unusable as why:
-        raise ConfigurationError(f"input.fields.{meaning.name}: the constant cannot be used: {why.detail}") from None
+        told = f"input.fields.{meaning.name}: the constant {str(value)[:80]!r} cannot be used: {why.detail}"
+        raise ConfigurationError(told) from None

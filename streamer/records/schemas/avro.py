@@ -282,18 +282,23 @@ class _Compiler:
 
 
 def _chosen(writer: Type, reader: Type | None, where: str) -> Type | None:
-    """The reader's type for what was written; of a union the first branch of the same type, else one that it becomes."""
+    """The reader's type for what was written; of a union the first branch of the same type, else one that it becomes.
+
+    Of named types a branch of the very name comes first, then one that had it, then one that is called so elsewhere."""
     if reader is None:
         return None
     among = reader.inner if reader.kind == "union" else [reader]
-    for each in among:
-        names = map(_short, (each.name, *each.aliases))
-        if each.kind == writer.kind and (len(among) == 1 or not each.name or _short(writer.name) in names):
-            return each
-    for each in among:
-        if (writer.kind, each.kind) in _PROMOTED:
-            return each
-    raise BadSchema(f"{where or 'the value'} was written as {writer.told}, which the reader's schema does not take")
+    alike = [each for each in among if each.kind == writer.kind]
+    short = _short(writer.name)
+    ranked = [
+        *[each for each in alike if each.name == writer.name],
+        *[each for each in alike if writer.name in each.aliases],
+        *[each for each in alike if len(among) == 1 or short in map(_short, (each.name, *each.aliases))],
+        *[each for each in among if (writer.kind, each.kind) in _PROMOTED],
+    ]
+    if not ranked:
+        raise BadSchema(f"{where or 'the value'} was written as {writer.told}, which the reader's schema does not take")
+    return ranked[0]
 
 
 def _plain_number(writer: Type, reader: Type | None, node: Node) -> tuple[str, int | None] | None:

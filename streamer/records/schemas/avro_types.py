@@ -36,6 +36,7 @@ class Type:
     name: str = ""
     """Full name of a record, enum or fixed"""
     aliases: tuple[str, ...] = ()
+    """Full names as well"""
     fields: list[Field] = field(default_factory=list)
     symbols: tuple[str, ...] = ()
     default: str | None = None
@@ -122,8 +123,7 @@ class _Parser:
     def _by_name(self, name: str, namespace: str) -> Type:
         if name in PRIMITIVE:
             return Type(name)
-        full = name if "." in name or not namespace else f"{namespace}.{name}"
-        found = self._named.get(full) or self._named.get(name)
+        found = self._named.get(_qualified(name, namespace)) or self._named.get(name)
         if found is None:
             raise BadSchema(plain(f"the type {name[:80]!r} is not defined"))
         return found
@@ -140,10 +140,12 @@ class _Parser:
         if not isinstance(name, str) or not all(map(_NAME.fullmatch, name.split("."))):
             raise BadSchema(plain(f"a {kind} is named {str(name)[:80]!r}"))
         space = own if isinstance(own, str) else namespace
-        full = name if "." in name or not space else f"{space}.{name}"
+        full = _qualified(name, space)
         if full in self._named or full in PRIMITIVE:
             raise BadSchema(f"the type {full!r} is defined twice")
-        made = self._named[full] = Type(kind, full, _names(written.get("aliases")))
+        own_space = full.rpartition(".")[0]
+        aliases = tuple(_qualified(each, own_space) for each in _names(written.get("aliases")))
+        made = self._named[full] = Type(kind, full, aliases)
         return made
 
     def _record(self, written: Mapping[str, Any], namespace: str, depth: int) -> Type:
@@ -171,6 +173,10 @@ class _Parser:
             raise BadSchema(f"enum {made.name} has no list of different symbols")
         made.default = default if default in made.symbols else None
         return made
+
+
+def _qualified(name: str, namespace: str) -> str:
+    return name if "." in name or not namespace else f"{namespace}.{name}"
 
 
 def _names(written: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,12 @@ _WRAPPERS = frozenset(
 )  # fmt: skip
 _FLOATS, _BOOL, _STRING, _MESSAGES, _BYTES, _ENUM = (1, 2), 8, 9, (10, 11), 12, 14
 """Types of fields, as descriptors number them; all others are integers"""
+_KEYS = (
+    dict.fromkeys((5, 15, 17), (-(1 << 31), (1 << 31) - 1)) | dict.fromkeys((7, 13), (0, (1 << 32) - 1))
+    | dict.fromkeys((3, 16, 18), (-(1 << 63), (1 << 63) - 1)) | dict.fromkeys((4, 6), (0, (1 << 64) - 1))
+)  # fmt: skip
+"""Type of a map's integer keys -> the least and the largest"""
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
 Get = Callable[[Any], Any]
 
 
@@ -229,13 +236,17 @@ def _decimal(found: Any) -> Cell:
 
 
 def _key(field: Any, step: str | int, where: str) -> str | int:
-    """What a map is asked with."""
+    """What a map is asked with. BadSchema: it has no such key, whatever a value says."""
     if field.type == _STRING:
         return str(step)
-    try:
-        return int(step)
-    except ValueError:
-        raise BadSchema(f"{where} is a map whose keys are no texts: {step!r} is none of them") from None
+    if field.type == _BOOL:
+        if step not in ("true", "false"):
+            raise BadSchema(f"{where} is a map whose keys are true and false: {step!r} is none of them")
+        return step == "true"
+    least, most = _KEYS[field.type]
+    if not _INTEGER.fullmatch(str(step)) or not least <= int(step) <= most:
+        raise BadSchema(f"{where} is a map whose keys are integers from {least} to {most}: {step!r} is none of them")
+    return int(step)
 
 
 def _file(text: str, name: str) -> Any:

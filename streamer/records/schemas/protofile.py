@@ -14,18 +14,32 @@ from streamer.records.unusable import plain
 
 MAX_NESTING = 32
 _TOKEN = re.compile(
-    r"""\s+|//[^\n]*|/\*.*?\*/|(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<word>[A-Za-z0-9_.+-]+)|(?P<sign>[{}()\[\]<>=;,:/])""",
+    r"""\s+|//[^\n]*|/\*.*?\*/|(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
+    r"""|(?P<word>\.?[0-9](?:[eE][+-](?=[0-9])|[A-Za-z0-9_.])*|[A-Za-z0-9_.]+)|(?P<sign>[{}()\[\]<>=;,:/+-])""",
     re.DOTALL,
 )
+_OCTAL = re.compile(r"-?0[0-7]+")
+_ESCAPE = re.compile(
+    r"\\(?P<octal>[0-7]{1,3})|\\[xX](?P<hex>[0-9A-Fa-f]{1,2})|(?P<utf16>(?:\\u[0-9A-Fa-f]{4})+)"
+    r"|\\U(?P<utf32>[0-9A-Fa-f]{8})|\\(?P<other>.)",
+    re.DOTALL,
+)
+_ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_QUOTES = ("'", '"')
+_BYTES = 12
 _SCALARS = {
     "double": 1, "float": 2, "int64": 3, "uint64": 4, "int32": 5, "fixed64": 6, "fixed32": 7, "bool": 8, "string": 9,
     "bytes": 12, "uint32": 13, "sfixed32": 15, "sfixed64": 16, "sint32": 17, "sint64": 18,
 }  # fmt: skip
+_OPEN, _CLOSED = ("[", "{", "("), ("]", "}", ")")
 _LABELS = {"optional": 1, "required": 2, "repeated": 3}
 
 
 def parse(text: str, pb2: Any) -> Any:
     """A FileDescriptorProto without name. ``pb2``: the library's ``descriptor_pb2``. BadSchema: it is no such file."""
+    text = text.encode("utf-8", "backslashreplace").decode(
+        "utf-8-sig"
+    )  # no halves of surrogates, no mark at its beginning
     return _Parser(_tokens(text), pb2).file()
 
 
@@ -52,7 +66,7 @@ class _Parser:
             word = self._next()
             if word == "syntax":
                 self._expect("=")
-                file.syntax = _unquoted(self._next())
+                file.syntax = self._text()
                 self._proto3 = file.syntax == "proto3"
                 if file.syntax not in ("proto2", "proto3"):
                     raise BadSchema(plain(f"its syntax is {file.syntax[:40]!r}, not proto2 or proto3"))
@@ -60,15 +74,14 @@ class _Parser:
             elif word == "edition":
                 raise BadSchema("it is of an edition: only proto2 and proto3 are read from source")
             elif word == "package":
-                file.package = self._next()
+                file.package = self._name(self._next())
                 self._expect(";")
             elif word == "import":
-                name = self._next()
-                if name == "public":
+                if self._peek() == "public":
                     file.public_dependency.append(len(file.dependency))
-                if name in ("public", "weak"):
-                    name = self._next()
-                file.dependency.append(_unquoted(name))
+                if self._peek() in ("public", "weak"):
+                    self._next()
+                file.dependency.append(self._text())
                 self._expect(";")
             elif word == "message":
                 self._message(file.message_type.add(), 0)
@@ -111,7 +124,8 @@ class _Parser:
             raise BadSchema("groups are not read from source")
         self._type(field, word)
         field.name = self._next()
-        self._numbered(field)
+        if default := self._numbered(field):
+            field.default_value = _default(default, field.type)
         if optional and self._proto3:
             field.proto3_optional = True
 
@@ -119,28 +133,27 @@ class _Parser:
         if word in _SCALARS:
             field.type = _SCALARS[word]
         else:
-            field.type_name = word  # a message or an enum: the pool finds out which
+            field.type_name = self._name(word)  # a message or an enum: the pool finds out which
 
-    def _numbered(self, field: Any) -> None:
+    def _numbered(self, made: Any) -> list[str]:
+        """The number of a field, or of a word of an enum, and its options. The words of its default, where it has one."""
         self._expect("=")
-        field.number = _integer(self._next())
-        if self._peek() == "[":
-            self._options(field)
+        sign = self._next() if self._peek() == "-" else ""
+        made.number = _integer(sign + self._next())
+        default = self._options() if self._peek() == "[" else []
         self._expect(";")
+        return default
 
-    def _options(self, field: Any) -> None:
+    def _options(self) -> list[str]:
         """``packed`` is read by either form of values; a default of proto2 is what stands for an absent field."""
-        depth, before = 0, ""
-        words: list[str] = []
-        while True:
-            word = self._next()
-            depth += (word in ("[", "{", "(")) - (word in ("]", "}", ")"))
-            if before == "=" and words[-2:-1] == ["default"] and depth == 1:
-                field.default_value = _unquoted(word)
-            words.append(word)
-            before = word
-            if not depth:
-                return
+        default: list[str] = []
+        ended = self._next()
+        while ended != "]":
+            name, _ = self._until("=")
+            value, ended = self._until(",", "]")
+            if name == ["default"]:
+                default = value
+        return default
 
     def _oneof(self, message: Any) -> None:
         index = len(message.oneof_decl)
@@ -156,7 +169,7 @@ class _Parser:
         self._expect("<")
         key = self._next()
         self._expect(",")
-        value = self._next()
+        value = self._name(self._next())
         self._expect(">")
         name = self._next()
         entry = message.nested_type.add(name="".join(each[:1].upper() + each[1:] for each in name.split("_")) + "Entry")
@@ -182,12 +195,31 @@ class _Parser:
 
     def _pass(self) -> None:
         """To the end of a statement, or of its braces."""
-        depth = 0
+        self._until(";", "}")
+
+    def _until(self, *ends: str) -> tuple[list[str], str]:
+        """All words up to one of ``ends`` outside of all brackets, or that closes the last of them; and which it was."""
+        depth, words = 0, list[str]()
         while True:
             word = self._next()
-            depth += (word == "{") - (word == "}")
-            if not depth and word in (";", "}"):
-                return
+            depth += (word in _OPEN) - (word in _CLOSED)
+            if word in ends and depth <= 0:
+                return words, word
+            if depth < 0:
+                raise BadSchema(plain(f"is no .proto file: {word!r} where {ends[0]!r} is expected"))
+            words.append(word)
+
+    def _name(self, word: str) -> str:
+        """With what belongs to it: there may be spaces beside its dots."""
+        while word.endswith(".") or self._peek().startswith("."):
+            word += self._next()
+        return word
+
+    def _text(self) -> str:
+        words = [self._next()]
+        while self._peek().startswith(_QUOTES):
+            words.append(self._next())
+        return _unquoted(words).decode("utf-8", "backslashreplace")
 
     def _next(self) -> str:
         if self._at >= len(self._tokens):
@@ -211,15 +243,46 @@ def _number_optionals(message: Any) -> None:
             message.oneof_decl.add(name=f"_{field.name}")
 
 
-def _unquoted(word: str) -> str:
-    return word[1:-1] if word[:1] in ("'", '"') else word
+def _default(words: list[str], kind: int) -> str:
+    """As descriptors have it: texts as they are, bytes with C's escapes, all else as it is written."""
+    if not words[0].startswith(_QUOTES):
+        return "".join(words)
+    found = _unquoted(words)
+    if kind != _BYTES:
+        return found.decode("utf-8", "backslashreplace")
+    return "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\\"'" else f"\\{byte:03o}" for byte in found)
+
+
+def _unquoted(words: list[str]) -> bytes:
+    """Texts that stand beside each other are one."""
+    return b"".join(_unescaped(word[1:-1]) if word.startswith(_QUOTES) else word.encode() for word in words)
+
+
+def _unescaped(text: str) -> bytes:
+    found, at = list[bytes](), 0
+    for escape in _ESCAPE.finditer(text):
+        found += [text[at : escape.start()].encode(), _byte_or_character(escape)]
+        at = escape.end()
+    return b"".join([*found, text[at:].encode()])
+
+
+def _byte_or_character(escape: re.Match[str]) -> bytes:
+    if escape["octal"]:
+        return bytes([int(escape["octal"], 8) & 0xFF])
+    if escape["hex"]:
+        return bytes([int(escape["hex"], 16)])
+    if escape["utf16"]:  # all that stand beside each other: two may be one character
+        return bytes.fromhex(escape["utf16"].replace("\\u", "")).decode("utf-16-be", "replace").encode()
+    if escape["utf32"]:
+        return bytes.fromhex(escape["utf32"]).decode("utf-32-be", "replace").encode()
+    return _ESCAPED.get(escape["other"], escape["other"]).encode()
 
 
 def _integer(word: str) -> int:
     try:
-        number = int(word, 0)
+        number = int(word, 8) if _OCTAL.fullmatch(word) else int(word, 0)
     except ValueError:
         number = 1 << 40
-    if abs(number) >= 1 << 31:
+    if not -(1 << 31) <= number < 1 << 31:
         raise BadSchema(plain(f"{word[:40]!r} is no number of a field"))
     return number
