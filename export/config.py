@@ -23,7 +23,6 @@ from streamer.toml import parse_toml
 from streamer.windows import WindowRule
 
 from .files import FileOptions
-from .files.table import MISSING
 from .files.times import UNITS
 from .frontend import FrontEnd
 from .pairs.sections import PAIR_TASKS, DecoderSection, PairsSection, sections_problem
@@ -62,8 +61,9 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """``.`` or ``,``; unset: found out."""
     time_unit: str | None = None
     """``s``, ``ms``, ``us`` or ``ns`` of times that are numbers; unset: by the column's name (``_ms``) or by size."""
-    missing_words: list[str] = msgspec.field(default_factory=lambda: list(MISSING))
-    """Cells that mean that there is no value."""
+    missing_words: list[str] | None = None
+    """Cells that mean that there is no value. Unset: ``""``, ``NA``, ``N/A``, ``#N/A``, ``nan``, ``null`` and their like; but
+    in JSON lines and Parquet, which have a null, a word is a word, as in the service."""
     missing: float | str | dict[str, float | str] = "mean"
     """What stands for a missing number: ``mean`` (of the training part), ``last`` (of the stream; ``mean`` before the
     first), ``reject`` or a number; for all columns, or a table by column."""
@@ -96,7 +96,7 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             delimiter=self.delimiter,
             decimal=self.decimal,
             time_unit=self.time_unit,
-            missing_words=tuple(self.missing_words),
+            missing_words=self.missing_words,
             categories=tuple(self.categories),
         )
 

@@ -6,6 +6,7 @@ bit-equal (on CPU) to one that was never interrupted.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 SCHEDULES = ("constant", "cosine", "plateau")
+_SHOWN = 80
+"""Characters of a fact that a message shows."""
 DIVERGED_TIMES = 1e4
 """A training loss this many times the first epoch's is called diverging, even while it is still a number."""
 
@@ -85,6 +88,11 @@ class History:
 Progress = Callable[[EpochFigures], None]
 
 
+def facts(**of: object) -> dict[str, str]:
+    """What a run goes on from only where it is the same: as text, so that a checkpoint holds it and a message shows it."""
+    return {name.replace("_", " "): json.dumps(msgspec.to_builtins(value)) for name, value in of.items()}
+
+
 class Loop:
     """One model, its optimiser and its history, epoch after epoch; what an epoch does, its subclasses say."""
 
@@ -99,6 +107,8 @@ class Loop:
             **extra,
         )
         self.history = History()
+        self.facts: dict[str, str] = {}
+        """What weights mean: the data's classes, words and scales, and the model. ``restore`` wants the same."""
         self.best: dict[str, Tensor] = {}
         self.rate_factor = 1.0
 
@@ -130,6 +140,7 @@ class Loop:
             "format": 1,
             "task": self.task,
             "options": msgspec.structs.asdict(self.options),
+            "facts": self.facts,
             "weights": self.model.state_dict(),
             "best": self.best,
             "optimiser": self.optimiser.state_dict(),
@@ -141,7 +152,7 @@ class Loop:
         os.replace(temporary, path)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same task and options (another number of epochs is allowed)."""
+        """Go on from a checkpoint of the same task, options and facts (another number of epochs is allowed)."""
         try:
             document = torch.load(path, map_location="cpu", weights_only=True)
             options = dict(document["options"])
@@ -156,6 +167,16 @@ class Loop:
         ]
         if document["task"] != self.task or changed:
             raise ConfigurationError(f"{path} was made with other settings: {', '.join(changed) or 'task'}")
+        known = document.get("facts", self.facts)  # those of an earlier version do not say
+        others = [
+            f"{name} {known.get(name, 'unknown')[:_SHOWN]} (now {value[:_SHOWN]})"
+            for name, value in self.facts.items()
+            if known.get(name) != value
+        ]
+        if others:
+            raise ConfigurationError(
+                f"{path} was made with other data or another model: {'; '.join(others)}: begin anew, without --resume"
+            )
         try:
             self.model.load_state_dict(document["weights"])
         except RuntimeError as error:

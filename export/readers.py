@@ -22,7 +22,7 @@ from streamer.settings.fields import FieldConstant, Place, written_as
 
 from .data import F32, I64, UNLABELLED, Streams
 from .files import FileOptions, Table, read
-from .files.cells import is_missing, numbers, words
+from .files.cells import categories, decode, first_word, is_number, numbers, words
 from .files.times import nanoseconds
 
 MAX_CLASSES = 10_000
@@ -60,6 +60,7 @@ def load(
     chosen = list(features) if features else [name for name in table.columns if name not in (stream, time, label)]
     if not chosen:
         raise ConfigurationError(f"{table.where}: no feature columns")
+    decode(table, (stream, time, label, *chosen))
     names = _stream_names(table, stream, options)
     times_ns = nanoseconds(table, time, options)
     x, tables = _features(table, chosen, options)
@@ -135,7 +136,7 @@ def _features(table: Table, chosen: Sequence[str], options: FileOptions) -> tupl
             columns.append(found[0])
             tables.append(Feature(name, "flag" if found[1] else "number"))
             continue
-        cells = words(table, name, options)
+        cells = categories(table, name, options)
         known = sorted({word for word in cells if word is not None})
         if not known:
             _without_values(table, name, options)
@@ -166,11 +167,9 @@ def _labels(
     if labels == "values":
         found = numbers(table, name, options)
         if found is None:
-            cells = table.columns[name]
-            missing = set(options.missing_words)
-            row = next(row for row, cell in enumerate(cells) if not is_missing(cell, missing) and not _is_number(cell))
+            row = first_word(table, name, options)
             raise ConfigurationError(
-                f"{table.place(row, name)}: {cells[row]!r} is not a number: regress needs numbers, classify takes words"
+                f"{table.place(row, name)}: {table.columns[name][row]!r} is not a number: regress needs numbers, classify takes words"
             )
         return found[0].astype(np.float32), None
     texts = _label_words(table, name, options)
@@ -184,7 +183,7 @@ def _labels(
     else:
         known = [str(each) for each in classes]
     place = {word: number for number, word in enumerate(known)}
-    if not any(_is_number(word) for word in known):
+    if not any(is_number(word) for word in known):
         place = {str(number): number for number in range(len(known))} | place
     place.setdefault(str(UNLABELLED), UNLABELLED)
     for row, text in enumerate(texts):
@@ -198,9 +197,9 @@ def _labels(
 
 def _label_words(table: Table, name: str, options: FileOptions) -> list[str | None]:
     """The labels as words; where all are whole numbers, 1.0 is 1 (a column with gaps is written so)."""
-    texts = words(table, name, options)
+    texts = words(table, name, replace(options, missing_words=options.gaps))  # no service reads labels
     for row, text in enumerate(texts):
-        if text is not None and not _is_number(text):
+        if text is not None and not is_number(text):
             return texts
         if text is not None and not float(text).is_integer():
             raise ConfigurationError(
@@ -213,13 +212,6 @@ def _label_words(table: Table, name: str, options: FileOptions) -> list[str | No
 def _class_names(texts: Sequence[str | None]) -> list[str]:
     """The labels that occur, numbers in order of size: large and sparse ones are names like any other."""
     found = {text for text in texts if text is not None} - {str(UNLABELLED)}
-    if all(_is_number(text) for text in found):
-        return sorted(found, key=float)
+    if all(is_number(text) for text in found):
+        return sorted(found, key=lambda text: (float(text), text))  # 1 and +1 in one order, whatever the hashes
     return sorted(found)
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        return bool(np.isfinite(float(str(text))))
-    except ValueError:
-        return False

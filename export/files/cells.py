@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .table import FileOptions, Table
 
 _COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?")
 _POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 _TRUTHS = {"true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0, "TRUE": 1.0, "FALSE": 0.0}
 _NUMBERS_WITH_SLIPS = 0.5
 """A column of which at least this share are numbers has slips, not words."""
@@ -32,20 +34,13 @@ def numbers(table: Table, name: str, options: FileOptions) -> tuple[NDArray[np.f
         return values, column.dtype.kind == "b"
     if isinstance(column, np.ndarray) and column.dtype.kind == "M":
         raise ConfigurationError(f"{table.where}, column {name!r} holds times: leave it out of data.features")
-    missing = set(options.missing_words)
-    present = [(row, cell) for row, cell in enumerate(column) if not is_missing(cell, missing)]
+    present = _present(table, name, options)
     values = np.full(len(column), np.nan)
     if present and all(isinstance(cell, (bool, str)) and str(cell) in _TRUTHS for _, cell in present):
         for row, cell in present:
             values[row] = _TRUTHS[str(cell)]
         return values, True
-    comma = _decimal(table, name, present, options.decimal) == ","
-    bad: list[int] = []
-    for row, cell in present:
-        try:
-            values[row] = _number(cell, comma) if isinstance(cell, str) else float(cell)
-        except (ValueError, TypeError, OverflowError):
-            bad.append(row)
+    bad = _fill(values, present, _decimal(table, name, present, options.decimal) == ",")
     if bad and len(bad) > _NUMBERS_WITH_SLIPS * len(present) and all(isinstance(column[row], str) for row in bad):
         return None
     if bad:
@@ -58,10 +53,48 @@ def numbers(table: Table, name: str, options: FileOptions) -> tuple[NDArray[np.f
     return values, False
 
 
+def first_word(table: Table, name: str, options: FileOptions) -> int:
+    """The row of the first cell that is there and no number, of a column for which ``numbers`` is None."""
+    present = _present(table, name, options)
+    return _fill(np.empty(len(table)), present, _decimal(table, name, present, options.decimal) == ",")[0]
+
+
+def is_number(text: str) -> bool:
+    """Whether ``numbers`` would take it for one, and a finite one."""
+    try:
+        return bool(np.isfinite(_number(text, comma=False)))
+    except ValueError:
+        return False
+
+
+def decode(table: Table, names: Iterable[str | None]) -> None:
+    """Bytes in these columns become the text that they are in UTF-8. ConfigurationError with the place of others."""
+    for name in names:
+        column = table.columns.get(name or "", [])
+        if isinstance(column, np.ndarray) and column.dtype.kind != "S":
+            continue
+        if any(isinstance(cell, bytes) for cell in column):
+            table.columns[str(name)] = [_text(cell, table.place(row, name)) for row, cell in enumerate(column)]
+
+
 def words(table: Table, name: str, options: FileOptions) -> list[str | None]:
     """The column's cells as text; None where missing. Whole numbers have no decimal point."""
-    missing = set(options.missing_words)
+    missing = set(() if table.typed and options.missing_words is None else options.gaps)
     return [None if is_missing(cell, missing) else as_word(cell) for cell in _plain(table.columns[name])]
+
+
+def categories(table: Table, name: str, options: FileOptions) -> list[str | None]:
+    """The words of a category, as the service makes them of a record: a column of whole numbers that has gaps is often
+    written as 7.0, and is that of the words 7."""
+    found = words(table, name, options)
+    wholes = [None if word is None else _WHOLE.fullmatch(word) for word in found]
+    if table.typed or any(word is not None and whole is None for word, whole in zip(found, wholes, strict=True)):
+        return found
+    plain = [None if whole is None else whole.group(1) for whole in wholes]
+    if plain != found:
+        row = next(row for row, word in enumerate(found) if word != plain[row])
+        table.note(f"column {name!r} holds whole numbers: {found[row]} is the word {plain[row]}")
+    return plain
 
 
 def as_word(cell: Any) -> str:
@@ -87,6 +120,31 @@ def most_common(found: list[str | None], limit: int) -> list[str]:
     return sorted(kept)
 
 
+def _present(table: Table, name: str, options: FileOptions) -> list[tuple[int, Any]]:
+    missing = set(options.gaps)
+    return [(row, cell) for row, cell in enumerate(table.columns[name]) if not is_missing(cell, missing)]
+
+
+def _fill(values: NDArray[np.float64], present: list[tuple[int, Any]], comma: bool) -> list[int]:
+    """Puts the numbers among the cells into ``values``; the rows of the others."""
+    bad: list[int] = []
+    for row, cell in present:
+        try:
+            values[row] = _number(cell, comma) if isinstance(cell, str) else float(cell)
+        except (ValueError, TypeError, OverflowError):
+            bad.append(row)
+    return bad
+
+
+def _text(cell: Any, place: str) -> Any:
+    try:
+        return cell.decode() if isinstance(cell, bytes) else cell
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{place}: these bytes are no text in UTF-8: write the column as text, or leave it out of data.features"
+        ) from error
+
+
 def _number(cell: str, comma: bool) -> float:
     """ValueError for what only Python takes for a number, or the other decimal mark does."""
     if "_" in cell or (comma and "." in cell):
@@ -95,7 +153,11 @@ def _number(cell: str, comma: bool) -> float:
 
 
 def _plain(column: Any) -> list[Any]:
-    return list(column.tolist() if isinstance(column, np.ndarray) else column)
+    if not isinstance(column, np.ndarray):
+        return list(column)
+    if column.dtype.kind == "f" and column.dtype.itemsize < 8:  # 0.1 of 32 bits is the word 0.1, not its expansion
+        return [float(str(value)) for value in column]
+    return list(column.tolist())
 
 
 def _decimal(table: Table, name: str, present: list[tuple[int, Any]], given: str | None) -> str:

@@ -21,18 +21,20 @@ def read(path: Path, options: FileOptions) -> Table:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        cells: dict[str, Any] = {}
         try:
             value = msgspec.json.decode(line)
+            if not isinstance(value, dict):
+                raise ConfigurationError(f"{path}, line {number}: not an object with fields")
+            _flatten(value, "", cells, f"{path}, line {number}")
         except msgspec.DecodeError as error:
             raise ConfigurationError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise ConfigurationError(f"{path}, line {number}: not an object with fields")
-        cells: dict[str, Any] = {}
-        _flatten(value, "", cells, f"{path}, line {number}")
+        except RecursionError:
+            raise ConfigurationError(f"{path}, line {number}: nested too deeply for fields with a path") from None
         found.append(cells)
         lines.append(number)
     names = list(dict.fromkeys(name for cells in found for name in cells))
-    table = Table(str(path), {name: [cells.get(name) for cells in found] for name in names}, lines)
+    table = Table(str(path), {name: [cells.get(name) for cells in found] for name in names}, lines, typed=True)
     if note is not None:
         table.note(note)
     return table

@@ -20,7 +20,8 @@ def read(path: Path, options: FileOptions) -> Table:
     try:
         refuse_doubles(pyarrow.parquet.read_schema(path).names, str(path))
         found = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        found.validate(full=True)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from error
     while any(pyarrow.types.is_struct(field.type) for field in found.schema):
         found = found.flatten()
@@ -32,12 +33,12 @@ def read(path: Path, options: FileOptions) -> Table:
         if types.is_timestamp(kind) or types.is_date(kind):
             # datetime64 of the file's own unit; what has a zone is UTC inside. Nulls are NaT.
             columns[field.name] = column.to_numpy()
-        elif (types.is_integer(kind) or types.is_floating(kind)) and not column.null_count:
-            columns[field.name] = column.to_numpy()
+        elif types.is_floating(kind) or (types.is_integer(kind) and not column.null_count):
+            columns[field.name] = column.to_numpy()  # of the file's own width; nulls are NaN
         elif types.is_decimal(kind):
             columns[field.name] = column.cast(pyarrow.float64()).to_pylist()
         else:
             columns[field.name] = column.to_pylist()
-    table = Table(str(path), columns)
+    table = Table(str(path), columns, typed=True)
     leave_out_indexes(table, (options.stream, options.time, *(options.features or ())))
     return table

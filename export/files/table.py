@@ -29,11 +29,17 @@ class FileOptions:
     delimiter: str | None = None
     decimal: str | None = None
     time_unit: str | None = None
-    missing_words: Sequence[str] = MISSING
+    missing_words: Sequence[str] | None = None
+    """None: those of ``MISSING``; but words of a typed table are what they are there."""
     categories: Sequence[str] = ()
     """Columns whose cells are words, numbers or not."""
     complete: Sequence[str] | None = ()
     """Columns in which nothing may be missing; None: all."""
+
+    @property
+    def gaps(self) -> Sequence[str]:
+        """Cells that mean that there is no number, or no label."""
+        return MISSING if self.missing_words is None else self.missing_words
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Table:
     where: str
     columns: dict[str, Cells]
     lines: Sequence[int] | None = None
+    typed: bool = False
+    """The format has a null, and tells texts from numbers: "NA" and "7.0" are words, as the service takes them."""
     row_word: str = "row"
     notes: list[str] = field(default_factory=list)
     decimal: str | None = None

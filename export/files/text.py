@@ -25,9 +25,12 @@ _SAMPLE_BYTES = 4_096
 def read_text(path: Path, encoding: str | None = None) -> tuple[str, str | None]:
     """The whole text without its byte order mark, and a note where the encoding was a guess.
 
-    ConfigurationError for an unknown encoding, and for bytes that are no text in the given one, with their line.
+    ConfigurationError for a file that cannot be read, for an unknown encoding, and for bytes that are no text in the given one, with their line.
     """
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     found = encoding or _encoding(raw)
     if found is not None:
         return _decode(raw, found, path).removeprefix("\ufeff"), None
@@ -57,12 +60,12 @@ def _encoding(raw: bytes) -> str | None:
 def _decode(raw: bytes, encoding: str, path: Path) -> str:
     try:
         return raw.decode(encoding)
-    except LookupError as error:
-        raise ConfigurationError(
-            f"{path}: data.encoding {encoding!r} is not known: utf-8, latin-1, utf-16, ..."
-        ) from error
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigurationError(
             f"{path}, line {line}: the bytes are no {encoding}: say data.encoding, or write the file again"
+        ) from error
+    except (LookupError, ValueError) as error:  # of what Python knows by name, not all are encodings of files
+        raise ConfigurationError(
+            f"{path}: data.encoding {encoding!r} is not known, or reads no such file: utf-8, latin-1, utf-16, ..."
         ) from error

@@ -22,6 +22,7 @@ _FRACTION = re.compile(r"[.,](\d+)")
 _ZONE = re.compile(r"(Z|z|[+-]\d\d(:?\d\d)?(:?\d\d)?)$")
 _ZERO = datetime(1970, 1, 1, tzinfo=UTC)
 _LIMIT_NS = 2**63 - 1
+_BEYOND = Decimal(2**63)
 
 
 def nanoseconds(table: Table, name: str, options: FileOptions) -> NDArray[np.int64]:
@@ -33,7 +34,11 @@ def nanoseconds(table: Table, name: str, options: FileOptions) -> NDArray[np.int
     column = table.columns[name]
     if isinstance(column, np.ndarray) and column.dtype.kind == "M":
         return _from_datetimes(table, name, column)
-    if isinstance(column, np.ndarray) and column.dtype.kind in "iuf" and bool((column == np.trunc(column)).all()):
+    if (
+        isinstance(column, np.ndarray)
+        and column.dtype.kind in "iuf"
+        and bool((np.isfinite(column) & (column == np.trunc(column))).all())
+    ):
         unit = _unit(table, name, options, float(column.min()), float(column.max()))
         return _bounded(table, name, [int(value) * UNITS[unit] for value in column.tolist()])
     numbers = [_number(cell) for cell in column]
@@ -50,12 +55,13 @@ def nanoseconds(table: Table, name: str, options: FileOptions) -> NDArray[np.int
 
 
 def _number(cell: Any) -> Decimal | None:
-    """Exact, so that no fraction of a second is rounded away; None for what is no finite number."""
+    """Exact, so that no fraction of a second is rounded away; None for what is no finite number. A larger one than any time
+    of any unit is as good as the smallest of these: a product with it may be beyond what decimals hold."""
     try:
         number = Decimal(str(cell).replace(",", ".")) if not isinstance(cell, bool) else None
     except InvalidOperation:
         return None
-    return number if number is not None and number.is_finite() else None
+    return max(-_BEYOND, min(number, _BEYOND)) if number is not None and number.is_finite() else None
 
 
 def _unit(table: Table, name: str, options: FileOptions, low: float | Decimal, high: float | Decimal) -> str:

@@ -12,7 +12,7 @@ from streamer.errors import ConfigurationError
 
 from ..config import DataSection, TrainConfig
 from ..files import read
-from ..files.cells import words
+from ..files.cells import decode, words
 from ..files.text import read_text
 from ..readers import load
 from .data import UNITS, Pair, PairSplit, Symbols, merge, split_pairs
@@ -136,6 +136,7 @@ def rows_of(path: Path, first: str, second: str, data: DataSection, notes: list[
     options = replace(options, categories=(first, second), missing_words=("",))  # a word may be "null" or "NA"
     table = read(path, options)
     table.require((first, second))
+    decode(table, (first, second))
     notes += table.notes
     columns = (words(table, first, options), words(table, second, options))
     for row, (source, target) in enumerate(zip(*columns, strict=True)):

@@ -18,7 +18,7 @@ from .. import plots
 from ..cells import settle_unknown
 from ..config import TrainConfig
 from ..encdec.module import EncoderDecoder, PairConfig
-from ..fit import EpochFigures, FitOptions, History
+from ..fit import EpochFigures, FitOptions, History, facts
 from ..listener import Listener
 from ..model import ModelConfig, SequenceModel, build
 from ..progress import epochs_progress
@@ -116,10 +116,18 @@ def train_seed(
     if notes is not None and len(samples) < len(every):
         why = "longer than its source" if config.task == "recognise" else "longer than decoder.max_steps"
         notes.append(f"{len(every) - len(samples)} of {len(every)} targets cannot be written and are left out: {why}")
-    neutral = torch.zeros(1) if alphabet.source else _trunk(learner).mean
+    trunk = _trunk(learner)
+    neutral = torch.zeros(1) if alphabet.source else trunk.mean
     options = FitOptions(seed=seed, **msgspec.structs.asdict(config.training))
     trainer = PairTrainer(learner, config.task, options, section, neutral)
     checkpoint = out / f"checkpoint-{seed}.pt" if out is not None else None
+    trainer.facts = facts(
+        model=learner.module.config,
+        symbols=alphabet.symbols,
+        source=alphabet.source,
+        pairs=section,
+        scale_of_features=[trunk.mean.tolist(), trunk.std.tolist()],
+    )
     if resume and checkpoint is not None and checkpoint.exists():
         trainer.restore(checkpoint)
     judged = split.validation[: section.judged_rows]
@@ -131,7 +139,7 @@ def train_seed(
             checkpoint=checkpoint,
         )
     if alphabet.source:
-        settle_unknown(_trunk(learner).encoder, [sample.x for sample in samples])
+        settle_unknown(trunk.encoder, [sample.x for sample in samples])
     found = {"validation": evaluate(learner, alphabet, split, split.validation)}
     if split.test:
         found["test"] = evaluate(learner, alphabet, split, split.test)

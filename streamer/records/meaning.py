@@ -76,10 +76,10 @@ class Meaning:
         """What the graph gets. Unusable: nothing that the contract allows."""
         if self._measured and type(cell) in (float, int):  # what nearly every cell is
             return self._exact.number(cell, self.name)  # type: ignore[arg-type]
+        if self.kind in ("category", "present") and is_nan(cell):
+            cell = None
         if self.kind == "present":
             return self._exact.number(int(cell is not None), self.name)
-        if self.kind == "category" and isinstance(cell, float) and cell != cell:  # noqa: PLR0124 (NaN: as in training)
-            cell = None
         if cell is None:
             if self.missing is None:
                 raise Unusable(Reason.MISSING_FEATURE, plain(f"feature {self.name!r} is null or missing"))
@@ -112,6 +112,11 @@ class Meaning:
                 ),
             )
         return self._unknown
+
+
+def is_nan(cell: object) -> bool:
+    """NaN is no value, as in training."""
+    return isinstance(cell, float) and cell != cell  # noqa: PLR0124
 
 
 def as_word(cell: Cell) -> str:

@@ -99,6 +99,22 @@ def test_whether_a_value_was_there_is_a_feature() -> None:
     assert batch.x.tolist() == [[1, 1, 0], [2.5, 0, 1], [2.5, 0, 1]]
 
 
+@pytest.mark.parametrize("value_format", ["json-named", "msgpack"])
+@pytest.mark.parametrize("features", [(SHOWN,), (category("n", unknown=0), SHOWN)])
+def test_nan_is_no_value_as_in_training(value_format: str, features: tuple[Any, ...]) -> None:
+    codec = Codec(contract(*features), value_format)
+    cells: list[Any] = [None, "NA", "", 0, [1], True]
+    wire: Any = msgspec.json if value_format == "json-named" else msgspec.msgpack
+    if len(features) > 1:
+        cells.remove([1])
+    if value_format == "msgpack":
+        cells.append(float("nan"))
+    for company in (1, 200):
+        batch = codec.decode(records([wire.encode({"n": cell}) for cell in cells * company]))
+        there = [0.0 if cell is None or cell != cell else 1.0 for cell in cells]  # noqa: PLR0124 - NaN
+        assert batch.x[:, -1].tolist() == there * company
+
+
 def test_by_place_a_category_is_its_number_and_the_contract_says_what_is_missing() -> None:
     batch = Codec(contract(GAP, OTHER), "json").decode(records([b'{"x":[1,2]}', b'{"x":[null,null]}']))
     assert batch.x.tolist() == [[1, 2], [2.5, 0]]

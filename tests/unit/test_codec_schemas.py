@@ -112,6 +112,7 @@ def registered(
         ("long", 7, category("a"), WORDS.index("7")),
         ("boolean", True, category("a"), WORDS.index("True")),
         (["null", "bytes"], b"x", {"name": "p", "kind": "present", "source": "a"}, 1),
+        ("double", float("nan"), {"name": "p", "kind": "present", "source": "a"}, 0),
         (["null", "bytes"], None, {"name": "p", "kind": "present", "source": "a"}, 0),
         ({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}, "12.25", "a", 12.25),
         ({"type": "bytes", "logicalType": "decimal", "precision": 9}, "7", "a", 7),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch")
@@ -21,6 +22,9 @@ from export.files.table import MISSING
 from export.files.times import UNITS, nanoseconds
 from export.readers import load
 from streamer.errors import ConfigurationError
+from streamer.modelfile.feature import Feature
+from streamer.records.exact import Exact
+from streamer.records.meaning import Meaning
 
 TEXT = "stream,time,größe,mode,label\np,10,1.5,än,ja\np,20,,aus,nein\nq,5,2.25,än,\n"
 
@@ -57,8 +61,12 @@ def test_an_encoding_that_is_given_is_used_and_bad_bytes_have_a_line(tmp_path: P
     assert rows(load(path, options=FileOptions(encoding="cp437"))) == EXPECTED
     with pytest.raises(ConfigurationError, match="line 1: the bytes are no utf-8"):
         load(path, options=FileOptions(encoding="utf-8"))
-    with pytest.raises(ConfigurationError, match="encoding 'klingon' is not known"):
-        load(path, options=FileOptions(encoding="klingon"))
+    for odd in ("klingon", "base64", "undefined", "a\0b"):
+        with pytest.raises(ConfigurationError, match=r"encoding .* is not known"):
+            load(path, options=FileOptions(encoding=odd))
+    path.write_text("stream,time,v\na,1,1\n")
+    with pytest.raises(ConfigurationError, match="'punycode' is not known, or reads no such file"):
+        load(path, options=FileOptions(encoding="punycode"))
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -155,9 +163,89 @@ def test_labels_by_name_or_number_mean_what_the_classes_say(tmp_path: Path) -> N
     path.write_text("stream,time,a,label\n" + "".join(f"s,{i},1,{i}\n" for i in range(10_001)))
     with pytest.raises(ConfigurationError, match="10001 different labels"):
         load(path)
+    path.write_text("stream,time,a,label\ns,0,1,1_0\ns,1,1,2_0\n")  # numbers for Python only
+    assert load(path).classes == ("1_0", "2_0")
+    with pytest.raises(ConfigurationError, match=r"line 2, column 'label': '1_0' is not a number: regress needs"):
+        load(path, labels="values")
+    path.write_text("stream,time,a,label\ns,0,1,01\ns,1,1,1\ns,2,1,+1\n")
+    assert load(path).classes == ("+1", "01", "1"), "equal numbers have one order in every run"
     path.write_text("stream,time,a,label\ns,0,1,2.5\ns,1,1,\ns,2,1,many\n")
     with pytest.raises(ConfigurationError, match=r"line 4, column 'label': 'many' is not a number"):
         load(path, labels="values")
+
+
+def json_lines(columns: dict[str, list[Any]]) -> str:
+    return "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+
+
+def served(data: Streams, cell: Any, column: int = 0) -> str | None:
+    """The word that the service finds in a record, by the vocabulary that training declares."""
+    feature = data.feature_tables[column]
+    known = Feature(feature.name, "category", ("<unknown>", *feature.vocabulary), unknown=0)
+    number = int(Meaning(known, Exact("float32"), None).number(cell))
+    return known.vocabulary[number] if number else None
+
+
+@given(st.lists(st.none() | st.integers(-99, 99), min_size=1, max_size=8).filter(any), st.integers(0, 3))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whole_numbers_of_a_category_are_the_words_of_the_service(
+    tmp_path: Path, cells: list[int | None], zeros: int
+) -> None:
+    path, notes = tmp_path / "d.csv", list[str]()
+    written = ["" if cell is None else f"{cell}.{'0' * zeros}".rstrip(".") for cell in cells]
+    path.write_text("stream,time,zip\n" + "".join(f"s,{i},{cell}\n" for i, cell in enumerate(written)))
+    data = load(path, options=FileOptions(categories=["zip"]), notes=notes)
+    for cell in filter(None, cells):
+        assert served(data, cell) == served(data, float(cell)) == served(data, str(cell)) == str(cell)
+    assert any("holds whole numbers" in note for note in notes) == bool(zeros)
+
+
+def test_words_that_only_look_like_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    for cells in (["007", "7", "08"], ["7.0", "7.5"], ["7.0", "x"], ["1e0", "2.0"]):
+        path.write_text("stream,time,zip\n" + "".join(f"s,{i},{cell}\n" for i, cell in enumerate(cells)))
+        assert load(path, options=FileOptions(categories=["zip"])).feature_tables[0].vocabulary == tuple(sorted(cells))
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"stream": "s", "time": 1, "v": "7.0"}\n')  # a text, which the service does not take for 7
+    data = load(path, options=FileOptions(categories=["v"]))
+    assert data.feature_tables[0].vocabulary == ("7.0",)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numbers_of_few_bits_are_the_words_that_they_are_written_as(tmp_path: Path, kind: Any) -> None:
+    numbers = np.array([0.1, 2.5, 7, np.nan], kind)
+    columns = {"stream": np.array(["s"] * 4), "time": np.arange(4), "v": numbers}
+    np.savez(tmp_path / "d.npz", **columns)
+    paths = [tmp_path / "d.npz"]
+    if kind is not np.float16:
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        nulls = pa.array(numbers, mask=np.isnan(numbers))
+        parquet.write_table(pa.table({**columns, "v": nulls}), tmp_path / "d.parquet")
+        paths.append(tmp_path / "d.parquet")
+    for path in paths:
+        data = load(path, options=FileOptions(categories=["v"]))
+        assert data.feature_tables[0].vocabulary == ("0.1", "2.5", "7")
+        assert served(data, 0.1) == "0.1"
+        assert rows(data)[3][2] is None
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_where_a_format_has_a_null_a_word_is_a_word(tmp_path: Path, suffix: str) -> None:
+    cells = ["run", "NA", "", None]
+    path = tmp_path / f"d.{suffix}"
+    columns = {"stream": ["s"] * 4, "time": [1, 2, 3, 4], "w": cells, "n": ["1", "2", "NA", None], "label": cells}
+    if suffix == "jsonl":
+        path.write_text(json_lines(columns))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table(columns), path)
+    data = load(path)
+    assert [row[2] for row in rows(data)] == cells
+    assert [served(data, cell) for cell in cells] == cells
+    assert [row[3] for row in rows(data)] == [1, 2, None, None], "the service refuses the text of a number anyway"
+    assert [row[4] for row in rows(data)] == ["run", None, None, None], "no service reads labels"
+    named = load(path, options=FileOptions(missing_words=["NA"]))
+    assert [row[2] for row in rows(named)] == ["run", None, "", None]
 
 
 def table(cells: Any, name: str = "time") -> Table:
@@ -217,6 +305,10 @@ def test_the_unit_of_numbers_is_found_by_their_size(cells: Any, expected: list[i
         (np.array(["2026-03-01", "NaT"], "datetime64[s]"), "row 2, column 'time': there is no time"),
         (np.array([10**17]), "beyond the year 2262"),
         (np.array(["3000-01-01"], "datetime64[D]"), "between 1678 and 2262"),
+        (["1", "1e999999999"], "row 2, column 'time': this time lies beyond the year 2262"),
+        (["-1e999999999"], "row 1, column 'time': this time lies beyond the year 2262"),
+        (np.array([1.0, np.inf]), "is no time, other rows have numbers"),
+        (np.array([np.inf]), "is no time: write ISO 8601"),
     ],
 )
 def test_what_is_no_time_is_refused_with_its_place(cells: Any, sentence: str) -> None:
@@ -309,6 +401,79 @@ def test_npz_may_hold_columns_of_every_type(tmp_path: Path) -> None:
     np.savez(path, stream=np.array(["s"]), time_ms=np.array([1]), x=np.zeros((2, 2)))
     with pytest.raises(ConfigurationError, match=r"array 'x0' is \[2\], but 'stream' has 1 rows"):
         load(path)
+
+
+def test_bytes_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    columns: dict[str, Any] = {"stream": np.array([b"s"]), "time_ms": np.array([1]), "label": np.array([b"x"])}
+    np.savez(path, **columns, word=np.array(["än".encode()]))
+    assert rows(load(path)) == [("s", 1, "än", "x")]
+    np.savez(path, **columns, x=np.ones((1, 1)), features=np.array(["ä".encode()]))
+    assert load(path).features == ("ä",)
+    np.savez(path, **columns, x=np.ones((1, 1)), features=np.array("v"))
+    assert load(path).features == ("v",)
+    np.savez(path, **columns, v=np.array([1]), word=np.array([b"\xff"]))
+    with pytest.raises(ConfigurationError, match="row 1, column 'word': these bytes are no text in UTF-8"):
+        load(path)
+    assert load(path, features=["v"]).features == ("v",)
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "d.parquet"
+    binary = pa.array(["än".encode(), None], pa.binary())
+    parquet.write_table(pa.table({"stream": binary.take(pa.array([0, 0])), "time": [1, 2], "word": binary}), path)
+    assert rows(load(path)) == [("än", 1, "än", None), ("än", 2, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"x": np.ones((1, 1), complex)}, "array 'x0' is of type complex128"),
+        ({"v": np.array([1], "timedelta64[s]")}, "array 'v' is of type timedelta64"),
+        ({"v": np.array([(1,)], [("a", "i4")])}, "array 'v' is of type"),
+        ({"stream": np.array("s"), "v": np.array([1])}, "array 'stream' is []"),
+        ({"v": np.array([{}])}, "not an NPZ file of plain arrays"),
+    ],
+)
+def test_arrays_that_are_no_columns_are_refused(tmp_path: Path, columns: dict[str, Any], sentence: str) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, **{"stream": np.array(["s"]), "time_ms": np.array([1]), **columns})
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        load(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "ts", "npz", "parquet"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_file_is_read_or_refused_in_a_sentence(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
+    path = tmp_path / f"d.{suffix}"
+    columns: dict[str, Any] = {"stream": ["s", "s"], "time": [1, 2], "v": [1.5, 2.5], "w": ["a", "b"]}
+    if suffix == "csv":
+        path.write_text("stream,time,v,w\ns,1,1.5,a\ns,2,2.5,b\n")
+    elif suffix == "jsonl":
+        path.write_text(json_lines(columns))
+    elif suffix == "ts":
+        path.write_text(TS.format(stamps="false", data="1,?,3:4,5,6:-1"))
+    elif suffix == "npz":
+        np.savez_compressed(path, **{name: np.array(cells) for name, cells in columns.items()})
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table(columns), path)
+    raw = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw)))]
+    for _ in range(data.draw(st.integers(1, 3)) if raw else 0):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    with contextlib.suppress(ConfigurationError):
+        load(path)
+
+
+def test_what_is_no_table_of_events_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", np.ones(3))
+    (tmp_path / "d.npy").rename(tmp_path / "d.npz")
+    (tmp_path / "d.jsonl").write_text('{"stream":"a","time":1,"v":' + "[" * 5000 + "1" + "]" * 5000 + "}")
+    for name, sentence in (("d.npz", "holds one array only"), ("d.jsonl", "line 1: nested too deeply")):
+        with pytest.raises(ConfigurationError, match=sentence):
+            load(tmp_path / name)
 
 
 TS = """# a comment

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 import torch
 
 from export.data import Example
-from export.fit import FitOptions, Trainer
+from export.fit import FitOptions, Trainer, facts
 from export.model import ModelConfig, build
 from export.tasks import chunk_loss, mean_loss, passes
 from streamer.errors import ConfigurationError
@@ -90,6 +90,26 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:200])
     with pytest.raises(ConfigurationError, match="not a checkpoint"):
         trainer().restore(tmp_path / "broken.pt")
+
+
+def test_a_checkpoint_of_other_facts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    made = trainer(epochs=1)
+    made.facts = facts(labels=("x", "y"), scale_of_features=[[0.5], [1.0]])
+    made.run(examples(0), examples(1), checkpoint=path)
+    same, other = trainer(epochs=1), trainer(epochs=1)
+    same.facts = dict(made.facts)
+    same.restore(path)
+    other.facts = facts(labels=("y", "x"), scale_of_features=[[0.5], [1.0]])
+    with pytest.raises(
+        ConfigurationError, match=r'other data .*: labels \["x", "y"\] \(now \["y", "x"\]\): begin anew'
+    ):
+        other.restore(path)
+    assert not other.history.epochs
+    document = torch.load(path)
+    del document["facts"]
+    torch.save(document, path)
+    other.restore(path)  # an earlier version wrote none
 
 
 def test_a_diverging_loss_stops_with_a_sentence() -> None:

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from decoding import records
+from tables import contract
 
 pytest.importorskip("torch")
 
@@ -16,6 +19,8 @@ from export.data import Split
 from export.prepare import UNKNOWN, read_split
 from streamer.errors import ConfigurationError
 from streamer.modelfile.feature import Feature
+from streamer.modelfile.past import Past
+from streamer.records.decode import Codec
 
 BASE = """
 name = "m"
@@ -106,6 +111,21 @@ def test_masks_and_time_gaps_are_features_of_their_own(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match=r"data\.present: there is no feature 'w'"):
         read_split(config(tmp_path, data=FILES + 'present = ["w"]'), tmp_path)
+
+
+def test_of_the_same_records_training_and_service_make_the_same(tmp_path: Path) -> None:
+    cells = ["run", "NA", None, "", "idle", None, "nan"]
+    events = [{"stream": "s", "time": at, "w": cell, "label": "pq"[at % 2]} for at, cell in enumerate(cells)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, events)))
+    data = 'test_path = "d.jsonl"\nvalidation_path = "d.jsonl"\npresent = ["w"]\nmissing = {w = "last"}'
+    part = read_split(config(tmp_path, path="d.jsonl", data=data), tmp_path).train
+    features = [msgspec.json.decode(msgspec.json.encode(table)) for table in part.tables]
+    codec = Codec(contract(*features), "json-named")
+    batch = codec.decode(records([json.dumps(event).encode() for event in events]))
+    past = Past.of(part.tables, "float32")
+    assert past is not None
+    assert part.x[0].tolist() == past.whole(batch.x, part.times_ms[0]).tolist()
+    assert part.x[0][:, 1].tolist() == [1, 1, 0, 1, 1, 0, 1]
 
 
 def test_lags_are_features_of_their_own(tmp_path: Path) -> None:

@@ -117,6 +117,35 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_gives_the_same_model(
     assert whole["best"] == resumed["best"]
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ('data.classes=["up", "down"]', 'labels ["down", "up"] (now ["up", "down"])'),
+        ("data.path=more.npz", "scale of features"),
+        ('data.features=["x1", "x0"]', 'columns ["x0", "x1"] (now ["x1", "x0"])'),
+        ("model.dropout=0.5", "dropout 0.0 (now 0.5)"),
+        ("data.present=['x0']", "feature 'x0 present' unknown (now"),
+        ("training.epochs=2", None),
+    ],
+)
+def test_resume_wants_the_data_that_the_checkpoint_was_made_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, told: str | None
+) -> None:
+    config = write(tmp_path, task="classify", split="stream", epochs=1)
+    with np.load(tmp_path / "data.npz") as archive:
+        columns = dict(archive)
+    named = np.array(["down", "up"])[columns["label"]]
+    np.savez(tmp_path / "data.npz", **{**columns, "label": named})
+    np.savez(tmp_path / "more.npz", **{**columns, "label": named, "x": columns["x"] + 1})
+    command = ["--config", str(config), "--out", str(tmp_path / "out")]
+    assert train.main(command) == 0
+    before = (tmp_path / "out" / "model.onnx").read_bytes()
+    assert train.main([*command, "--resume", "--set", override]) == (0 if told is None else 2)
+    if told is not None:
+        assert told in capsys.readouterr().err
+        assert (tmp_path / "out" / "model.onnx").read_bytes() == before
+
+
 def test_without_a_terminal_nothing_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--config", str(write(tmp_path, epochs=1)), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()

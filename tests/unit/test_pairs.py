@@ -385,6 +385,15 @@ def test_going_on_from_a_checkpoint_is_bit_equal(tmp_path: Path, monkeypatch: py
         assert torch.equal(tensor, again.learner.module.state_dict()[name]), name
 
 
+def test_a_checkpoint_of_other_pairs_is_refused(tmp_path: Path) -> None:
+    rows = cyphers(40)
+    train_seed(small(), split_of(rows), 0, out=tmp_path)
+    swapped = str.maketrans("AB", "XY")
+    others = [(source, target.translate(swapped)) for source, target in rows]
+    with pytest.raises(ConfigurationError, match="was made with other data or another model"):
+        train_seed(small(), split_of(others), 0, out=tmp_path, resume=True)
+
+
 def test_the_best_epoch_is_the_one_that_writes_best() -> None:
     split = split_of(cyphers(120))
     trained = train_seed(small(epochs=6, learning_rate=0.03), split, 0, out=None)

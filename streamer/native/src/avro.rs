@@ -193,6 +193,15 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_none_was_not_there() {
+        let there = vec![Action::Present { at: 0, no: 0.0, yes: 1.0 }];
+        let flat = Flat::<f64>::new(1, &[], vec![only(Kind::Double, there)], vec![]).unwrap();
+        let values = [f64::NAN, 0.0, f64::INFINITY].map(f64::to_le_bytes);
+        let found = flat.decode(Unit::Milliseconds, &[&values[0], &values[1], &values[2]]);
+        assert_eq!(found.x, [0.0, 1.0, 1.0]);
+    }
+
+    #[test]
     fn numbers_have_64_bits() {
         for number in [0, 1, -1, 63, 64, -65, i64::MAX, i64::MIN, 1 << 53] {
             assert_eq!(Bytes(&long(number)).long(), Ok(number));

@@ -229,7 +229,11 @@ pub fn act<T: Cell>(action: &Action<T>, unit: Unit, token: Token, x: &mut [T], t
             *time = unit.milliseconds(token)?;
             return Ok(());
         }
-        Action::Present { at, no, yes } => (at, Some(if token == Token::Null { *no } else { *yes })),
+        Action::Present { at, no, yes } => {
+            // NaN is no value, as in training.
+            let nothing = token == Token::Null || matches!(token, Token::Float(number) if number.is_nan());
+            (at, Some(if nothing { *no } else { *yes }))
+        }
         Action::Flag { at, null, no, yes } => {
             let truth = |number| match number {
                 Some(0.0) => Some(*no),

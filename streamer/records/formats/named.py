@@ -24,7 +24,7 @@ from streamer.records.formats.layout import NoFastPath, Steps, Written, getter, 
 from streamer.records.formats.native import Layout, Native, Rows
 from streamer.records.formats.typed import Packed, Reader, TypedRows, fields_get, number_type, one_get, time_type
 from streamer.records.formats.wire import Wire
-from streamer.records.meaning import Cell, Meaning, MissingRule, as_read, meanings, refuse_past, rule_of
+from streamer.records.meaning import Cell, Meaning, MissingRule, as_read, is_nan, meanings, refuse_past, rule_of
 from streamer.records.unusable import Unusable
 from streamer.settings.fields import FieldConstant, FieldHeader, FieldPath, Place
 from streamer.words import Reason, TimeUnit
@@ -194,7 +194,7 @@ class Named:
 
     def _cell(self, meaning: Meaning, token: msgspec.Raw) -> Cell:
         if meaning.kind == "present":  # whatever it is
-            return None if self._wire.is_null(token) else True
+            return None if self._wire.is_nothing(token) else True
         return self._wire.cell(token)
 
     def _header_time(self, headers: Headers, *, careful: bool = True) -> object:
@@ -281,7 +281,7 @@ class _Column:
             len(rows),
             None if self._packed is None else self._packed.piece(rows),
             [[table.get(get(row), other) for row in rows] for _, get, table, other in self._tables],
-            [[not self._null(get(row)) for row in rows] for _, get in self._present],
+            [[not self._nothing(get(row)) for row in rows] for _, get in self._present],
         )
 
     def column(self, pieces: Sequence[Any]) -> tuple[Numbers, list[int]]:
@@ -303,8 +303,8 @@ class _Column:
             x[:, at] = number
         return x, sorted(unsure)
 
-    def _null(self, cell: Any) -> bool:
-        return cell is None or (isinstance(cell, msgspec.Raw) and self._wire.is_null(cell))
+    def _nothing(self, cell: Any) -> bool:
+        return cell is None or is_nan(cell) or (isinstance(cell, msgspec.Raw) and self._wire.is_nothing(cell))
 
 
 def is_number(meaning: Meaning) -> bool:

@@ -18,7 +18,7 @@ from streamer.records.formats.base import NO_HEADERS, Columns, Row
 from streamer.records.formats.named import Named, _Column, is_number
 from streamer.records.formats.native import Layout, Native, Path, Rows
 from streamer.records.formats.typed import Packed, each_get
-from streamer.records.meaning import NO_CELL, Cell, Meaning
+from streamer.records.meaning import NO_CELL, Cell, Meaning, is_nan
 from streamer.records.schemas.book import GUID_FRAME, Book, SchemaKind, frame_bytes, framed, framed_id, with_frames
 from streamer.records.schemas.reader import Reader
 from streamer.records.schemas.values import Source, Values
@@ -48,6 +48,9 @@ class Cells:
 
     def is_null(self, token: Any) -> bool:
         return token is None
+
+    def is_nothing(self, token: Any) -> bool:
+        return token is None or is_nan(token)
 
     def cell(self, token: Any) -> Cell:
         found: Cell = token

@@ -8,9 +8,12 @@ import msgspec
 
 from streamer.records.formats import json_tokens
 from streamer.records.formats.msgpack_depth import MAX_WALKED, OPENING, deeper
-from streamer.records.meaning import NO_CELL, Cell
+from streamer.records.meaning import NO_CELL, Cell, is_nan
 from streamer.records.unusable import Unusable, plain
 from streamer.words import Reason
+
+_FLOATS = b"\xca\xcb"
+"""First bytes of MessagePack's numbers of 32 and 64 bits."""
 
 
 class Wire(Protocol):
@@ -32,6 +35,10 @@ class Wire(Protocol):
         ...
 
     def is_null(self, token: msgspec.Raw) -> bool: ...
+
+    def is_nothing(self, token: msgspec.Raw) -> bool:
+        """Null, or NaN where the format has one: no value was there."""
+        ...
 
     def is_list(self, token: msgspec.Raw) -> bool:
         """A list or an object."""
@@ -61,6 +68,8 @@ class Json:
 
     def is_null(self, token: msgspec.Raw) -> bool:
         return bytes(token).strip() == b"null"
+
+    is_nothing = is_null
 
     def is_list(self, token: msgspec.Raw) -> bool:
         return bytes(token).lstrip()[:1] in b"{["
@@ -94,6 +103,10 @@ class Msgpack:
 
     def is_null(self, token: msgspec.Raw) -> bool:
         return bytes(token) == b"\xc0"
+
+    def is_nothing(self, token: msgspec.Raw) -> bool:
+        value = bytes(token)
+        return self.is_null(token) or (value[0] in _FLOATS and is_nan(msgspec.msgpack.decode(value)))
 
     def is_list(self, token: msgspec.Raw) -> bool:
         return bytes(token)[0] in OPENING
