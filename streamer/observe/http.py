@@ -13,7 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any, Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -110,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
             silent_s = round(self._silent_s(), 1)
             self._json(200, self.source.status(silent_s if silent_s >= self.stuck_after_s else None))
         elif path.startswith("/streams/"):
-            self._stream(unquote(path.removeprefix("/streams/")))
+            # as bytes, which a request line has, in the one encoding that keeps them: a key may come as it is, or with %
+            self._stream(unquote_to_bytes(path.removeprefix("/streams/").encode("latin-1")))
         elif path == "/":
             self._answer(200, PAGE, "text/html; charset=utf-8")
         else:
@@ -123,14 +124,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _silent_s(self) -> float:
         return time.monotonic() - self.source.beat_at
 
-    def _stream(self, key: str) -> None:
+    def _stream(self, key: bytes) -> None:
         try:
-            found = self.stream(key.encode())
+            found = self.stream(key)
         except TimeoutError:
             self._json(503, {"error": "the event loop did not answer in time"})
             return
         if found is None:
-            self._json(404, {"error": f"stream {key!r} has no state in this instance"})
+            self._json(404, {"error": f"stream {key.decode(errors='replace')!r} has no state in this instance"})
         else:
             self._json(200, found)
 

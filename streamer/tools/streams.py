@@ -36,7 +36,19 @@ stream_app = typer.Typer(
     no_args_is_help=True, help="Look at one stream, reset it, end it, let the model go on from it."
 )
 
-Key = Annotated[str, typer.Argument(help="The stream: the key of its records, as input.key writes it")]
+
+def _as_stream(key: str) -> str:
+    """As it is. What is no text on a command line comes as halves of surrogates, and no stream is called so."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("it is not UTF-8, as all names of streams are: write it as input.key does") from None
+    return key
+
+
+Key = Annotated[
+    str, typer.Argument(callback=_as_stream, help="The stream: the key of its records, as input.key writes it")
+]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings, TOML")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value")]
 Url = Annotated[

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from streamer.cli import app
 from streamer.errors import ConfigurationError, KafkaUnavailableError
 from streamer.observe.http import HttpServer
 from streamer.observe.telemetry import Telemetry
@@ -23,7 +26,7 @@ from streamer.observe.telemetry import Telemetry
 def lookup(key: bytes) -> dict[str, Any] | None:
     if key == b"slow":
         raise TimeoutError
-    return {"stream": key.decode()} if key == "größe/1".encode() else None
+    return {"stream": key.decode()} if key in ("größe/1".encode(), "\ufffd".encode()) else None
 
 
 @pytest.fixture
@@ -99,8 +102,37 @@ def test_metrics_and_status(url: str) -> None:
 
 def test_streams_are_found_by_their_key(url: str) -> None:
     assert get(f"{url}/streams/gr%C3%B6%C3%9Fe%2F1") == (200, '{"stream": "gr\\u00f6\\u00dfe/1"}')
-    assert get(f"{url}/streams/other")[0] == 404
+    assert get(f"{url}/streams/other") == (404, '{"error": "stream \'other\' has no state in this instance"}')
     assert get(f"{url}/streams/slow")[0] == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("größe/1".encode(), 200),
+        ("größe%2F1".encode(), 200),
+        (b"gr\xc3%b6%C3\x9fe/1?x", 200),
+        ("größe/1".encode("latin-1"), 404),
+        (b"\xff", 404),
+        (b"%ff", 404),
+        (b"%EF%BF%BD", 200),
+    ],
+)
+def test_a_key_may_come_in_plain_bytes(url: str, path: bytes, code: int) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /streams/" + path + b" HTTP/1.0\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == code
+    assert json.loads(body)["stream" if code == 200 else "error"]
+
+
+@pytest.mark.parametrize("command", ["show", "reset", "end", "generate"])
+def test_a_stream_that_no_key_can_have_is_one_sentence(command: str) -> None:
+    """Bytes of a command line that are no UTF-8 come as halves of surrogates."""
+    done = CliRunner().invoke(app, ["stream", command, "gr\udcf6\udcdfe"])
+    assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+    assert "is not UTF-8" in done.output
 
 
 def test_the_page_needs_nothing_from_elsewhere(url: str) -> None:

@@ -260,7 +260,7 @@ def test_no_event_is_refused_for_a_least_time_that_cannot_be_meant(moment: str, 
     assert problem.startswith("input: min_time = '")
     assert says in problem
     assert len(problem) < 300
-    with pytest.raises(ConfigurationError, match=f"--since = .*{says.split(',')[0]}"):
+    with pytest.raises(ConfigurationError, match=f"--since = .*{says.partition(',')[0]}"):
         Filter.of(None, moment, None, None)
 
 
