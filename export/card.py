@@ -18,6 +18,7 @@ from streamer.modelfile.contract import Contract
 from streamer.modelfile.decoder import Decoder
 from streamer.modelfile.model import Model
 
+from .folders import make_folder
 from .judge import card_sections
 from .measure import machine, microseconds_per_event
 from .verify import verify
@@ -88,12 +89,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     try:
         text = card(arguments.model)
+        if arguments.out is None:
+            print(text, end="")
+            return 0
+        if arguments.out.is_dir():
+            raise ConfigurationError(f"--out {arguments.out} is a folder: name a file in it")
+        make_folder(arguments.out.parent)
     except StreamerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if arguments.out is None:
-        print(text, end="")
-        return 0
     temporary = arguments.out.with_name(arguments.out.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, arguments.out)

@@ -26,6 +26,7 @@ from .comparison.cases import RESIZED, TASKS, TEXT_BYTES, VARIANTS, Case, built_
 from .comparison.claims import claims, summary
 from .comparison.work import Job, Pieces, Setting
 from .data import Split
+from .folders import make_folder
 from .measure import machine
 from .progress import work_progress
 from .train import read_config, read_split
@@ -59,7 +60,7 @@ def compare(
     jobs = work.plan(cases, variants)
     figures = out / reports.FIGURES
     pieces = Pieces(pieces_folder or PIECES)
-    figures.mkdir(parents=True, exist_ok=True)
+    make_folder(figures)
     if not only_report:
         _run(cases, jobs, setting, pieces)
     times = {case.name: pieces.peek(_timing(case, jobs, setting)) for case in cases}

@@ -22,6 +22,7 @@ from streamer.settings.reference import section_table
 from streamer.toml import parse_toml
 from streamer.windows import WindowRule
 
+from .bounds import LARGEST, Seed, Size, Threads
 from .files import FileOptions
 from .files.times import UNITS
 from .frontend import FrontEnd
@@ -136,6 +137,10 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
                 parse_field(written)
             except ValueError as error:
                 return f"data.fields: {feature!r} {error}"
+        for key in ("features", "categories", "classes", "present"):
+            names = [str(name) for name in getattr(self, key) or ()]
+            if (double := next((name for at, name in enumerate(names) if name in names[:at]), None)) is not None:
+                return f"data.{key} has {double!r} twice: name each once"
         for column, lags in self.lags.items():
             if not lags or min(lags) < 1 or max(lags) > MAX_LAG or len(set(lags)) != len(lags):
                 return f"data.lags: those of {column!r} must be different numbers of events, each 1 to {MAX_LAG}"
@@ -149,25 +154,25 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class ModelSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The choices of ``ModelConfig`` that do not follow from data and task."""
 
-    hidden: int
+    hidden: Size
     """Width of the recurrent state, per layer and direction."""
     kind: str = "lstm"
     """``lstm``, ``gru`` or ``rnn``."""
     nonlinearity: str = "tanh"
     """``tanh`` or ``relu``, of an ``rnn``."""
-    layers: int = 1
+    layers: Size = 1
     """Recurrent layers."""
-    directions: int = 1
+    directions: Size = 1
     """2: looks at later events too, and answers when a window has closed."""
     dropout: float = 0.0
     """Share of the core's output (and of what passes between its layers) that is dropped in training."""
-    vocabulary: int = 0
+    vocabulary: Size = 0
     """A stream of numbers 0 to N-1 that are categories: N. Of a column of words: the most words that are kept."""
-    embedding: int = 0
+    embedding: Size = 0
     """Width of the embedding of a category; 0: by the size of its vocabulary."""
     embedding_dropout: float = 0.0
     """Share of the embeddings that is dropped in training."""
-    head_hidden: int = 0
+    head_hidden: Size = 0
     """Width of one hidden ReLU layer in the head; 0: none."""
     reduce: str | None = None
     """One answer per window: from the ``last`` event, or the ``mean`` or ``max`` over all. Unset: one per event."""
@@ -177,7 +182,7 @@ class ModelSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """forecast: the model predicts the change from the current event."""
     forget_bias: float = 1.0
     """Initial bias of an LSTM's forget gate."""
-    window: int = 8
+    window: Size = 8
     """Events that the baseline ``mlp`` of ``compare`` sees."""
     frontend: FrontEnd | None = None
     """recognise: the features are samples of sound, of which the model sees log-mel energies; keys below."""
@@ -186,15 +191,15 @@ class ModelSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class TrainSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How to train; the defaults are what most small recurrent models want."""
 
-    epochs: int = 20
+    epochs: Size = 20
     """Passes over the training part, at most."""
-    rows: int = 32
+    rows: Size = 32
     """Streams (or sequences) beside each other in a batch."""
-    steps: int = 64
+    steps: Size = 64
     """Length of a piece that gradients flow through; the state is carried on. Not used for window models."""
-    segment_steps: int = 0
+    segment_steps: Size = 0
     """Longer streams are cut into pieces of this length that start from the initial state; 0: never."""
-    batch_steps: int = 0
+    batch_steps: Size = 0
     """Bound on rows x longest length of a batch of whole sequences; 0: only ``rows`` bounds it."""
     optimiser: str = "adam"
     """``adam``, ``adamw`` or ``sgd``."""
@@ -209,7 +214,7 @@ class TrainSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     schedule: str = "constant"
     """``constant``, ``cosine`` (to a hundredth over all epochs) or ``plateau`` (half after ``patience`` / 2 epochs
     without gain)."""
-    patience: int = 0
+    patience: Size = 0
     """Epochs without a better validation loss after which training stops; 0: never."""
     class_weights: str | dict[str, float] | None = None
     """classify: ``balanced`` (every class counts alike), or a weight by class (1 for those not named)."""
@@ -231,11 +236,11 @@ class TrainConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     decoder: DecoderSection | None = None
     version: str = "1"
     """Version of the model."""
-    seeds: list[int] = msgspec.field(default_factory=lambda: [0])
+    seeds: list[Seed] = msgspec.field(default_factory=lambda: [0])
     """One training each."""
     device: str = "cpu"
     """``cpu`` or ``cuda``."""
-    threads: int = 1
+    threads: Threads = 1
     """Threads of a training on the CPU."""
 
     @property
@@ -267,10 +272,14 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         document = parse_toml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"no such configuration file: {path}") from error
+    except OSError as error:
+        raise ConfigurationError(f"the configuration {path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # UnicodeDecodeError too
         raise ConfigurationError(f"{path}: {error}") from error
     for override in overrides:
         _override(document, override)
+    if (odd := _no_number(document, "")) is not None:
+        raise ConfigurationError(f"{path}: {odd}, which is no finite number that 32 bits hold")
     try:
         config = msgspec.convert(document, TrainConfig)
     except msgspec.ValidationError as error:
@@ -279,8 +288,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigurationError(f"{path}: task must be one of {', '.join(TASKS)}, not {config.task!r}")
     if (found := config.data.problem() or _pairs_problem(config)) is not None:
         raise ConfigurationError(f"{path}: {found}")
-    if not config.seeds or min(config.seeds) < 0 or config.threads < 1:
-        raise ConfigurationError(f"{path}: seeds must be one or more numbers >= 0, threads at least 1")
+    if not config.seeds:
+        raise ConfigurationError(f"{path}: seeds must be one or more numbers")
     if config.device != "cpu" and not torch.cuda.is_available():
         raise ConfigurationError(f"{path}: device {config.device!r} is not available here")
     if config.rule is not None and config.model.directions == 1 and config.model.reduce is None:
@@ -289,6 +298,15 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             " this one answers every event at once: leave [window] out, or say how it looks at a window"
         )
     return config
+
+
+def _no_number(value: Any, key: str) -> str | None:
+    """The first number that would only be found when the loss is none; None: there is no such."""
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (_no_number(each, f"{key}.{name}".lstrip(".")) for name, each in inner)
+        return next((odd for odd in found if odd is not None), None)
+    return f"{key} is {value!r}" if isinstance(value, float) and not abs(value) <= LARGEST else None
 
 
 def _pairs_problem(config: TrainConfig) -> str | None:

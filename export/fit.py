@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from streamer.errors import ConfigurationError
 
 from .config import TrainSection
-from .data import Chunk, Example, buckets, chunks, segments
+from .data import Chunk, Example, Streams, buckets, chunks, segments
 from .model import SequenceModel
 from .tasks import Carry, chunk_loss, mean_loss
 
@@ -91,6 +91,19 @@ Progress = Callable[[EpochFigures], None]
 def facts(**of: object) -> dict[str, str]:
     """What a run goes on from only where it is the same: as text, so that a checkpoint holds it and a message shows it."""
     return {name.replace("_", " "): json.dumps(msgspec.to_builtins(value)) for name, value in of.items()}
+
+
+def facts_of(model: SequenceModel, train: Streams, target_scale: tuple[float, float] | None) -> dict[str, str]:
+    """What the contract will say of the data, and what the weights take for granted."""
+    assert model.config is not None
+    return facts(
+        **asdict(model.config),
+        columns=train.features,
+        **{f"feature {table.name!r}": table for table in train.feature_tables},
+        normal=train.classes and train.normal is not None and train.classes[train.normal],
+        scale_of_features=[model.mean.tolist(), model.std.tolist()],
+        scale_of_labels=target_scale,
+    )
 
 
 class Loop:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from streamer.errors import ConfigurationError
 
+from .bounds import Size
 from .nodes import Graph
 
 FLOOR = 1e-6
@@ -32,13 +33,13 @@ F64 = NDArray[np.float64]
 class FrontEnd(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How samples become energies. A step of the model is one or several hops, the features of one step its samples."""
 
-    rate_hz: int = 8_000
+    rate_hz: Size = 8_000
     """Samples per second."""
-    window: int = 256
+    window: Size = 256
     """Samples of a frame."""
-    hop: int = 160
+    hop: Size = 160
     """Samples from one frame to the next."""
-    mels: int = 24
+    mels: Size = 24
     """Energies of a frame."""
     low_hz: float = 100.0
     """Where the lowest triangle begins."""

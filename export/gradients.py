@@ -25,6 +25,7 @@ from streamer.errors import ConfigurationError, StreamerError
 from . import plots
 from .data import Example
 from .fit import FitOptions, Trainer
+from .folders import make_folder
 from .memorytasks import ADDING_BASELINE, split_of
 from .model import ModelConfig, SequenceModel, build
 from .progress import epochs_progress
@@ -131,6 +132,7 @@ def _layer_gates(core: nn.RNNBase, kind: str, layer: int, e: Tensor) -> dict[str
 
 def study(steps: int, hidden: int, epochs: int, count: int, out: Path, *, seed: int = 0) -> dict[str, Any]:
     """Train every variant with and without clipping; returns the figures and writes the plots into ``out``."""
+    make_folder(out)
     split = split_of("adding", steps, count, seed)
     train, held = (examples("regress", part, per_window=True) for part in (split.train, split.validation))
     judged = held[:64]
@@ -156,7 +158,6 @@ def study(steps: int, hidden: int, epochs: int, count: int, out: Path, *, seed: 
         cell: {gate: value.mean(axis=1).tolist() for gate, value in found.items()} for cell, found in shown.items()
     }
     report["advice"] = _advice(report["cells"], steps)
-    out.mkdir(parents=True, exist_ok=True)
     _plot_decay(out / "gradient_by_lag.png", report["cells"])
     _plot_norms(out / "clipping.png", report["cells"])
     _plot_gates(out / "gates.png", shown, held[0].x)

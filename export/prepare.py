@@ -16,14 +16,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer.errors import ConfigurationError
-from streamer.modelfile.feature import Feature
+from streamer.errors import ConfigurationError, ModelError
+from streamer.modelfile.feature import Feature, check_features
 from streamer.modelfile.past import Past
 from streamer.windows import WindowRule
 
 from . import windowing
 from .config import DataSection, TrainConfig
 from .data import Split, Streams, split_by_stream, split_by_time
+from .files.table import refuse_doubles
 from .readers import load
 
 UNKNOWN = "<unknown>"
@@ -122,13 +123,19 @@ def prepare(split: Split, section: DataSection, *, words: int = 0, notes: list[s
         if feature.lag and filled.missing != "last":
             filled = msgspec.structs.replace(filled, fallback=_mean(filled, split.train, at))
         tables.append(filled)
+    try:
+        check_features(tables, len(tables), "[data]")
+    except ModelError as error:  # which the contract would say after the training
+        raise ConfigurationError(str(error)) from error
     made = [_apply(part, tables, vocabularies) for part in parts]
     return Split(*made)
 
 
 def derive(data: Streams, section: DataSection) -> Streams:
     """Columns that say what was there, and those that the stream's past will make (``_apply``): they hold what a record has."""
-    for key, names in (("present", section.present), ("lags", section.lags)):
+    rules = {**(section.missing if isinstance(section.missing, dict) else {}), **section.places[1]}
+    named = {"present": section.present, "lags": section.lags, "categories": section.categories, "missing": rules}
+    for key, names in named.items():
         for name in names:
             if name not in data.features:
                 raise ConfigurationError(
@@ -142,6 +149,7 @@ def derive(data: Streams, section: DataSection) -> Streams:
     for at, lag in lagged:
         of = data.feature_tables[at]
         tables.append(msgspec.structs.replace(of, name=f"{of.name} lag {lag}", source=of.field, lag=lag))
+    refuse_doubles([table.name for table in tables], "with data.present, data.since_last and data.lags")
     xs = []
     for x in data.x:
         gap = np.zeros((len(x), int(section.since_last)), np.float32)

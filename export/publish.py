@@ -13,6 +13,7 @@ import msgspec
 from streamer.errors import ModelError
 from streamer.modelfile.feature import Feature
 
+from .folders import make_folder
 from .graph import export_model
 from .model import SequenceModel, save
 from .verify import verify
@@ -59,7 +60,7 @@ def publish(
 
 def verified(write: Callable[[Path, Path], object], out: Path, *, name: str, stem: str = "model") -> dict[str, Any]:
     """``write(graph, weights)`` makes both files elsewhere; they come into ``out`` when they are the same. As ``publish``."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as staging:
         graph, weights = Path(staging) / f"{stem}.onnx", Path(staging) / f"{stem}.pt"
         write(graph, weights)

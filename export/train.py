@@ -25,7 +25,8 @@ from . import plots
 from .cells import settle_unknown
 from .config import DataSection, ModelSection, TrainConfig, TrainSection, read_config, reference
 from .data import UNLABELLED, Example, Split, Streams, fit_scaling
-from .fit import EpochFigures, FitOptions, History, Trainer, facts
+from .fit import EpochFigures, FitOptions, History, Trainer, facts_of
+from .folders import make_folder
 from .judge import score_summary, warnings
 from .model import Forecaster, ModelConfig, SequenceModel, build, fold_target_scale
 from .pairs.sections import PAIR_TASKS
@@ -153,7 +154,7 @@ def train_seed(config: TrainConfig, split: Split, seed: int, *, out: Path | None
     options = FitOptions(seed=seed, **msgspec.structs.asdict(config.training))
     trainer = Trainer(model, config.task, options, class_weights(config, split.train, train))
     checkpoint = out / f"checkpoint-{seed}.pt" if out is not None else None
-    trainer.facts = _facts(model, split.train, target_scale)
+    trainer.facts = facts_of(model, split.train, target_scale)
     if resume and checkpoint is not None and checkpoint.exists():
         trainer.restore(checkpoint)
     with epochs_progress(f"{config.name} seed {seed}", config.training.epochs, len(trainer.history.epochs)) as advance:
@@ -168,19 +169,6 @@ def train_seed(config: TrainConfig, split: Split, seed: int, *, out: Path | None
     if len(split.test):
         figures["test"] = evaluate(model, config.task, split.test, split.train)
     return Trained(seed, model, history, figures)
-
-
-def _facts(model: SequenceModel, train: Streams, target_scale: tuple[float, float] | None) -> dict[str, str]:
-    """What the contract will say of the data, and what the weights take for granted."""
-    assert model.config is not None
-    return facts(
-        **asdict(model.config),
-        columns=train.features,
-        **{f"feature {table.name!r}": table for table in train.feature_tables},
-        normal=train.classes and train.normal is not None and train.classes[train.normal],
-        scale_of_features=[model.mean.tolist(), model.std.tolist()],
-        scale_of_labels=target_scale,
-    )
 
 
 def class_weights(config: TrainConfig, part: Streams, sequences: Sequence[Example]) -> torch.Tensor | None:
@@ -229,7 +217,7 @@ def run(
     if config.task in PAIR_TASKS:
         return run_pairs(config, base, out, resume=resume, say=say)
     torch.set_num_threads(config.threads)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     notes: list[str] = []
     split = read_split(config, base, notes)
     check_windows(config, split.train, notes)

@@ -18,6 +18,7 @@ from streamer.errors import ConfigurationError, ModelError, StreamerError
 from streamer.modelfile.contract import Contract
 from streamer.toml import parse_toml
 
+from .folders import make_folder
 from .graph import export_model, export_step_module, sequence_contract
 from .model import SequenceModel
 from .modules.calling import SIGNATURES
@@ -53,11 +54,13 @@ def export_factory(factory: str, weights: Path, contract: Path, out: Path) -> di
     """
     if out.suffix != ".onnx":
         raise ConfigurationError(f"--out {out} must end in .onnx")
+    if out.is_dir():
+        raise ConfigurationError(f"--out {out} is a folder: name a file in it")
     fields = read_fields(contract)
     state, notes = read_state(weights)
     module = build_module(factory, state, notes)
     _check_complete(module, fields, contract)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out.parent) as staging:
         graph = Path(staging) / out.name
         if isinstance(module, SequenceModel):

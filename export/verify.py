@@ -360,6 +360,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random batches")
     parser.add_argument("--json", action="store_true", help="the report as one JSON object")
     options = parser.parse_args(argv)
+    if not 0 <= options.seed < 2**32:
+        parser.error("--seed must be at least 0, and below 2^32")
     try:
         report = verify(options.model, options.weights, seed=options.seed)
     except StreamerError as error:

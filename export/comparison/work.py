@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from .. import plots
+from ..folders import make_folder
 from ..gradients import decay_per_step, gradient_by_lag
 from ..measure import timed
 from ..model import SequenceModel
@@ -133,7 +134,7 @@ class Pieces:
         found = self.peek(digest)
         if found is None:
             found = json.loads(json.dumps(make()))  # the same values whether they were read or made
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             plots.write_json(path, found)
         return found
 

@@ -17,6 +17,7 @@ from streamer.errors import ConfigurationError, install_hint
 
 from .. import plots
 from ..config import DataSection, ModelSection, TrainConfig, TrainSection
+from ..folders import make_folder
 from .data import PairSplit
 from .metrics import METRICS
 from .publish import publish
@@ -82,7 +83,7 @@ def run_pairs(recipe: PairRecipe, name: str, out: Path, *, quick: bool, data: Pa
         pairs=recipe.pairs,
         decoder=recipe.decoder,
     )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     made = _Made(recipe, split, out, quick)
     result, trained = made.model(config, notes)
     limits = recipe.quick_limits if quick and recipe.quick_limits else recipe.limits

@@ -6,6 +6,8 @@ import msgspec
 
 from streamer.modelfile.decoder import MAX_NORMALISATION, MAX_WIDTH
 
+from ..bounds import Count, Size
+
 PAIR_TASKS = ("sequence-to-sequence", "recognise")
 """Tasks whose data is pairs of a source and what is to be written for it."""
 
@@ -28,16 +30,16 @@ class PairsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     metric: str = "symbol_error"
     """What decides which epoch is the best, and when ``patience`` ends: ``exact_match``, ``symbol_error``,
     ``word_error`` or ``bleu``, of the validation part, decoded free-running."""
-    judged_rows: int = 1000
+    judged_rows: Size = 1000
     """Pairs of the validation part that are decoded after each epoch, at most; the final figures are of all."""
     label_smoothing: float = 0.0
     """sequence-to-sequence: share of the probability that is spread over all symbols."""
     sampling: float = 0.0
     """sequence-to-sequence: how often, in the last epoch, a step is given the model's own last symbol instead of the
     true one (scheduled sampling); the share grows from 0."""
-    mask_steps: int = 0
+    mask_steps: Size = 0
     """Longest run of steps that is masked in a training source."""
-    mask_features: int = 0
+    mask_features: Size = 0
     """Most neighbouring features that are masked in a training source, for frames."""
 
     def problem(self) -> str | None:
@@ -62,19 +64,19 @@ class PairsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class DecoderSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """sequence-to-sequence: what writes; its kind of cell is that of ``[model]``, which reads."""
 
-    hidden: int = 0
+    hidden: Size = 0
     """Width of its state; 0: the width of what the encoder gives, both directions together."""
-    layers: int = 1
+    layers: Count = 1
     """Recurrent layers."""
-    embedding: int = 32
+    embedding: Count = 32
     """Width of the embedding of a written symbol."""
     attention: str = "general"
     """``general`` or ``dot`` (Luong et al. 2015), ``bahdanau`` (Bahdanau et al. 2015; slower to train), or ``none``."""
-    max_steps: int = 0
+    max_steps: Size = 0
     """Symbols after which a sequence ends in any case; 0: twice the longest of the training part."""
     search: str = "greedy"
     """How the service decodes: ``greedy`` or ``beam``."""
-    width: int = 4
+    width: Size = 4
     """Hypotheses of a beam; not more than there are symbols."""
     length_normalisation: float = 0.0
     """Of a beam's scores: alpha of Wu et al. 2016; 0: none."""

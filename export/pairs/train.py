@@ -19,6 +19,7 @@ from ..cells import settle_unknown
 from ..config import TrainConfig
 from ..encdec.module import EncoderDecoder, PairConfig
 from ..fit import EpochFigures, FitOptions, History, facts
+from ..folders import make_folder
 from ..listener import Listener
 from ..model import ModelConfig, SequenceModel, build
 from ..progress import epochs_progress
@@ -164,7 +165,7 @@ def run(
 ) -> dict[str, Any]:
     """As ``export.train.run``, for tasks with pairs."""
     torch.set_num_threads(config.threads)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     notes: list[str] = []
     split = read_split(config, base, notes)
     trained = [train_seed(config, split, seed, out=out, resume=resume, notes=notes) for seed in config.seeds]

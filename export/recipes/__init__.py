@@ -23,6 +23,7 @@ from streamer.errors import ConfigurationError, ModelError, StreamerError
 
 from .. import foreign, plots
 from ..data import Split
+from ..folders import make_folder
 from ..foreign import SEED, split
 from ..judge import warnings
 from ..model import SequenceModel
@@ -90,7 +91,7 @@ def run(
         section = msgspec.structs.replace(section, vocabulary=0)  # of its own words, if it has any
     source = DataSection(path=str(data or "generated"))
     config = TrainConfig(name=name, task=recipe.task, data=source, model=section, training=training)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     trained = train_seed(config, split, SEED, out=None)
     figures = trained.figures["test"]
     if recipe.metric not in figures:

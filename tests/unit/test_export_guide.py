@@ -93,6 +93,23 @@ def test_what_only_the_user_knows_is_asked_for_at_once(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(
+    ("out", "sentence"), [("w.pt/m.onnx", "w.pt cannot be made: File exists"), ("dir.onnx", "dir.onnx is a folder")]
+)
+def test_a_place_where_nothing_can_be_written_is_a_mistake_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, sentence: str
+) -> None:
+    import their_modules
+    import torch
+
+    (tmp_path / "dir.onnx").mkdir()
+    torch.save(their_modules.NormedGru().state_dict(), tmp_path / "w.pt")
+    (tmp_path / "c.toml").write_text('name = "m"\ninput = { shape = ["batch", "time", 4] }\n')
+    options = ["--weights", str(tmp_path / "w.pt"), "--contract", str(tmp_path / "c.toml")]
+    assert main(["their_modules:NormedGru", *options, "--out", str(tmp_path / out)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("factory", "expected"),
     [
         ("Tagger", {"mode": "window", "input": {"name": "x", "shape": ["batch", "time"], "dtype": "int64"}}),

@@ -128,6 +128,28 @@ def test_of_the_same_records_training_and_service_make_the_same(tmp_path: Path) 
     assert part.x[0][:, 1].tolist() == [1, 1, 0, 1, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("column", "data"),
+    [("v present", 'present = ["v"]'), ("since_last", "since_last = true"), ("v lag 1", "lags = {v = [1]}")],
+)
+def test_a_column_called_as_one_that_is_made_is_refused_before_training(tmp_path: Path, column: str, data: str) -> None:
+    write(
+        tmp_path / "train.csv", [f"{'abcd'[t % 4]},{t},{t},{t},p" for t in range(40)], f"stream,time,v,{column},label"
+    )
+    with pytest.raises(ConfigurationError, match=rf"data\.present.* are both called '{column}'"):
+        read_split(config(tmp_path, data=data), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    ['categories = ["wrod"]', 'missing = {wrod = "last"}', "fields = {wrod = {missing = 1.0}}", "lags = {wrod = [1]}"],
+)
+def test_a_column_that_is_not_there_is_refused_wherever_it_is_named(tmp_path: Path, data: str) -> None:
+    three_files(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"data\.\w+: there is no feature 'wrod', there are v, word"):
+        read_split(config(tmp_path, data=FILES + data), tmp_path)
+
+
 def test_lags_are_features_of_their_own(tmp_path: Path) -> None:
     three_files(tmp_path)
     split = read_split(config(tmp_path, data=FILES + "lags = {v = [1, 2], word = [1]}"), tmp_path)
@@ -259,6 +281,15 @@ def test_the_normal_label_is_named_or_known(tmp_path: Path, labels: list[str], d
         ("", f"min_count = {'9' * 5_000}", "limit"),
         ("", f"min_count = {'[' * 9_000}", "nested too deep"),
         ("", "min_count = 0", "data.min_count must be at least 1"),
+        ("", "missing = nan", "data.missing is nan, which is no finite number"),
+        ("", "missing = {v = -inf}", "data.missing.v is -inf, which is no finite number"),
+        ("", "missing = 1e300", "data.missing is 1e[+]300, which is no finite number that 32 bits hold"),
+        ("", "lags = {v = [1]}\nfields = {v = {constant = inf}}", "data.fields.v.constant is inf"),
+        ("[training]\nclass_weights = {p = nan}", "", "training.class_weights.p is nan"),
+        ("", 'features = ["v", "v"]', "data.features has 'v' twice"),
+        ("", 'present = ["v", "w", "v"]', "data.present has 'v' twice"),
+        ("", 'categories = ["v", "v"]', "data.categories has 'v' twice"),
+        ("", 'classes = ["1", "2", 1]', "data.classes has '1' twice"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused(tmp_path: Path, more: str, data: str, sentence: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from export import publish, train
+from export import card, compare, gradients, publish, recipes, train, verify
 from export.fit import Trainer
 from streamer.errors import ConfigurationError
 
@@ -169,6 +169,17 @@ def test_without_a_terminal_nothing_is_drawn(tmp_path: Path, capsys: pytest.Capt
         ("model.kind=mlp", "not exported"),
         ("training", "SECTION.KEY=VALUE"),
         ("training.learning_rate=1e30", "diverged"),
+        ("training.clip_norm=nan", "training.clip_norm is nan"),
+        ("model.forget_bias=inf", "model.forget_bias is inf"),
+        ("model.embedding=-1", "Expected `int` >= 0 - at `$.model.embedding`"),
+        ("model.head_hidden=-1", "Expected `int` >= 0 - at `$.model.head_hidden`"),
+        ("model.hidden=9999999999", "Expected `int` <= 16777216 - at `$.model.hidden`"),
+        ("training.rows=0", "rows and steps must be at least 1"),
+        ("seeds=[9223372036854775807]", "at `$.seeds[0]`"),
+        ("seeds=[-1]", "at `$.seeds[0]`"),
+        ("threads=9999999999", "at `$.threads`"),
+        ("threads=0", "at `$.threads`"),
+        ("decoder={layers = 0}", "at `$.decoder.layers`"),
     ],
 )
 def test_mistakes_end_in_one_sentence_and_no_model(
@@ -180,6 +191,30 @@ def test_mistakes_end_in_one_sentence_and_no_model(
     assert code == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out" / "model.onnx").exists()
+
+
+def test_paths_that_cannot_be_read_or_written_are_mistakes_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, file = write(tmp_path, epochs=1), tmp_path / "file"
+    file.write_text("mine")
+    monkeypatch.setattr(card, "card", lambda model: "# A card\n")
+    mistakes: list[tuple[Any, list[str], str]] = [
+        (train.main, ["--config", str(tmp_path)], "cannot be read: Is a directory"),
+        (train.main, ["--config", str(config), "--out", str(file)], f"the folder {file} cannot be made: File exists"),
+        (train.main, ["--config", str(config), "--out", str(file / "x")], "cannot be made: Not a directory"),
+        (gradients.main, ["--out", str(file)], "cannot be made: File exists"),
+        (recipes.main, ["sentiment", "--quick", "--out", str(file)], "cannot be made: File exists"),
+        (compare.main, ["--quick", "--tasks", "adding", "--out", str(file)], "cannot be made: "),
+        (card.main, ["model.onnx", "--out", str(file / "card.md")], "cannot be made: File exists"),
+        (card.main, ["model.onnx", "--out", str(tmp_path)], "is a folder: name a file in it"),
+    ]
+    for main, arguments, sentence in mistakes:
+        assert main(arguments) == 2, arguments
+        assert sentence in capsys.readouterr().err
+    assert file.read_text() == "mine"
+    with pytest.raises(SystemExit, match="2"):
+        verify.main(["model.onnx", "--seed", "-1"])
 
 
 @pytest.mark.parametrize(
