@@ -7,7 +7,6 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +145,8 @@ class DataSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
                 return f"data.lags: those of {column!r} must be different numbers of events, each 1 to {MAX_LAG}"
         rules = self.missing.values() if isinstance(self.missing, dict) else [self.missing]
         for rule in rules:
-            if rule not in ("mean", "last", "reject") and (isinstance(rule, str) or not isfinite(rule)):
-                return f"data.missing must be mean, last, reject or a finite number, not {rule!r}"
+            if isinstance(rule, str) and rule not in ("mean", "last", "reject"):
+                return f"data.missing must be mean, last, reject or a number, not {rule!r}"
         return f"data.min_count must be at least 1, not {self.min_count}" if self.min_count < 1 else None
 
 
