@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict
 TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
 
 
+LONGEST_MS = 100_000_000_000_000
+"""More than 3000 years: no span of event time is longer, so that sums with times stay integers of 64 bits"""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

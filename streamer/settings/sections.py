@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from streamer.settings.base import TLS_FILES, Section, check_bootstrap, check_model_name, check_topic
+from streamer.settings.base import LONGEST_MS, TLS_FILES, Section, check_bootstrap, check_model_name, check_topic
 from streamer.settings.fields import (
     FieldHeader,
     FieldPath,
@@ -176,6 +176,7 @@ class InputSection(Section):
     max_future_ms: int | None = Field(
         default=3_600_000,
         ge=0,
+        le=LONGEST_MS,
         description="Reject event times further ahead of the record: one would close every window",
     )
     late: Literal["drop", "dead-letter"] = Field(
@@ -346,7 +347,7 @@ class DeliverySection(Section):
     )
     model_changed: ModelChanged = Field(default=ModelChanged.REFUSE, description="States of another model file")
     idle_ms: int = Field(
-        default=30_000, ge=10, description="A partition without records for this long is idle (windows)"
+        default=30_000, ge=10, le=LONGEST_MS, description="A partition without records for this long is idle (windows)"
     )
 
     @model_validator(mode="after")
@@ -399,7 +400,9 @@ class StateSection(Section):
     max_bytes: int = Field(
         default=1_073_741_824, ge=65_536, description="Memory for state; beyond it the oldest streams go"
     )
-    idle_ttl_ms: int = Field(default=0, ge=0, description="Forget streams idle for this long in event time; 0: never")
+    idle_ttl_ms: int = Field(
+        default=0, ge=0, le=LONGEST_MS, description="Forget streams idle for this long in event time; 0: never"
+    )
 
 
 class ModelSection(Section):

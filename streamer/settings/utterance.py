@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from streamer.settings.base import LONGEST_MS
+
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class UtteranceSection:
@@ -16,11 +18,15 @@ class UtteranceSection:
     gap_ms: int = Field(
         default=10_000,
         ge=1,
+        le=LONGEST_MS,
         description="Ends an utterance: the stream's next event is later by more than this, or its partition has moved on by "
         "more than this without the stream",
     )
     max_span_ms: int = Field(
-        default=3_600_000, ge=1, description="Ends an utterance: an event this far after its first event begins another"
+        default=3_600_000,
+        ge=1,
+        le=LONGEST_MS,
+        description="Ends an utterance: an event this far after its first event begins another",
     )
     max_symbols: int = Field(
         default=256, ge=1, le=16_384, description="A transcript with this many symbols is written, and the next begins"

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from streamer.settings.base import LONGEST_MS
+
 _SIZES = {
     "tumbling": ["size_ms"],
     "hopping": ["size_ms", "hop_ms"],
@@ -42,9 +44,9 @@ class WindowSection:
     """
 
     kind: Literal["tumbling", "hopping", "session", "count", "end", "record"] = Field(description="Kind of window")
-    size_ms: int = Field(default=0, ge=0, description="tumbling, hopping: length")
-    hop_ms: int = Field(default=0, ge=0, description="hopping: distance of starts")
-    gap_ms: int = Field(default=0, ge=0, description="session: gap that ends it")
+    size_ms: int = Field(default=0, ge=0, le=LONGEST_MS, description="tumbling, hopping: length")
+    hop_ms: int = Field(default=0, ge=0, le=LONGEST_MS, description="hopping: distance of starts")
+    gap_ms: int = Field(default=0, ge=0, le=LONGEST_MS, description="session: gap that ends it")
     count: int = Field(default=0, ge=0, description="count: events")
     max_events: int = Field(
         default=4_096, ge=1, le=1_000_000, description="No window is longer: closes with reason full"
@@ -52,10 +54,11 @@ class WindowSection:
     max_span_ms: int = Field(
         default=86_400_000,
         ge=1,
+        le=LONGEST_MS,
         description="Closes with reason span, when the watermark is this far past its first event",
     )
     min_events: int = Field(default=1, ge=1, description="Shorter windows close without a prediction")
-    disorder_ms: int = Field(default=0, ge=0, description="How far events may be behind the newest")
+    disorder_ms: int = Field(default=0, ge=0, le=LONGEST_MS, description="How far events may be behind the newest")
     max_open_windows: int = Field(
         default=1_000_000, ge=1, description="Per partition; the oldest closes with reason limit"
     )

@@ -291,6 +291,21 @@ def test_relative_times_are_allowed_by_who_says_so() -> None:
     assert "min_time = '2001-01-01' needs a time zone" in refused("input.min_time=2001-01-01")[0]
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "input.max_future_ms", "state.idle_ttl_ms", "delivery.idle_ms", "model.lstm.utterance.gap_ms", "model.lstm.utterance.max_span_ms",
+        *(f"model.lstm.window.{name}_ms" for name in ("size", "hop", "gap", "max_span", "disorder")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [2**63 - 1, 10**30])
+def test_a_span_that_no_time_can_be_added_to_is_refused(key: str, value: int) -> None:
+    kind = ["model.lstm.window.kind=session", "model.lstm.window.gap_ms=1"] if "window" in key else []
+    assert f"{key}: Input should be less than or equal to 100000000000000, got" in "".join(
+        refused(*kind, f"{key}={value}")
+    )
+
+
 @given(
     ms=st.integers(946_684_800_000, 4_102_444_799_999),
     unit=st.sampled_from([("s", 1e-3), ("ms", 1.0), ("us", 1e3), ("ns", 1e6)]),
