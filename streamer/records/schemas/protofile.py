@@ -37,10 +37,9 @@ _LABELS = {"optional": 1, "required": 2, "repeated": 3}
 
 def parse(text: str, pb2: Any) -> Any:
     """A FileDescriptorProto without name. ``pb2``: the library's ``descriptor_pb2``. BadSchema: it is no such file."""
-    text = text.encode("utf-8", "backslashreplace").decode(
-        "utf-8-sig"
-    )  # no halves of surrogates, no mark at its beginning
-    return _Parser(_tokens(text), pb2).file()
+    # no halves of surrogates, no mark at its beginning
+    plain_text = text.encode("utf-8", "backslashreplace").decode("utf-8-sig")
+    return _Parser(_tokens(plain_text), pb2).file()
 
 
 def _tokens(text: str) -> list[str]:
