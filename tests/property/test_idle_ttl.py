@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from durable import Changelog, begin, make_processor, settle
@@ -18,6 +19,7 @@ from streamer.core import Batch, Epoch, EventBatch, Op
 from streamer.engine.idlettl import IdleTtls
 from streamer.engine.processor import Processor
 from streamer.engine.scheduler import Restart, plan_steps
+from streamer.records.changelog import Progress
 from streamer.state.arena import NO_EVENT_MS
 from streamer.words import Forgotten
 
@@ -311,3 +313,13 @@ def test_of_ttls_only_those_are_kept_that_a_replay_needs() -> None:
     assert ttls.since(9) == ((0, 50), (10, 0))
     assert ttls.since(10) == ((10, 0),)
     assert IdleTtls.going_on((), 3, 7).at(np.array([0])).tolist() == [7], "what an older version wrote tells none"
+
+
+def test_versions_that_know_no_ttls_in_the_progress_record_read_ours_and_we_read_theirs() -> None:
+    ours = Progress(3, 1, 0, {}, "", "", "", "", -1, 0, idle_ttls=((0, 50),))
+    fields = [name for name in Progress.__struct_fields__ if name != "idle_ttls"]
+    older: Any = msgspec.defstruct("Older", [(name, object) for name in fields], array_like=True)
+    theirs = older(*[getattr(ours, name) for name in fields])
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(ours), type=older)
+    assert (read.position, read.replay_point) == (3, 1)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(theirs), type=Progress).idle_ttls == ()
